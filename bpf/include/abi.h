@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#pragma once
+
+/*
+ * The contract between the packet programs and the daemon, and the only definition of it: Rust gets these types
+ * from bindgen. Fixed-width integers, no holes, enums rather than defines.
+ *
+ *   ifindex -> endpoint -> slot -> policy word {table, peers, revision}
+ *                                     |      \
+ *        remote address -> {peers, address} -> class
+ *                                     |         |
+ *                          {table, class, protocol, port} -> rule {verdict, attribution}
+ *
+ * Addresses are 16 bytes in network byte order, IPv4 mapped into ::ffff:0:0/96. Ports are in network byte order.
+ * Times are nanoseconds of CLOCK_MONOTONIC, or ticks of 2^TICK_SHIFT ns of it.
+ * Names are the pod's: ingress goes to the pod, egress comes from it.
+ */
+
+#include <linux/types.h>
+
+enum abi_version {
+	/* Names the pin directory: raised with every change of a pinned map's layout. */
+	ABI_VERSION = 1,
+};
+
+enum abi_limit {
+	/* Endpoints of a node: kubelet's default is 110 pods, its tested maximum 500. */
+	MAX_ENDPOINTS = 2048,
+	/* Two directions an endpoint. */
+	MAX_SLOTS = 4096,
+	/* One allow event and its ring header are 72 bytes: 8 MiB hold 116,508 of them. */
+	RING_BYTES = 8388608,
+	/* Ticks of conntrack_entry.last_seen: 2^30 ns, 1.07 s. */
+	TICK_SHIFT = 30,
+};
+
+enum direction {
+	DIRECTION_INGRESS = 0,
+	DIRECTION_EGRESS = 1,
+	DIRECTION_COUNT = 2,
+};
+
+enum verdict {
+	VERDICT_ALLOW = 0,
+	VERDICT_DENY = 1,
+	VERDICT_COUNT = 2,
+};
+
+/*
+ * Why a packet passed or not: the one list, all the way to metrics, log and docs/events.md, where the names are
+ * these in lower case with dashes and without the prefix. Every packet is counted under exactly one.
+ */
+enum reason {
+	/* Passed. */
+	REASON_ESTABLISHED = 0,    /* belongs to a flow that was judged before, and whose policy has not changed since */
+	REASON_NOT_ISOLATED = 1,   /* new flow, no policy isolates the pod in this direction */
+	REASON_POLICY = 2,         /* new flow, a policy's rule allows it */
+	REASON_NODE = 3,           /* new flow between the pod and its own node */
+	REASON_SELF = 4,           /* the pod talks to itself */
+	REASON_RELATED = 5,        /* ICMP error about a flow that is allowed */
+	REASON_NEIGHBOUR = 6,      /* ARP or IPv6 neighbour discovery */
+	REASON_REVALIDATED = 7,    /* an open flow, judged again after a policy change and still allowed */
+	REASON_MIDSTREAM = 8,      /* TCP in mid-stream without an entry; the policy of one direction allows it */
+	/* Dropped. */
+	REASON_DEFAULT_DENY = 9,   /* policies isolate the pod and none of their rules allows it */
+	REASON_SPOOFED = 10,       /* the source is not the pod's own address */
+	REASON_NOT_MINE = 11,      /* a unicast frame that is not for this pod: flooded by a bridge */
+	REASON_MALFORMED = 12,     /* a header is cut short or contradicts itself */
+	REASON_VLAN = 13,          /* VLAN-tagged */
+	REASON_ETHERTYPE = 14,     /* neither IPv4, IPv6 nor ARP */
+	REASON_MAPPED_ADDRESS = 15, /* an IPv4-mapped address inside an IPv6 header */
+	REASON_FRAGMENT = 16,      /* an IP fragment */
+	REASON_EXTENSION_HEADER = 17, /* an IPv6 extension header */
+	REASON_CONNTRACK_FULL = 18, /* no room for a new connection */
+	REASON_NO_ENDPOINT = 19,   /* the interface is not known: fails closed */
+	REASON_COUNT = 20,
+};
+
+enum protocol_key {
+	/* What rules call every protocol that has no ports. */
+	PROTOCOL_OTHER = 0,
+};
+
+/* --- policy word: one aligned 64-bit store changes a slot's policy ------------------------------------------- */
+
+enum policy_word_layout {
+	WORD_TABLE_BITS = 24,   /* bits 0..23: rule table, 0 = not isolated */
+	WORD_PEERS_SHIFT = 24,
+	WORD_PEERS_BITS = 7,    /* bits 24..30: generation of the peer maps */
+	WORD_CIDRS_SHIFT = 31,  /* bit 31: some class depends on a CIDR, so the LPM is asked */
+	WORD_REVISION_SHIFT = 32, /* bits 32..63: raised with every store, so no word is ever used twice by a slot */
+};
+
+/* --- endpoints ------------------------------------------------------------------------------------------------ */
+
+enum endpoint_flag {
+	ENDPOINT_LOG_DENY = 1, /* its Namespace asks for deny records where logging is delegated */
+};
+
+/* 16 bytes in network byte order. */
+struct address {
+	__u32 word[4];
+};
+
+struct endpoint {
+	__u32 uid;   /* never used twice on a node */
+	__u32 slot;  /* of ingress; egress is the next one */
+	__u32 flags; /* enum endpoint_flag */
+	__u32 pad;
+	struct address v4; /* all zero: none */
+	struct address v6; /* all zero: none */
+};
+
+/* --- conntrack ------------------------------------------------------------------------------------------------ */
+
+enum conntrack_state {
+	CONNTRACK_OPENING = 0, /* only the initiator was seen */
+	CONNTRACK_OPEN = 1,    /* both sides were seen */
+	CONNTRACK_CLOSING = 2, /* TCP: both FINs, or a RST */
+	CONNTRACK_DENIED = 3,  /* was open, and a policy change denies it now */
+	CONNTRACK_STATE_COUNT = 4,
+};
+
+enum conntrack_flag {
+	CONNTRACK_FIN_INITIATOR = 1,
+	CONNTRACK_FIN_RESPONDER = 2,
+	CONNTRACK_MIDSTREAM = 4, /* the direction is a guess */
+};
+
+/* ICMP echo: the identifier is the initiator's port, the responder's is 0. Other protocols: ports are 0. */
+struct conntrack_key {
+	__u32 endpoint; /* uid */
+	struct address pod;
+	struct address remote;
+	__u16 pod_port;
+	__u16 remote_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct conntrack_entry {
+	__u64 word;      /* the policy word that allowed it */
+	__u32 last_seen; /* ticks, written at most once a tick */
+	__u8 initiator;  /* enum direction of the first packet: whose slot judges the flow */
+	__u8 state;      /* enum conntrack_state */
+	__u8 flags;      /* enum conntrack_flag */
+	__u8 pad;
+};
+
+/* --- peers and rules ------------------------------------------------------------------------------------------ */
+
+enum peer_flag {
+	PEER_LOCAL = 1, /* an address of this node */
+};
+
+struct peer_key {
+	__u32 peers;
+	struct address address;
+};
+
+struct cidr_key {
+	__u32 prefixlen; /* 32 + prefix of the 16-byte address */
+	__u32 peers;
+	struct address address;
+};
+
+struct peer {
+	__u32 class; /* 0: matches no selector */
+	__u32 flags; /* enum peer_flag */
+};
+
+/* protocol is TCP, UDP, SCTP or PROTOCOL_OTHER; port 0 is any port. */
+struct rule_key {
+	__u32 table;
+	__u32 class;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct range_key {
+	__u32 prefixlen; /* 80 + prefix of the port */
+	__u32 table;
+	__u32 class;
+	__u8 protocol;
+	__u8 pad;
+	__u16 port;
+};
+
+enum rule_flag {
+	RULE_ALLOW = 1,
+	RULE_LOG = 2,    /* one of its policies asks for records where logging is delegated */
+	RULE_RANGES = 4, /* any-port entries: ask the ranges of this {table, class, protocol} first */
+};
+
+struct rule {
+	__u32 attribution; /* the policies and rules that allow it; 0 without RULE_ALLOW */
+	__u32 flags;       /* enum rule_flag */
+};
+
+/* --- settings that change while the programs run -------------------------------------------------------------- */
+
+enum log_mode {
+	LOG_OFF = 0,
+	LOG_ALL = 1,
+	LOG_DELEGATED = 2,
+};
+
+enum enforcement {
+	ENFORCEMENT_AUDIT = 0, /* count and report, drop nothing */
+	ENFORCEMENT_ENFORCE = 1,
+};
+
+/* Each field is stored on its own through a mapping of the array; a packet reads the generation once. */
+struct settings {
+	__u32 generation;
+	__u8 log_allow;    /* enum log_mode */
+	__u8 log_deny;     /* enum log_mode */
+	__u8 policy;       /* enum enforcement, of NetworkPolicy */
+	__u8 source_check; /* enum enforcement, of REASON_SPOOFED */
+};
+
+/* --- accounting ----------------------------------------------------------------------------------------------- */
+
+/* Per CPU and generation (index: generation & 1); cleared when the closed generation has been written. */
+struct counters {
+	__u64 packets[DIRECTION_COUNT][REASON_COUNT];
+	__u64 due[DIRECTION_COUNT][VERDICT_COUNT]; /* verdicts that ask for a record */
+	__u64 ring_full[DIRECTION_COUNT];          /* allows whose event found no room */
+};
+
+/* One denied pair in a generation. */
+struct deny_key {
+	__u32 generation;
+	__u32 endpoint; /* uid */
+	__u32 table;    /* the table that denied it: names the isolating policies */
+	struct address remote;
+	__u16 port;     /* the destination port; 0 where there are none */
+	__u8 protocol;
+	__u8 direction;
+	__u8 reason;
+	__u8 pad[3];
+};
+
+struct deny_entry {
+	__u64 count;
+	__u64 first;
+	__u64 last;
+	struct address pod;
+	__u16 source_port; /* of the first */
+	__u16 pad[3];
+};
+
+/* An endpoint's share of the deny table (index: slot * 2 + (generation & 1)). */
+struct deny_share {
+	__u64 overflow; /* denies that found no room: told as lost */
+	__u32 used;
+	__u32 pad;
+};
+
+/* One allowed connection, in the ring. */
+struct allow_event {
+	__u64 time;
+	__u32 endpoint; /* uid */
+	__u32 attribution;
+	__u32 generation;
+	__u32 table;
+	struct address pod;
+	struct address remote;
+	__u16 pod_port;
+	__u16 remote_port;
+	__u8 protocol;
+	__u8 direction;
+	__u8 reason;
+	__u8 pad;
+};
+
+_Static_assert(sizeof(struct address) == 16, "address");
+_Static_assert(sizeof(struct endpoint) == 48, "endpoint");
+_Static_assert(sizeof(struct conntrack_key) == 44, "a hole in the key would make equal flows differ");
+_Static_assert(sizeof(struct conntrack_entry) == 16, "conntrack_entry");
+_Static_assert(sizeof(struct peer_key) == 20, "peer_key");
+_Static_assert(sizeof(struct cidr_key) == 24, "cidr_key");
+_Static_assert(sizeof(struct rule_key) == 12, "rule_key");
+_Static_assert(sizeof(struct range_key) == 16, "range_key");
+_Static_assert(sizeof(struct settings) == 8, "settings");
+_Static_assert(sizeof(struct deny_key) == 36, "deny_key");
+_Static_assert(sizeof(struct deny_entry) == 48, "deny_entry");
+_Static_assert(sizeof(struct deny_share) == 16, "deny_share");
+_Static_assert(sizeof(struct allow_event) == 64, "with its header 72 bytes: RING_BYTES counts on it");
