@@ -21,7 +21,10 @@ pub struct ObjectName {
 
 impl ObjectName {
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 }
 
@@ -58,7 +61,7 @@ pub struct NamedPort {
     pub port: u16,
 }
 
-/// A protocol with ports, as NetworkPolicy knows them.
+/// A protocol with ports, as `NetworkPolicy` knows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     Tcp,
@@ -77,6 +80,11 @@ impl Protocol {
             Self::Sctp => 132,
         }
     }
+
+    /// None for every protocol that `NetworkPolicy` gives no ports.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.number() == number)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -90,7 +98,7 @@ impl Direction {
     pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
 }
 
-/// A validated NetworkPolicy.
+/// A validated `NetworkPolicy`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Policy {
     pub name: ObjectName,
@@ -101,6 +109,16 @@ pub struct Policy {
     /// None: does not isolate in this direction. An empty list isolates and allows nothing.
     pub ingress: Option<Vec<Rule>>,
     pub egress: Option<Vec<Rule>>,
+}
+
+impl Policy {
+    /// The rules that allow in this direction; None: the policy does not isolate in it.
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
 }
 
 /// One entry of `spec.ingress` or `spec.egress`; its index is the one that records name.
@@ -115,7 +133,10 @@ pub struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peer {
     /// `namespaces` None: the policy's own namespace. `pods` matches within them.
-    Pods { namespaces: Option<Selector>, pods: Selector },
+    Pods {
+        namespaces: Option<Selector>,
+        pods: Selector,
+    },
     Block(IpBlock),
 }
 
@@ -148,7 +169,7 @@ pub enum Port {
     Named(Arc<str>),
 }
 
-/// A LabelSelector; empty matches everything.
+/// A `LabelSelector`; empty matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Selector {
     /// Sorted, without duplicates: matchLabels are `In` with one value.

@@ -85,7 +85,10 @@ pub enum PortKey {
     Exact(u16),
     /// Ports that share the first `length` bits of `first`: one entry of a longest-prefix match. Prefixes of one
     /// {class, protocol} never overlap.
-    Prefix { first: u16, length: u8 },
+    Prefix {
+        first: u16,
+        length: u8,
+    },
 }
 
 /// The tables of one pod; None: not isolated in that direction.
@@ -115,4 +118,23 @@ pub struct Allowing {
 pub struct PolicyRef {
     pub name: ObjectName,
     pub generation: i64,
+}
+
+impl From<&Policy> for PolicyRef {
+    fn from(policy: &Policy) -> Self {
+        Self {
+            name: policy.name.clone(),
+            generation: policy.generation,
+        }
+    }
+}
+
+impl EndpointTables {
+    /// None: not isolated in this direction.
+    pub fn table(&self, direction: Direction) -> Option<&TableKey> {
+        match direction {
+            Direction::Ingress => self.ingress.as_ref(),
+            Direction::Egress => self.egress.as_ref(),
+        }
+    }
 }

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The cluster's pods by index, and which of them a selector selects.
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::model::{Labels, ObjectName, Objects, Operator, Pod, Selector};
+
+pub(super) struct PodIndex<'a> {
+    /// Sorted by name, so that those of a namespace are neighbours.
+    pub(super) pods: Vec<(&'a ObjectName, &'a Pod)>,
+    namespaces: &'a BTreeMap<Arc<str>, Labels>,
+    by_namespace: HashMap<&'a str, Range<usize>>,
+    /// Pods that carry a label; made when the first selector spans enough pods for it to pay.
+    by_label: OnceCell<HashMap<(&'a str, &'a str), Vec<usize>>>,
+}
+
+impl<'a> PodIndex<'a> {
+    pub(super) fn new(objects: &'a Objects) -> Self {
+        let pods: Vec<_> = objects.pods.iter().map(|(name, pod)| (name, &**pod)).collect();
+        let mut by_namespace: HashMap<&str, Range<usize>> = HashMap::new();
+        for (index, (name, _)) in pods.iter().enumerate() {
+            by_namespace.entry(&name.namespace).or_insert(index..index).end = index + 1;
+        }
+        Self {
+            pods,
+            namespaces: &objects.namespaces,
+            by_namespace,
+            by_label: OnceCell::new(),
+        }
+    }
+
+    /// The pods of one namespace that a selector selects.
+    pub(super) fn in_namespace(&self, namespace: &str, selector: &Selector) -> Vec<usize> {
+        let range = self.by_namespace.get(namespace).cloned().unwrap_or_default();
+        self.select(&[range], selector)
+    }
+
+    /// The pods that a selector selects in the namespaces that another selects. A namespace that is not known has no
+    /// labels to be selected by.
+    pub(super) fn across(&self, namespaces: &Selector, selector: &Selector) -> Vec<usize> {
+        let ranges: Vec<_> = self
+            .namespaces
+            .iter()
+            .filter(|(_, labels)| namespaces.matches(labels))
+            .filter_map(|(name, _)| self.by_namespace.get(&**name).cloned())
+            .collect();
+        self.select(&ranges, selector)
+    }
+
+    fn select(&self, ranges: &[Range<usize>], selector: &Selector) -> Vec<usize> {
+        /// Below this many pods, looking at each is cheaper than the index by label.
+        const WORTH_AN_INDEX: usize = 512;
+        let scanned = ranges.iter().map(Range::len).sum::<usize>();
+        let matches = |index: &usize| selector.matches(&self.pods[*index].1.labels);
+        if scanned >= WORTH_AN_INDEX
+            && let Some(mut found) = self.candidates(selector)
+        {
+            // The namespaces are sorted as the pods are.
+            let within = |pod: usize| {
+                let after = ranges.partition_point(|range| range.end <= pod);
+                ranges.get(after).is_some_and(|range| range.contains(&pod))
+            };
+            found.retain(|&pod| within(pod) && matches(&pod));
+            return found;
+        }
+        ranges.iter().cloned().flatten().filter(matches).collect()
+    }
+
+    /// The pods with one of the values of a selector's first `In`, ascending; None: the selector has no `In`.
+    fn candidates(&self, selector: &Selector) -> Option<Vec<usize>> {
+        let (key, values) = selector.requirements.iter().find_map(|r| match &r.operator {
+            Operator::In(values) => Some((&*r.key, values)),
+            _ => None,
+        })?;
+        let by_label = self.by_label.get_or_init(|| {
+            let mut by_label: HashMap<(&str, &str), Vec<usize>> = HashMap::new();
+            for (index, (_, pod)) in self.pods.iter().enumerate() {
+                for (key, value) in &pod.labels {
+                    by_label.entry((key, value)).or_default().push(index);
+                }
+            }
+            by_label
+        });
+        let lists = values.iter().filter_map(|value| by_label.get(&(key, &**value)));
+        let mut found: Vec<usize> = lists.flatten().copied().collect();
+        found.sort_unstable();
+        found.dedup();
+        Some(found)
+    }
+
+    /// Every address that exactly one pod claims, sorted. One that two claim is nobody's: an address is handed to a new
+    /// pod while the old one is still listed, and either guess could admit what no policy allows.
+    pub(super) fn owned_addresses(&self) -> Vec<(IpAddr, usize)> {
+        let mut claims: Vec<(IpAddr, usize)> = self
+            .pods
+            .iter()
+            .enumerate()
+            .flat_map(|(index, (_, pod))| pod.addresses.iter().map(move |address| (*address, index)))
+            .collect();
+        claims.sort_unstable();
+        claims.dedup();
+        let same_address = claims.chunk_by(|a, b| a.0 == b.0);
+        same_address
+            .filter_map(|claims| if let [only] = claims { Some(*only) } else { None })
+            .collect()
+    }
+}
