@@ -13,6 +13,8 @@
 pub mod compile;
 pub mod convert;
 pub mod evaluate;
+#[cfg(feature = "generate")]
+pub mod generate;
 pub mod lookup;
 pub mod model;
 pub mod tables;
