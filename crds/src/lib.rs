@@ -12,6 +12,11 @@
 //! The types are the source: `schema` turns them into CustomResourceDefinitions, and the committed YAML in `crds/yaml`
 //! and in the chart is compared with them by a test. v1alpha1 changes by addition only.
 
+// The comments on fields are what `kubectl explain` prints: plain text, not markdown.
+#![allow(clippy::doc_markdown)]
+// Columns of one kind repeat `type_`, each within its own list.
+#![allow(clippy::duplicated_attributes)]
+
 pub mod condition;
 pub mod config;
 mod dataplane;

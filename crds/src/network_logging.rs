@@ -43,12 +43,12 @@ pub struct NetworkLoggingSpec {
 pub struct ClusterLogging {
     /// Connections that a NetworkPolicy allowed: one record each.
     #[schemars(extend("x-kubernetes-validations" = [
-        {"rule": "!self.delegate || self.log", "message": "allow.delegate needs allow.log"}
+        {"rule": "!has(self.delegate) || !self.delegate || self.log", "message": "allow.delegate needs allow.log"}
     ]))]
     pub allow: AllowLogging,
     /// Attempts that were denied: one record for those that are alike within a few seconds, with their count.
     #[schemars(extend("x-kubernetes-validations" = [
-        {"rule": "!self.delegate || self.log", "message": "deny.delegate needs deny.log"}
+        {"rule": "!has(self.delegate) || !self.delegate || self.log", "message": "deny.delegate needs deny.log"}
     ]))]
     pub deny: DenyLogging,
 }

@@ -2,7 +2,7 @@
 //! From the types to CustomResourceDefinitions, and to the YAML that is committed.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResourceExt;
@@ -36,10 +36,14 @@ pub fn yaml_files() -> Result<Vec<(String, String)>, serde_yaml::Error> {
 }
 
 /// Makes a derived schema what Kubernetes expects: a group that is not given is `{}`, so that the defaults inside it are
-/// the only place that holds them; and number formats that `OpenAPI` does not know give way to one that it does.
+/// the only place that holds them; null never stands for a default; and number formats that `OpenAPI` does not know give
+/// way to one that it does.
 fn normalise(schema: &mut JSONSchemaProps) {
+    if schema.default.is_some() {
+        schema.nullable = None;
+    }
     if schema.default.as_ref().is_some_and(|d| d.0.is_object()) {
-        schema.default = Some(k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSON(json!({})));
+        schema.default = Some(JSON(json!({})));
     }
     match schema.format.as_deref() {
         Some("uint8" | "uint16") => schema.format = Some("int32".into()),
@@ -90,4 +94,75 @@ pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
             "pattern": r"^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn committed_yaml_is_what_the_types_say() {
+        let expected: BTreeMap<_, _> = yaml_files().unwrap().into_iter().collect();
+        for folder in ["yaml", "../charts/wardline/crds"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+            let entries = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap());
+            let found: BTreeMap<_, _> = entries
+                .map(|entry| {
+                    (
+                        entry.file_name().into_string().unwrap(),
+                        std::fs::read_to_string(entry.path()).unwrap(),
+                    )
+                })
+                .collect();
+            assert!(
+                found == expected,
+                "{} is stale: run `cargo run -p wardline-crds --bin crdgen`",
+                folder.display()
+            );
+        }
+    }
+
+    /// A group with a default must be `{}`, or a default that is added to it later would not reach objects that leave
+    /// the group out.
+    #[test]
+    fn groups_default_to_nothing_but_braces() {
+        fn walk(path: &str, schema: &JSONSchemaProps, groups: &mut usize) {
+            for (name, property) in schema.properties.iter().flatten() {
+                let path = format!("{path}.{name}");
+                if property.properties.is_some() && path.starts_with(".spec.") {
+                    assert_eq!(property.default, Some(JSON(json!({}))), "{path}");
+                    *groups += 1;
+                }
+                assert!(
+                    !property.format.as_deref().is_some_and(|f| f.starts_with("uint")),
+                    "{path}"
+                );
+                walk(&path, property, groups);
+            }
+        }
+        let mut groups = 0;
+        for crd in crds() {
+            let schema = crd.spec.versions[0]
+                .schema
+                .as_ref()
+                .unwrap()
+                .open_api_v3_schema
+                .as_ref()
+                .unwrap();
+            walk("", schema, &mut groups);
+        }
+        assert_eq!(groups, 14);
+    }
+
+    #[test]
+    fn an_empty_spec_decodes_to_the_defaults() {
+        let object: Dataplane = serde_json::from_value(json!({"metadata": {"name": "default"}, "spec": {}})).unwrap();
+        assert_eq!(object.spec, crate::DataplaneSpec::default());
+        let object: NetworkLogging =
+            serde_json::from_value(json!({"metadata": {"name": "default"}, "spec": {}})).unwrap();
+        assert_eq!(object.spec, crate::NetworkLoggingSpec::default());
+    }
 }

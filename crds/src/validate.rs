@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The ranges of the CRDs once more, in Rust: an object may have been stored under a laxer CRD, and a daemon must never
-//! see what the API server would refuse today. A test walks the cases of both.
+//! see what the API server would refuse today. `tests/cases` holds
+//! what both must accept and refuse.
 
 use std::ops::RangeInclusive;
 
@@ -8,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use thiserror::Error;
 
 use crate::quantity::{QuantityError, parse_bytes};
-use crate::{DataplaneSpec, NetworkLoggingSpec};
+use crate::{DaemonSpec, DataplaneSpec, NetworkLoggingSpec, SINGLETON_NAME};
 
 /// Why a spec that decodes cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -21,7 +22,17 @@ pub enum SpecError {
 
 /// Bytes that `spec.logging.file.maxSize` may stand for.
 pub const MAX_SIZE: RangeInclusive<u64> = 64 << 10..=1 << 30;
+const RESOURCE_SUFFIXES: [&str; 14] = [
+    "", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",
+];
 const FORBIDDEN_DIRS: [&str; 5] = ["/proc/", "/sys/", "/dev/", "/run/wardline/", "/etc/wardline/"];
+
+/// Checks the name of a singleton.
+pub fn name(kind: &str, name: &str) -> Result<(), SpecError> {
+    ensure(name == SINGLETON_NAME, "metadata.name", || {
+        format!("a {kind} must be named '{SINGLETON_NAME}'")
+    })
+}
 
 /// Checks what the CRD of `Dataplane` checks.
 pub fn dataplane(spec: &DataplaneSpec) -> Result<(), SpecError> {
@@ -67,7 +78,7 @@ pub fn dataplane(spec: &DataplaneSpec) -> Result<(), SpecError> {
     directory("spec.cni.confDir", &spec.cni.conf_dir)?;
     directory("spec.cni.binDir", &spec.cni.bin_dir)?;
     log_path(&logging.file.path)?;
-    max_unavailable(&spec.daemon.rollout.max_unavailable)
+    daemon(&spec.daemon)
 }
 
 /// Checks what the CRD of `NetworkLogging` checks.
@@ -96,7 +107,7 @@ fn ensure(ok: bool, field: &'static str, message: impl FnOnce() -> String) -> Re
 
 fn number<T>(field: &'static str, value: T, range: RangeInclusive<T>) -> Result<(), SpecError>
 where
-    T: PartialOrd + std::fmt::Display,
+    T: Copy + PartialOrd + std::fmt::Display,
 {
     ensure(range.contains(&value), field, || {
         format!("{value} is not in {} to {}", range.start(), range.end())
@@ -132,6 +143,42 @@ fn log_path(path: &str) -> Result<(), SpecError> {
     ensure(forbidden.is_none(), field, || {
         format!("{path:?} must not lie under {}", FORBIDDEN_DIRS.join(", "))
     })
+}
+
+fn daemon(spec: &DaemonSpec) -> Result<(), SpecError> {
+    if let Some(tag) = &spec.image.tag {
+        let field = "spec.daemon.image.tag";
+        text(field, tag, 128, |b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))?;
+        ensure(!tag.is_empty() && !tag.starts_with(['.', '-']), field, || {
+            format!("{tag:?} is not a tag")
+        })?;
+    }
+    if let Some(digest) = &spec.image.digest {
+        let hex = |s: &str| s.len() == 64 && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let ok = digest.strip_prefix("sha256:").is_some_and(hex);
+        ensure(ok, "spec.daemon.image.digest", || {
+            format!("{digest:?} is not a SHA-256 digest")
+        })?;
+    }
+    let secrets = &spec.image_pull_secrets;
+    let twice = secrets
+        .iter()
+        .enumerate()
+        .find(|(i, secret)| secrets[..*i].contains(secret));
+    ensure(twice.is_none(), "spec.daemon.imagePullSecrets", || {
+        "a Secret is named twice".into()
+    })?;
+    for (name, quantity) in spec.resources.requests.iter().chain(&spec.resources.limits) {
+        let number = quantity.0.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let suffix = &quantity.0[number.len()..];
+        let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+        let ok = digits(whole) && digits(fraction) && RESOURCE_SUFFIXES.contains(&suffix);
+        ensure(ok, "spec.daemon.resources", || {
+            format!("{:?} is not a quantity of {name}", quantity.0)
+        })?;
+    }
+    max_unavailable(&spec.rollout.max_unavailable)
 }
 
 fn max_unavailable(value: &IntOrString) -> Result<(), SpecError> {

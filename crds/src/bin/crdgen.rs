@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Writes the CustomResourceDefinitions to crds/yaml and to the chart; with `--check`, compares instead.
+//! Writes the CRDs to crds/yaml and to the chart; with `--check`, compares instead.
 
 use std::path::Path;
 use std::process::ExitCode;
