@@ -1,1 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The lab: a real two-node Kubernetes cluster on one machine, and what tests need of it.
+//!
+//! ```text
+//!   this machine                        10.77.0.1 on the bridge wardline0
+//!     etcd, kube-apiserver, kube-controller-manager, kube-scheduler
+//!        |                                    |
+//!   node1 (10.77.0.11)                  node2 (10.77.0.12)
+//!     its own network, mount and          the same
+//!     process namespace: containerd,
+//!     kubelet, pods 10.244.0.0/24         pods 10.244.1.0/24
+//! ```
+//!
+//! Data flows one way: [`layout`] says where everything lies, [`gobuild`] and [`images`] fill `target/`,
+//! [`up`] starts the cluster from it and [`down`] ends it. Tests and the demo use [`cluster::Lab`], which talks to the
+//! running cluster only.
+
+pub mod command;
+pub mod control_plane;
+pub mod down;
+pub mod gobuild;
+pub mod image;
+pub mod layout;
+pub mod network;
+pub mod node;
+pub mod pki;
+pub mod preflight;
+pub mod process;
+pub mod progress;
+pub mod up;

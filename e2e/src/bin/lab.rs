@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `lab`: brings the two-node cluster up and down.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use wardline_e2e::layout::{Layout, NODES};
+use wardline_e2e::{down, node, up};
+
+const EXAMPLES: &str = "Examples:
+  lab up                                     # two nodes, ready after about half a minute
+  export KUBECONFIG=target/lab/kubeconfig
+  target/lab/bin/kubectl get pods -A -o wide
+  lab enter node1 ip link                    # a command as node1 sees the world
+  lab down                                   # ends it, and fails if anything is left";
+
+/// A real two-node Kubernetes cluster on this machine. Everything lies in target/lab.
+#[derive(Parser)]
+#[command(name = "lab", after_help = EXAMPLES)]
+struct Args {
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Bring the cluster up; does nothing where it is up already
+    Up,
+    /// Take the cluster down, and check that no process, mount, interface, cgroup or pin is left
+    Down,
+    /// Run a command in a node's network, mount and process namespaces
+    Enter {
+        /// node1 or node2
+        node: String,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// The first process of a node; started by `lab up`
+    #[command(hide = true)]
+    Node {
+        /// node1 or node2
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Cmd) -> Result<()> {
+    let layout = Layout::of_workspace();
+    match command {
+        // A node's first process has no use for a runtime with threads.
+        Cmd::Node { name } => node::init(
+            &layout,
+            NODES.iter().find(|node| node.name == name).context("no such node")?,
+        ),
+        Cmd::Down => down::down(&layout),
+        Cmd::Enter { node: name, command } => {
+            let spec = NODES
+                .iter()
+                .find(|node| node.name == name)
+                .context("failed to find the node: it is node1 or node2")?;
+            let words: Vec<&str> = command.iter().map(String::as_str).collect();
+            print!("{}", node::enter(&layout, spec, &words)?);
+            Ok(())
+        }
+        other @ Cmd::Up => tokio::runtime::Runtime::new()
+            .context("failed to start a runtime")?
+            .block_on(run_async(&layout, other)),
+    }
+}
+
+async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
+    match command {
+        Cmd::Up => up::up(layout).await,
+        Cmd::Down | Cmd::Enter { .. } | Cmd::Node { .. } => Ok(()),
+    }
+}
