@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::layout::{API_SERVER, CONTROL_PLANE, ETCD, Layout, POD_CIDR, SERVICE_CIDR};
+use crate::layout::{API_SERVER, CONTROL_PLANE, ETCD, ETCD_PEER, Layout, POD_CIDR, SERVICE_CIDR};
 use crate::process::{self, Recorded};
 use crate::progress::{step, wait_until};
 
@@ -33,6 +33,7 @@ pub async fn start(layout: &Layout) -> Result<Client> {
         Ok((client.request_text(request).await? == "ok").then_some(()))
     })
     .await?;
+    etcd.check()?;
     process::start(layout, "kube-controller-manager", &controller_manager(layout))?;
     process::start(layout, "kube-scheduler", &scheduler(layout))?;
     Ok(client)
@@ -77,9 +78,10 @@ fn etcd(layout: &Layout) -> Command {
     command
         .arg(format!("--listen-client-urls={ETCD}"))
         .arg(format!("--advertise-client-urls={ETCD}"));
-    command.arg("--listen-peer-urls=http://127.0.0.1:23800");
-    command.arg("--initial-advertise-peer-urls=http://127.0.0.1:23800");
-    command.arg("--initial-cluster=default=http://127.0.0.1:23800");
+    command
+        .arg(format!("--listen-peer-urls={ETCD_PEER}"))
+        .arg(format!("--initial-advertise-peer-urls={ETCD_PEER}"));
+    command.arg(format!("--initial-cluster=default={ETCD_PEER}"));
     // The cluster lives as long as its processes, so nothing needs to survive a power cut.
     command.arg("--unsafe-no-fsync");
     command

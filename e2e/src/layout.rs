@@ -13,8 +13,10 @@ pub const API_SERVER: &str = "https://10.77.0.1:6443";
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 /// Pods of all nodes; each node has a /24 of it.
 pub const POD_CIDR: &str = "10.244.0.0/16";
-/// The URL of etcd, an unusual port so that it collides with no etcd of this machine.
-pub const ETCD: &str = "http://127.0.0.1:23790";
+/// The URL of etcd. On the lab's own address, where no other etcd of this machine can be.
+pub const ETCD: &str = "http://10.77.0.1:2379";
+/// The URL that etcd would talk to other members on.
+pub const ETCD_PEER: &str = "http://10.77.0.1:2380";
 /// The sandbox image of every pod.
 pub const PAUSE_IMAGE: &str = "lab.wardline.io/pause:1";
 /// The tag is what `e2e.test --list-images` of the pinned Kubernetes asks for.
