@@ -125,6 +125,7 @@ enum conntrack_flag {
 	CONNTRACK_FIN_INITIATOR = 1,
 	CONNTRACK_FIN_RESPONDER = 2,
 	CONNTRACK_MIDSTREAM = 4, /* the direction is a guess */
+	CONNTRACK_LOCAL = 8,     /* a socket of this node sent the first packet: proof that later ones cannot give */
 };
 
 /* ICMP echo: the identifier is the initiator's port, the responder's is 0. Other protocols: ports are 0. */

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#pragma once
+
+/*
+ * Every packet is counted once, and each verdict that asks for a record leaves one or is told as lost:
+ *
+ *   due[direction][ALLOW] = events in the ring  + ring_full[direction]
+ *   due[direction][DENY]  = counts in the table + overflow of the shares
+ *
+ * A packet reads the generation once; counters, deny table and shares of a closed generation no longer change.
+ */
+
+#include "policy.bpf.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32); /* generation & 1 */
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct deny_key);
+	__type(value, struct deny_entry);
+} denies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SLOTS * 2);
+	__type(key, __u32); /* slot * 2 + (generation & 1) */
+	__type(value, struct deny_share);
+} deny_shares SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, RING_BYTES);
+} allow_events SEC(".maps");
+
+/* Aggregates that one direction of an endpoint may open in a generation; set before loading. */
+const volatile __u32 deny_share_limit = 1024;
+
+/* All settings in one load, so that they belong together. */
+static __always_inline bool read_settings(struct settings *into)
+{
+	__u32 zero = 0;
+	const volatile __u64 *now = bpf_map_lookup_elem(&settings, &zero);
+	__u64 word;
+
+	if (!now)
+		return false;
+	word = *now;
+	__builtin_memcpy(into, &word, sizeof(*into));
+	return true;
+}
+
+static __always_inline struct counters *find_counters(const struct flow *flow)
+{
+	__u32 parity = flow->settings.generation & 1;
+
+	return bpf_map_lookup_elem(&counters, &parity);
+}
+
+static __always_inline void add_to_entry(struct deny_entry *entry, __u64 now)
+{
+	__sync_fetch_and_add(&entry->count, 1);
+	entry->last = now;
+}
+
+/*
+ * Adds to the aggregate, or makes it: with count 0 and only where there is none, then looked up again, so that two
+ * CPUs that make it at once both add to the same one. False where there is no room.
+ */
+static __always_inline bool add_to_aggregate(const struct flow *flow, const struct deny_key *key,
+					     struct deny_share *share)
+{
+	struct deny_entry *found = bpf_map_lookup_elem(&denies, key);
+	struct deny_entry entry = {};
+
+	if (found) {
+		add_to_entry(found, flow->now);
+		return true;
+	}
+	if (share->used >= deny_share_limit)
+		return false;
+	entry.first = entry.last = bpf_ktime_get_ns();
+	entry.pod = flow->key.pod;
+	if (has_ports(flow->key.protocol))
+		entry.source_port = key->direction == DIRECTION_INGRESS ? flow->key.remote_port : flow->key.pod_port;
+	if (!bpf_map_update_elem(&denies, key, &entry, BPF_NOEXIST))
+		__sync_fetch_and_add(&share->used, 1);
+	found = bpf_map_lookup_elem(&denies, key);
+	if (!found)
+		return false;
+	add_to_entry(found, entry.last);
+	return true;
+}
+
+/* Isolated pods only: a drop that no policy asked for is a matter of the counters. */
+static __always_inline bool is_deny_logged(const struct endpoint *endpoint, const struct flow *flow)
+{
+	if (!word_table(flow->word))
+		return false;
+	if (flow->settings.log_deny == LOG_ALL)
+		return true;
+	return flow->settings.log_deny == LOG_DELEGATED && (endpoint->flags & ENDPOINT_LOG_DENY);
+}
+
+/* Does this deny ask for a record? If so it is now in an aggregate, or in what its share tells as lost. */
+static __noinline bool record_deny(const struct endpoint *endpoint, struct flow *flow, __u32 reason)
+{
+	struct deny_key key = {
+		.generation = flow->settings.generation,
+		.endpoint = endpoint->uid,
+		.remote = flow->key.remote,
+		.port = destination_port(flow, flow->judged),
+		.protocol = flow->key.protocol,
+		.direction = flow->judged,
+		.reason = reason,
+	};
+	__u32 index = (endpoint->slot + flow->judged) * 2 + (flow->settings.generation & 1);
+	struct deny_share *share;
+
+	/* Dropped before any policy was asked: the one of its own direction says whether it is logged. */
+	if (!flow->word)
+		flow->word = slot_word(endpoint, flow->judged);
+	if (!is_deny_logged(endpoint, flow))
+		return false;
+	if (!flow->now)
+		flow->now = bpf_ktime_get_coarse_ns();
+	key.table = word_table(flow->word);
+	share = bpf_map_lookup_elem(&deny_shares, &index);
+	if (share && !add_to_aggregate(flow, &key, share))
+		__sync_fetch_and_add(&share->overflow, 1);
+	return true;
+}
+
+/*
+ * The reader polls. It is woken only by the one event that takes the ring past its half: waking it for each would
+ * cost more than all the rest of the packet.
+ */
+static __always_inline __u64 wakeup_flag(void)
+{
+	__u64 used = bpf_ringbuf_query(&allow_events, BPF_RB_AVAIL_DATA);
+	__u64 half = bpf_ringbuf_query(&allow_events, BPF_RB_RING_SIZE) / 2;
+
+	if (used >= half && used - half < sizeof(struct allow_event) + BPF_RINGBUF_HDR_SZ)
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+/* False where the ring has no room. */
+static __noinline bool record_allow(const struct flow *flow, __u32 reason)
+{
+	struct allow_event *event = bpf_ringbuf_reserve(&allow_events, sizeof(*event), 0);
+
+	if (!event)
+		return false;
+	event->time = bpf_ktime_get_ns();
+	event->endpoint = flow->key.endpoint;
+	event->attribution = flow->rule.attribution;
+	event->generation = flow->settings.generation;
+	event->table = word_table(flow->word);
+	event->pod = flow->key.pod;
+	event->remote = flow->key.remote;
+	event->pod_port = flow->key.pod_port;
+	event->remote_port = flow->key.remote_port;
+	event->protocol = flow->key.protocol;
+	event->direction = flow->judged;
+	event->reason = reason;
+	event->pad = 0;
+	bpf_ringbuf_submit(event, wakeup_flag());
+	return true;
+}
+
+/* Counts the packet, and leaves what its record is made of. */
+static __always_inline void account(const struct endpoint *endpoint, struct flow *flow, const __u32 direction,
+				    __u32 reason, bool denied)
+{
+	struct counters *counted = find_counters(flow);
+	/* The verifier wants to see the bound. */
+	bool egress = flow->judged == DIRECTION_EGRESS;
+
+	if (!counted || reason >= REASON_COUNT)
+		return;
+	counted->packets[direction][reason]++;
+	if (flow->due) {
+		counted->due[egress][VERDICT_ALLOW]++;
+		if (!record_allow(flow, reason))
+			counted->ring_full[egress]++;
+	} else if (denied && record_deny(endpoint, flow, reason)) {
+		counted->due[egress][VERDICT_DENY]++;
+	}
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#pragma once
+
+/*
+ * Flows that were judged before.
+ *
+ *   OPENING --reply--> OPEN --FIN both ways, or RST--> CLOSING
+ *      \                 |
+ *       \----- policy changes, denied now -----> DENIED (until another change allows it, or it expires)
+ *
+ * Entries are written by key, never through the pointer of a lookup: a preallocated hash hands a deleted element to
+ * another flow at once, and a late write would land there. Two CPUs that write one entry at the same moment may lose
+ * one of the two changes; what can be lost is a FIN, and the entry then waits for its timeout.
+ */
+
+#include "endpoint.bpf.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct conntrack_key);
+	__type(value, struct conntrack_entry);
+} conntrack SEC(".maps");
+
+/* Idle times after which an entry counts no more, in ticks; set before loading. */
+const volatile __u32 tcp_opening_ticks = 56;  /* 60 s */
+const volatile __u32 tcp_open_ticks = 20250;  /* 6 h 2 min: beyond the 2 h of a default keepalive */
+const volatile __u32 tcp_closing_ticks = 10;  /* 10 s */
+const volatile __u32 udp_opening_ticks = 28;  /* 30 s */
+const volatile __u32 udp_open_ticks = 168;    /* 180 s */
+const volatile __u32 icmp_ticks = 28;         /* 30 s */
+const volatile __u32 other_ticks = 559;       /* 600 s */
+
+/* A denied entry stands in for the open one: it lives as long, from the change that denied it. */
+static __always_inline __u32 timeout_ticks(__u8 protocol, __u8 state)
+{
+	switch (protocol) {
+	case IP_TCP:
+		if (state == CONNTRACK_OPENING)
+			return tcp_opening_ticks;
+		return state == CONNTRACK_CLOSING ? tcp_closing_ticks : tcp_open_ticks;
+	case IP_UDP:
+		return state == CONNTRACK_OPENING ? udp_opening_ticks : udp_open_ticks;
+	case IP_ICMP:
+	case IP_ICMPV6:
+		return icmp_ticks;
+	default:
+		return other_ticks;
+	}
+}
+
+/* Signed, since another CPU may have written a tick that this one has not reached yet. */
+static __always_inline bool is_expired(const struct conntrack_entry *entry, __u8 protocol, __u32 tick)
+{
+	return (__s32)(tick - entry->last_seen) > (__s32)timeout_ticks(protocol, entry->state);
+}
+
+/*
+ * Does this packet open a connection in place of the one that the entry is about? A SYN does, unless a live
+ * connection's own initiator repeats it.
+ */
+static __always_inline bool opens_anew(const struct conntrack_entry *entry, const struct flow *flow)
+{
+	if (!is_lone_syn(flow))
+		return false;
+	return entry->state == CONNTRACK_CLOSING || entry->state == CONNTRACK_DENIED ||
+	       entry->initiator != flow->direction;
+}
+
+/* What the packet does to its entry. */
+static __always_inline void advance(struct conntrack_entry *entry, const struct flow *flow)
+{
+	bool initiator = entry->initiator == flow->direction;
+
+	if (entry->state == CONNTRACK_OPENING && !initiator)
+		entry->state = CONNTRACK_OPEN;
+	if (flow->tcp_flags & TCP_FIN)
+		entry->flags |= initiator ? CONNTRACK_FIN_INITIATOR : CONNTRACK_FIN_RESPONDER;
+	if ((flow->tcp_flags & TCP_RST) || ((entry->flags & CONNTRACK_FIN_INITIATOR) && (entry->flags & CONNTRACK_FIN_RESPONDER)))
+		entry->state = CONNTRACK_CLOSING;
+	entry->last_seen = flow->tick;
+}
+
+/* An entry that is gone meanwhile stays gone: its next packet is judged as new. */
+static __always_inline void rewrite_entry(const struct flow *flow, const struct conntrack_entry *entry)
+{
+	bpf_map_update_elem(&conntrack, &flow->key, entry, BPF_EXIST);
+}
+
+static __always_inline struct conntrack_entry new_entry(const struct flow *flow, bool midstream)
+{
+	struct conntrack_entry entry = {
+		.word = flow->word,
+		.last_seen = flow->tick,
+		.initiator = flow->judged,
+		.state = CONNTRACK_OPENING,
+	};
+
+	if (midstream)
+		entry.flags |= CONNTRACK_MIDSTREAM;
+	if (flow->local_socket)
+		entry.flags |= CONNTRACK_LOCAL;
+	advance(&entry, flow);
+	return entry;
+}

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#pragma once
+
+/*
+ * Which policy is in force, and what it says: policy word -> peer class -> rule.
+ *
+ * Everything that could be decided when the policy was compiled was. All tables are flat hashes, asked by exact key;
+ * a longest-prefix match costs ten times as much in a large table, so it is asked only where some policy needs it.
+ */
+
+#include "endpoint.bpf.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SLOTS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32); /* slot */
+	__type(value, __u64);
+} policy_words SEC(".maps");
+
+/* Written by the daemon only, where the time that an allocation takes does not matter. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct peer_key);
+	__type(value, struct peer);
+} peers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct cidr_key);
+	__type(value, struct peer);
+} cidrs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct rule_key);
+	__type(value, struct rule);
+} rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct range_key);
+	__type(value, struct rule);
+} ranges SEC(".maps");
+
+/* One load: the word is replaced by one store, so a packet sees all of a change or nothing of it. */
+static __always_inline __u64 slot_word(const struct endpoint *endpoint, __u32 direction)
+{
+	__u32 slot = endpoint->slot + direction;
+	const volatile __u64 *word = bpf_map_lookup_elem(&policy_words, &slot);
+
+	return word ? *word : 0;
+}
+
+static __always_inline __u32 word_table(__u64 word)
+{
+	return word & ((1 << WORD_TABLE_BITS) - 1);
+}
+
+static __always_inline __u32 word_peers(__u64 word)
+{
+	return (word >> WORD_PEERS_SHIFT) & ((1 << WORD_PEERS_BITS) - 1);
+}
+
+static __always_inline bool word_has_cidrs(__u64 word)
+{
+	return (word >> WORD_CIDRS_SHIFT) & 1;
+}
+
+/* An address that no map knows is of class 0, which rules for any peer match. */
+static __always_inline struct peer find_peer(const struct address *address, __u64 word)
+{
+	struct peer_key key = { .peers = word_peers(word), .address = *address };
+	const struct peer *found = bpf_map_lookup_elem(&peers, &key);
+	struct peer peer = {};
+
+	if (!found && word_has_cidrs(word)) {
+		struct cidr_key cidr = { .prefixlen = 32 + 128, .peers = key.peers, .address = *address };
+
+		found = bpf_map_lookup_elem(&cidrs, &cidr);
+	}
+	if (found)
+		peer = *found;
+	return peer;
+}
+
+static __always_inline const struct rule *find_range(const struct rule_key *key)
+{
+	struct range_key range = {
+		.prefixlen = 80 + 16,
+		.table = key->table,
+		.class = key->class,
+		.protocol = key->protocol,
+		.port = key->port,
+	};
+
+	return bpf_map_lookup_elem(&ranges, &range);
+}
+
+/* The most specific entry decides: steps 4 to 6 of decide. */
+static __always_inline const struct rule *find_rule(const struct rule_key *wanted)
+{
+	struct rule_key key = *wanted;
+	const struct rule *rule, *range;
+
+	if (key.port) {
+		rule = bpf_map_lookup_elem(&rules, &key);
+		if (rule)
+			return rule;
+		key.port = 0;
+	}
+	rule = bpf_map_lookup_elem(&rules, &key);
+	if (rule && (rule->flags & RULE_RANGES)) {
+		range = find_range(wanted);
+		if (range)
+			return range;
+	}
+	return rule;
+}
+
+/*
+ * What the policy word flow->word of direction flow->judged says about a new flow. The first that applies:
+ *
+ *   1. The pod talks to itself                                      SELF
+ *   2. No policy isolates it in this direction                      NOT_ISOLATED
+ *   3. From its node, proven by a socket, or to its node            NODE
+ *   4. A rule for the peer's class and exactly this port            POLICY
+ *   5. A rule for a range that holds this port, the narrowest       POLICY
+ *   6. A rule for any port, or for protocols without ports          POLICY
+ *   7. Otherwise                                                    DEFAULT_DENY
+ */
+static __noinline __u32 decide(const struct endpoint *endpoint, struct flow *flow)
+{
+	struct rule_key key = {};
+	const struct rule *rule;
+	struct peer peer;
+
+	/* 1 */
+	if (same_address(&flow->key.pod, &flow->key.remote) && is_assigned(endpoint, &flow->key.pod))
+		return REASON_SELF;
+	/* 2 */
+	key.table = word_table(flow->word);
+	if (!key.table)
+		return REASON_NOT_ISOLATED;
+	/* 3: an address alone proves nothing, masqueraded traffic wears the node's. */
+	peer = find_peer(&flow->key.remote, flow->word);
+	if ((peer.flags & PEER_LOCAL) && (flow->judged == DIRECTION_EGRESS || flow->local_socket))
+		return REASON_NODE;
+	/* 4, 5, 6 */
+	key.class = peer.class;
+	key.port = destination_port(flow, flow->judged);
+	key.protocol = has_ports(flow->key.protocol) ? flow->key.protocol : PROTOCOL_OTHER;
+	rule = find_rule(&key);
+	if (rule && (rule->flags & RULE_ALLOW)) {
+		flow->rule = *rule;
+		return REASON_POLICY;
+	}
+	/* 7 */
+	return REASON_DEFAULT_DENY;
+}
+
+/* Reads the word once, then judges by it alone. */
+static __always_inline __u32 judge_by(const struct endpoint *endpoint, struct flow *flow, __u32 direction)
+{
+	flow->judged = direction;
+	flow->word = slot_word(endpoint, direction);
+	return decide(endpoint, flow);
+}

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#pragma once
+
+/*
+ * ICMP errors carry the start of the packet that they are about (RFC 792, RFC 4443). They follow that packet's flow:
+ * without them path MTU discovery and quick failures would not work for what policy allows.
+ */
+
+#include "judge.bpf.h"
+
+/* The quoted packet went the other way: its source is the pod in an error that comes to the pod. */
+static __always_inline void set_quoted_ports(struct conntrack_key *quoted, bool to_pod, __u16 source, __u16 destination)
+{
+	quoted->pod_port = to_pod ? source : destination;
+	quoted->remote_port = to_pod ? destination : source;
+}
+
+/* Ports, or an echo's identifier, from the eight bytes that every error quotes. */
+static __always_inline bool read_quoted_ports(struct __sk_buff *skb, __u32 offset, bool to_pod,
+					      struct conntrack_key *quoted)
+{
+	struct icmp_header icmp;
+	__u16 ports[2];
+
+	if (has_ports(quoted->protocol)) {
+		if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
+			return false;
+		set_quoted_ports(quoted, to_pod, ports[0], ports[1]);
+		return true;
+	}
+	if (quoted->protocol != IP_ICMP && quoted->protocol != IP_ICMPV6)
+		return true;
+	if (bpf_skb_load_bytes(skb, offset, &icmp, sizeof(icmp)))
+		return false;
+	if (icmp.type == ICMP_ECHO_REQUEST || icmp.type == ICMPV6_ECHO_REQUEST)
+		set_quoted_ports(quoted, to_pod, icmp.id, 0);
+	else if (icmp.type == ICMP_ECHO_REPLY || icmp.type == ICMPV6_ECHO_REPLY)
+		set_quoted_ports(quoted, to_pod, 0, icmp.id);
+	return true;
+}
+
+static __always_inline __u32 read_quoted_ipv4(struct __sk_buff *skb, const struct flow *flow, bool to_pod,
+					      struct conntrack_key *quoted)
+{
+	struct address *source = to_pod ? &quoted->pod : &quoted->remote;
+	struct address *destination = to_pod ? &quoted->remote : &quoted->pod;
+	__u32 offset = flow->payload + ICMP_BYTES;
+	struct ipv4_header ip;
+	__u32 header;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)))
+		return REASON_MALFORMED;
+	header = (ip.version_length & 0x0f) * 4;
+	if (ip.version_length >> 4 != 4 || header < IPV4_BYTES || offset + header + 8 > flow->end)
+		return REASON_MALFORMED;
+	source->word[2] = destination->word[2] = bpf_htonl(0xffff);
+	source->word[3] = ip.source;
+	destination->word[3] = ip.destination;
+	quoted->protocol = ip.protocol;
+	/* A later fragment has no ports to read, and no flow to find. */
+	if (ip.fragment & bpf_htons(0x1fff))
+		return UNDECIDED;
+	return read_quoted_ports(skb, offset + header, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
+}
+
+static __always_inline __u32 read_quoted_ipv6(struct __sk_buff *skb, const struct flow *flow, bool to_pod,
+					      struct conntrack_key *quoted)
+{
+	__u32 offset = flow->payload + ICMP_BYTES;
+	struct ipv6_header ip;
+
+	if (offset + IPV6_BYTES + 8 > flow->end || bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) ||
+	    ip.version_class >> 4 != 6)
+		return REASON_MALFORMED;
+	__builtin_memcpy(to_pod ? &quoted->pod : &quoted->remote, ip.source, sizeof(ip.source));
+	__builtin_memcpy(to_pod ? &quoted->remote : &quoted->pod, ip.destination, sizeof(ip.destination));
+	if (is_ipv4(&quoted->pod) || is_ipv4(&quoted->remote))
+		return REASON_MAPPED_ADDRESS;
+	quoted->protocol = ip.next_header;
+	return read_quoted_ports(skb, offset + IPV6_BYTES, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
+}
+
+/* Is there a flow of this key that is allowed now? UNDECIDED: there is no such flow. */
+static __always_inline __u32 judge_quoted(const struct endpoint *endpoint, struct flow *flow)
+{
+	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
+	struct conntrack_entry entry;
+
+	if (!found)
+		return UNDECIDED;
+	entry = *found;
+	if (is_expired(&entry, flow->key.protocol, flow->tick))
+		return UNDECIDED;
+	flow->judged = entry.initiator;
+	flow->word = slot_word(endpoint, entry.initiator);
+	if (entry.word == flow->word)
+		return entry.state == CONNTRACK_DENIED ? REASON_DEFAULT_DENY : REASON_RELATED;
+	/* Its own next packet will write down what is found here. */
+	flow->local_socket = entry.flags & CONNTRACK_LOCAL;
+	return decide(endpoint, flow) == REASON_DEFAULT_DENY ? REASON_DEFAULT_DENY : REASON_RELATED;
+}
+
+/* By words: a third key on the stack would be one too many. */
+static __always_inline void swap_keys(struct conntrack_key *a, struct conntrack_key *b)
+{
+	__u32 *left = (__u32 *)a, *right = (__u32 *)b;
+
+	for (int i = 0; i < (int)(sizeof(*a) / sizeof(__u32)); i++) {
+		__u32 word = left[i];
+
+		left[i] = right[i];
+		right[i] = word;
+	}
+}
+
+/*
+ * An error about no flow that we know is judged as what it is, a packet of a protocol without ports; it opens
+ * nothing, so it makes no entry and asks for no record of an allow.
+ */
+static __noinline __u32 judge_error(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
+{
+	bool to_pod = flow->direction == DIRECTION_INGRESS;
+	struct conntrack_key quoted = { .endpoint = flow->key.endpoint };
+	__u32 reason;
+
+	flow->now = bpf_ktime_get_coarse_ns();
+	flow->tick = flow->now >> TICK_SHIFT;
+	if (flow->key.protocol == IP_ICMP)
+		reason = read_quoted_ipv4(skb, flow, to_pod, &quoted);
+	else
+		reason = read_quoted_ipv6(skb, flow, to_pod, &quoted);
+	if (reason != UNDECIDED)
+		return reason;
+
+	swap_keys(&flow->key, &quoted);
+	reason = judge_quoted(endpoint, flow);
+	swap_keys(&flow->key, &quoted);
+	if (reason == REASON_RELATED)
+		return reason;
+	flow->local_socket = is_from_local_socket(skb, flow);
+	if (reason == UNDECIDED)
+		return judge_by(endpoint, flow, flow->direction);
+	/* Denied with its flow, and reported as what it is. */
+	flow->judged = flow->direction;
+	flow->word = slot_word(endpoint, flow->direction);
+	return reason;
+}

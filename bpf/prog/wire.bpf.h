@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#pragma once
+
+/*
+ * Headers as they are on the wire, every field in network byte order. Bytes rather than bit-fields, whose order
+ * depends on the compiler's target.
+ */
+
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+
+enum ethertype {
+	ETHERTYPE_IPV4 = 0x0800,
+	ETHERTYPE_ARP = 0x0806,
+	ETHERTYPE_VLAN = 0x8100,
+	ETHERTYPE_IPV6 = 0x86dd,
+	ETHERTYPE_QINQ = 0x88a8,
+};
+
+/* IANA protocol numbers: those that are read here. */
+enum ip_protocol {
+	IP_HOP_BY_HOP = 0,
+	IP_ICMP = 1,
+	IP_TCP = 6,
+	IP_UDP = 17,
+	IP_ROUTING = 43,
+	IP_FRAGMENT = 44,
+	IP_AUTHENTICATION = 51,
+	IP_ICMPV6 = 58,
+	IP_DESTINATION_OPTIONS = 60,
+	IP_SCTP = 132,
+	IP_MOBILITY = 135,
+	IP_HIP = 139,
+	IP_SHIM6 = 140,
+};
+
+enum tcp_flag {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+};
+
+enum icmp_type {
+	ICMP_ECHO_REPLY = 0,
+	ICMP_UNREACHABLE = 3,
+	ICMP_ECHO_REQUEST = 8,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETER_PROBLEM = 12,
+};
+
+enum icmpv6_type {
+	ICMPV6_UNREACHABLE = 1,
+	ICMPV6_PARAMETER_PROBLEM = 4, /* errors are 1 to 4 */
+	ICMPV6_ECHO_REQUEST = 128,
+	ICMPV6_ECHO_REPLY = 129,
+	ICMPV6_ROUTER_SOLICITATION = 133,
+	ICMPV6_ROUTER_ADVERTISEMENT = 134,
+	ICMPV6_NEIGHBOUR_SOLICITATION = 135,
+	ICMPV6_NEIGHBOUR_ADVERTISEMENT = 136,
+	ICMPV6_REDIRECT = 137,
+};
+
+struct ethernet_header {
+	__u8 destination[6];
+	__u8 source[6];
+	__u16 type;
+};
+
+struct ipv4_header {
+	__u8 version_length; /* length in words of 4 bytes */
+	__u8 service;
+	__u16 total_length;
+	__u16 id;
+	__u16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__u16 checksum;
+	__u32 source;
+	__u32 destination;
+};
+
+struct ipv6_header {
+	__u8 version_class;
+	__u8 flow[3];
+	__u16 payload_length;
+	__u8 next_header;
+	__u8 hop_limit;
+	__u32 source[4];
+	__u32 destination[4];
+};
+
+struct tcp_header {
+	__u16 source;
+	__u16 destination;
+	__u32 sequence;
+	__u32 acknowledgement;
+	__u8 offset; /* high half: the header's length in words of 4 bytes */
+	__u8 flags;
+	__u16 window;
+	__u16 checksum;
+	__u16 urgent;
+};
+
+struct udp_header {
+	__u16 source;
+	__u16 destination;
+	__u16 length;
+	__u16 checksum;
+};
+
+/* The eight bytes that every ICMP and ICMPv6 message has; id is an echo's. */
+struct icmp_header {
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	__u16 id;
+	__u16 sequence;
+};
+
+/* RFC 826, for IPv4 over Ethernet. */
+struct arp_message {
+	__u16 hardware;
+	__u16 protocol;
+	__u8 hardware_length;
+	__u8 protocol_length;
+	__u16 operation;
+	__u8 sender_hardware[6];
+	__u8 sender[4];
+	__u8 target_hardware[6];
+	__u8 target[4];
+};
+
+enum wire_size {
+	ETHERNET_BYTES = 14,
+	IPV4_BYTES = 20,
+	IPV6_BYTES = 40,
+	TCP_BYTES = 20,
+	UDP_BYTES = 8,
+	SCTP_BYTES = 12,
+	ICMP_BYTES = 8,
+	/* Ethernet, the longest IPv4 header and TCP: what parse reads straight from the packet. */
+	HEADER_BYTES = 94,
+};
+
+_Static_assert(sizeof(struct ethernet_header) == ETHERNET_BYTES, "ethernet_header");
+_Static_assert(sizeof(struct ipv4_header) == IPV4_BYTES, "ipv4_header");
+_Static_assert(sizeof(struct ipv6_header) == IPV6_BYTES, "ipv6_header");
+_Static_assert(sizeof(struct tcp_header) == TCP_BYTES, "tcp_header");
+_Static_assert(sizeof(struct arp_message) == 28, "arp_message");

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One packet through a loaded program, by `BPF_PROG_TEST_RUN`: for tests and the benchmark.
+//!
+//! The kernel builds the packet buffer and always gives it a socket, of no family; so at `pod_ingress` a packet counts
+//! as sent by the node itself unless it came in through an interface ([`Frame::ingress_ifindex`]).
+
+use std::time::Duration;
+
+use libbpf_rs::{ProgramInput, ProgramMut};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+/// Where a frame is at the time the program sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame<'a> {
+    /// From the Ethernet header on; at least 15 bytes, or the kernel refuses to run.
+    pub bytes: &'a [u8],
+    /// The interface that the program is asked about, which must exist in this network namespace.
+    pub ifindex: u32,
+    /// The interface that the frame came in through; 0 for one that this host made.
+    pub ingress_ifindex: u32,
+    /// Bytes of it that are in the linear part, where the kernel (6.19) can split it; 0 for all.
+    pub linear: u32,
+}
+
+impl<'a> Frame<'a> {
+    /// A frame that came from elsewhere, on an interface.
+    pub fn forwarded(bytes: &'a [u8], ifindex: u32) -> Self {
+        Self {
+            bytes,
+            ifindex,
+            ingress_ifindex: ifindex,
+            linear: 0,
+        }
+    }
+}
+
+/// What the program did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outcome {
+    /// The action code, as the program returned it.
+    pub action: i32,
+    /// Mean of a run.
+    pub duration: Duration,
+}
+
+impl Outcome {
+    /// `TCX_NEXT`: other programs go on with the packet.
+    pub fn passed(&self) -> bool {
+        self.action == -1
+    }
+
+    /// `TCX_DROP`.
+    pub fn dropped(&self) -> bool {
+        self.action == 2
+    }
+}
+
+/// The start of `struct __sk_buff` of `linux/bpf.h`; the kernel takes the rest as zero.
+#[derive(IntoBytes, Immutable, FromBytes)]
+#[repr(C)]
+struct Context {
+    len_to_priority: [u32; 9],
+    ingress_ifindex: u32,
+    ifindex: u32,
+    tc_index_to_data: [u32; 9],
+    data_end: u32,
+}
+
+/// Runs `program` `repeat` times over the same frame (0 is 1). The frame is not handed to the network.
+///
+/// # Errors
+/// What the kernel says: an interface that does not exist, a frame that is too short or too long.
+pub fn run(program: &ProgramMut<'_>, frame: Frame<'_>, repeat: u32) -> libbpf_rs::Result<Outcome> {
+    let mut context = Context::new_zeroed();
+    context.ingress_ifindex = frame.ingress_ifindex;
+    context.ifindex = frame.ifindex;
+    context.data_end = frame.linear;
+    let output = program.test_run(ProgramInput {
+        context_in: Some(context.as_mut_bytes()),
+        data_in: Some(frame.bytes),
+        repeat,
+        ..ProgramInput::default()
+    })?;
+    Ok(Outcome {
+        action: output.return_value.cast_signed(),
+        duration: output.duration,
+    })
+}
