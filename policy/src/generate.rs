@@ -40,7 +40,7 @@ const VALUES: &[&str] = &["x", "y", "z"];
 const PORT_NAMES: &[&str] = &["http", "dns", "admin"];
 /// Both ends of the port space, and some that stand together.
 const PORTS: &[u16] = &[1, 2, 53, 79, 80, 81, 443, 1023, 1024, 8080, 32767, 32768, 65534, 65535];
-/// TCP, UDP, SCTP, ICMP, ICMPv6, GRE.
+/// TCP, UDP, SCTP, ICMP, `ICMPv6`, GRE.
 const PROTOCOLS: &[u8] = &[6, 17, 132, 1, 58, 47];
 const BLOCKS: &[&str] = &[
     "0.0.0.0/0",

@@ -18,7 +18,7 @@ use crate::tables::{Class, PeerSelector};
 type Identity = (Vec<usize>, NamedPorts);
 
 pub(super) struct Classes {
-    /// The first is the default class.
+    /// Sorted, so that the default class is the first.
     pub(super) all: Vec<Arc<Class>>,
     /// Of each selector, the classes that contain it, ascending.
     pub(super) with: Vec<Vec<usize>>,
@@ -30,12 +30,12 @@ pub(super) struct Classes {
 
 impl Classes {
     pub(super) fn new(pods: &PodIndex<'_>, selectors: &Selectors<'_>, cidrs: &Cidrs) -> Self {
-        let mut found = Interned::default();
-        found.class((Vec::new(), NamedPorts::new()));
-        let cidr_classes = cidrs
+        let mut ids = Ids::default();
+        ids.of((Vec::new(), NamedPorts::new()));
+        let mut by_prefix: Vec<(IpNet, usize)> = cidrs
             .prefixes
             .iter()
-            .map(|prefix| (prefix.net, found.class((prefix.blocks.clone(), NamedPorts::new()))))
+            .map(|prefix| (prefix.net, ids.of((prefix.blocks.clone(), NamedPorts::new()))))
             .collect();
 
         let selected = selecting(pods, selectors);
@@ -47,14 +47,35 @@ impl Classes {
             }
             let mut matched = [&selected[pod], cidrs.blocks_at(address)].concat();
             matched.sort_unstable();
-            peers.push((address, found.class((matched, named_ports))));
+            peers.push((address, ids.of((matched, named_ports))));
         }
-        let (all, with) = found.finish(&selectors.all);
+
+        let (sorted, rank) = ids.sorted();
+        let classes = by_prefix
+            .iter_mut()
+            .map(|(_, class)| class)
+            .chain(peers.iter_mut().map(|(_, class)| class));
+        for class in classes {
+            *class = rank[*class];
+        }
+        let mut with = vec![Vec::new(); selectors.all.len()];
+        for (class, (matched, _)) in sorted.iter().enumerate() {
+            for &selector in matched {
+                with[selector].push(class);
+            }
+        }
+        let class = |(matched, named_ports): Identity| {
+            let selectors = matched
+                .iter()
+                .map(|&selector| Arc::clone(&selectors.all[selector]))
+                .collect();
+            Arc::new(Class { selectors, named_ports })
+        };
         Self {
-            all,
+            all: sorted.into_iter().map(class).collect(),
             with,
             peers,
-            cidrs: cidr_classes,
+            cidrs: by_prefix,
         }
     }
 }
@@ -107,34 +128,24 @@ fn named_ports(pod: &Pod, selected: &[usize], selectors: &Selectors<'_>) -> Name
         .collect()
 }
 
-/// Classes by what they match.
+/// Classes in the order in which they were found.
 #[derive(Default)]
-struct Interned {
-    ids: HashMap<Identity, usize>,
-}
+struct Ids(HashMap<Identity, usize>);
 
-impl Interned {
-    fn class(&mut self, identity: Identity) -> usize {
-        let next = self.ids.len();
-        *self.ids.entry(identity).or_insert(next)
+impl Ids {
+    fn of(&mut self, identity: Identity) -> usize {
+        let next = self.0.len();
+        *self.0.entry(identity).or_insert(next)
     }
 
-    /// The classes by index, and of each selector those that contain it.
-    fn finish(self, selectors: &[Arc<PeerSelector>]) -> (Vec<Arc<Class>>, Vec<Vec<usize>>) {
-        let mut identities: Vec<(usize, Identity)> = self.ids.into_iter().map(|(key, id)| (id, key)).collect();
-        identities.sort_unstable_by_key(|(id, _)| *id);
-        let mut with = vec![Vec::new(); selectors.len()];
-        let class = |(id, (matched, named_ports)): (usize, Identity)| {
-            for &selector in &matched {
-                with[selector].push(id);
-            }
-            let selectors = matched
-                .iter()
-                .map(|&selector| Arc::clone(&selectors[selector]))
-                .collect();
-            Arc::new(Class { selectors, named_ports })
-        };
-        let all = identities.into_iter().map(class).collect();
-        (all, with)
+    /// The classes sorted, which they are by their selectors' indices, and where each went.
+    fn sorted(self) -> (Vec<Identity>, Vec<usize>) {
+        let mut found: Vec<(Identity, usize)> = self.0.into_iter().collect();
+        found.sort_unstable();
+        let mut rank = vec![0; found.len()];
+        for (sorted, (_, id)) in found.iter().enumerate() {
+            rank[*id] = sorted;
+        }
+        (found.into_iter().map(|(identity, _)| identity).collect(), rank)
     }
 }

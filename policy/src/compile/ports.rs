@@ -10,12 +10,8 @@
 
 use crate::tables::PortKey;
 
-/// A rule of a table: index of its policy there, index in that policy's list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct RuleId {
-    pub(super) policy: usize,
-    pub(super) rule: u32,
-}
+/// A rule of a table: its index there, policy by policy.
+pub(super) type RuleId = usize;
 
 /// What rules allow of one protocol.
 #[derive(Clone, Debug, Default)]

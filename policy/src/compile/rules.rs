@@ -8,7 +8,7 @@ use super::classes::Classes;
 use super::endpoints::{Isolation, NamedPorts};
 use super::ports::{Allowed, RuleId};
 use super::selectors::Selectors;
-use crate::model::{Direction, Port, Protocol, Rule};
+use crate::model::{Direction, Port, PortMatch, Protocol, Rule};
 use crate::tables::{Allowing, Attribution, PolicyRef, PortKey, ProtocolKey, RuleKey, Table};
 
 /// A class's rules by protocol and port.
@@ -16,15 +16,11 @@ type Entries = BTreeMap<RuleKey, Arc<Attribution>>;
 
 /// Writes out a table for every class to which some rule of it applies.
 pub(super) fn expand(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Classes) -> Table {
-    let mut expansion = Expansion {
-        isolation,
-        rules: isolation.rules().collect(),
-        attributions: HashMap::new(),
-    };
-    // Most classes that a table tells apart at all come down to the same few sets of rules.
+    let mut expansion = Expansion::new(isolation, selectors);
+    // Most classes come down to the same few sets of rules.
     let mut known: HashMap<(Vec<RuleId>, NamedPorts), Entries> = HashMap::new();
-    let mut rules = BTreeMap::new();
-    for (matched, class) in matching(isolation, selectors, classes).into_iter().zip(&classes.all) {
+    let mut rules = Vec::new();
+    for (matched, class) in expansion.matching(classes).into_iter().zip(&classes.all) {
         if matched.is_empty() {
             continue;
         }
@@ -33,19 +29,59 @@ pub(super) fn expand(isolation: &Isolation<'_>, selectors: &Selectors<'_>, class
             .entry((matched, named_ports))
             .or_insert_with_key(|(m, named)| expansion.entries(m, named));
         if !entries.is_empty() {
-            rules.insert(Arc::clone(class), entries.clone());
+            rules.push((Arc::clone(class), entries.clone()));
         }
     }
-    Table { rules }
+    // The classes are sorted: collecting compares each with the next only, where inserting would search.
+    Table {
+        rules: rules.into_iter().collect(),
+    }
 }
 
-/// Of each class, the rules whose peers it is among, ascending.
-fn matching(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Classes) -> Vec<Vec<RuleId>> {
-    let mut matched: Vec<Vec<RuleId>> = vec![Vec::new(); classes.all.len()];
-    for (policy, source) in isolation.policies.iter().enumerate() {
-        for (rule, peers) in (0..).zip(selectors.of_rules(source, isolation.direction)) {
-            let id = RuleId { policy, rule };
-            match peers {
+/// A rule and where it stands.
+struct Placed<'a> {
+    /// Index among the table's policies.
+    policy: usize,
+    /// Index in the policy's list.
+    index: u32,
+    rule: &'a Rule,
+    /// Indices of selectors; None: every peer.
+    peers: Option<&'a [usize]>,
+}
+
+struct Expansion<'a> {
+    isolation: &'a Isolation<'a>,
+    /// By [`RuleId`].
+    rules: Vec<Placed<'a>>,
+    attributions: HashMap<Vec<RuleId>, Arc<Attribution>>,
+}
+
+impl<'a> Expansion<'a> {
+    fn new(isolation: &'a Isolation<'a>, selectors: &'a Selectors<'_>) -> Self {
+        let mut placed = Vec::new();
+        for (policy, rules) in isolation.rules().enumerate() {
+            let peers = selectors.of_rules(isolation.policies[policy], isolation.direction);
+            for ((index, rule), peers) in (0..).zip(rules).zip(peers) {
+                placed.push(Placed {
+                    policy,
+                    index,
+                    rule,
+                    peers: peers.as_deref(),
+                });
+            }
+        }
+        Self {
+            isolation,
+            rules: placed,
+            attributions: HashMap::new(),
+        }
+    }
+
+    /// Of each class, the rules whose peers it is among, ascending.
+    fn matching(&self, classes: &Classes) -> Vec<Vec<RuleId>> {
+        let mut matched: Vec<Vec<RuleId>> = vec![Vec::new(); classes.all.len()];
+        for (id, placed) in self.rules.iter().enumerate() {
+            match placed.peers {
                 None => matched.iter_mut().for_each(|rules| rules.push(id)),
                 Some(peers) => {
                     for &class in peers.iter().flat_map(|&peer| &classes.with[peer]) {
@@ -56,20 +92,11 @@ fn matching(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Clas
                 }
             }
         }
+        matched
     }
-    matched
-}
 
-struct Expansion<'a> {
-    isolation: &'a Isolation<'a>,
-    /// By policy.
-    rules: Vec<&'a [Rule]>,
-    attributions: HashMap<Vec<RuleId>, Arc<Attribution>>,
-}
-
-impl Expansion<'_> {
-    fn rule(&self, id: RuleId) -> &Rule {
-        &self.rules[id.policy][id.rule as usize]
+    fn ports(&self, id: RuleId) -> impl Iterator<Item = &'a PortMatch> + use<'a> {
+        self.rules[id].rule.ports.iter().flatten()
     }
 
     /// What the named ports of these rules mean: at the endpoint for ingress, at the peer for egress.
@@ -83,7 +110,7 @@ impl Expansion<'_> {
         }
         let asked: BTreeSet<(&str, Protocol)> = rules
             .iter()
-            .flat_map(|&id| self.rule(id).ports.iter().flatten())
+            .flat_map(|&id| self.ports(id))
             .filter_map(|port| {
                 if let Port::Named(name) = &port.port {
                     Some((&**name, port.protocol))
@@ -105,7 +132,7 @@ impl Expansion<'_> {
         let every_protocol: Vec<RuleId> = rules
             .iter()
             .copied()
-            .filter(|&id| self.rule(id).ports.is_none())
+            .filter(|&id| self.rules[id].rule.ports.is_none())
             .collect();
         if !every_protocol.is_empty() {
             let key = RuleKey {
@@ -120,13 +147,7 @@ impl Expansion<'_> {
                 ..Allowed::default()
             };
             for &id in rules {
-                for port in self
-                    .rule(id)
-                    .ports
-                    .iter()
-                    .flatten()
-                    .filter(|port| port.protocol == protocol)
-                {
+                for port in self.ports(id).filter(|port| port.protocol == protocol) {
                     match &port.port {
                         Port::Any => allowed.any.push(id),
                         Port::Exact(port) => allowed.exact.push((*port, id)),
@@ -151,18 +172,18 @@ impl Expansion<'_> {
         entries
     }
 
-    /// The policies and rules by name. `rules` is ascending, and so are the policies of a table.
+    /// The policies and rules by name. `rules` is ascending, and so are the names of a table's policies.
     fn attribution(&mut self, rules: Vec<RuleId>) -> Arc<Attribution> {
         let Self {
             isolation,
+            rules: placed,
             attributions,
-            ..
         } = self;
         let made = attributions.entry(rules).or_insert_with_key(|rules| {
-            let by_policy = rules.chunk_by(|a, b| a.policy == b.policy);
+            let by_policy = rules.chunk_by(|&a, &b| placed[a].policy == placed[b].policy);
             let policies = by_policy.map(|rules| {
-                let policy = isolation.policies[rules[0].policy];
-                let rules = rules.iter().map(|id| id.rule).collect();
+                let policy = isolation.policies[placed[rules[0]].policy];
+                let rules = rules.iter().map(|&id| placed[id].index).collect();
                 Allowing {
                     policy: PolicyRef::from(&**policy),
                     rules,

@@ -9,9 +9,9 @@ use crate::model::{Direction, Peer, Policy, Port, Protocol, Rule};
 use crate::tables::PeerSelector;
 
 pub(super) struct Selectors<'a> {
+    /// Sorted: indices compare as what they stand for.
     pub(super) all: Vec<Arc<PeerSelector>>,
-    /// The indices of each rule's peers; None: every peer.
-    by_rules: HashMap<(*const Policy, Direction), Vec<Option<Vec<usize>>>>,
+    by_policy: HashMap<PolicyDirection, Peers>,
     /// The ports that egress rules name.
     pub(super) named_ports: HashMap<(&'a str, Protocol), NamedPortUse>,
 }
@@ -25,67 +25,108 @@ pub(super) struct NamedPortUse {
     pub(super) selectors: Vec<usize>,
 }
 
+type PolicyDirection = (*const Policy, Direction);
+
+/// Of each rule, the indices of its selectors; None: every peer.
+type Peers = Vec<Option<Vec<usize>>>;
+
+/// What is to be a [`PeerSelector`], borrowed; compares as that does.
+type Borrowed<'a> = (Option<&'a Arc<str>>, &'a Peer);
+
 impl<'a> Selectors<'a> {
     pub(super) fn of(endpoints: &Endpoints<'a>) -> Self {
-        let mut found = Self {
-            all: Vec::new(),
-            by_rules: HashMap::new(),
-            named_ports: HashMap::new(),
-        };
-        let mut ids: HashMap<PeerSelector, usize> = HashMap::new();
+        let mut in_use: HashMap<PolicyDirection, (&Policy, &[Rule])> = HashMap::new();
         for isolation in &endpoints.tables {
             for (policy, rules) in isolation.policies.iter().zip(isolation.rules()) {
-                let key = (Arc::as_ptr(policy), isolation.direction);
-                if found.by_rules.contains_key(&key) {
-                    continue;
-                }
-                let peers: Vec<_> = rules.iter().map(|rule| found.peers(&mut ids, policy, rule)).collect();
-                if isolation.direction == Direction::Egress {
-                    rules
-                        .iter()
-                        .zip(&peers)
-                        .for_each(|(rule, peers)| found.note_named_ports(rule, peers.as_deref()));
-                }
-                found.by_rules.insert(key, peers);
+                in_use.insert((Arc::as_ptr(policy), isolation.direction), (policy, rules));
             }
         }
-        found
+        let mut ids = Ids::default();
+        let mut by_policy: HashMap<PolicyDirection, Peers> = in_use
+            .iter()
+            .map(|(key, (policy, rules))| (*key, ids.of_rules(policy, rules)))
+            .collect();
+        let (all, rank) = ids.sorted();
+        for selector in by_policy.values_mut().flatten().flatten().flatten() {
+            *selector = rank[*selector];
+        }
+
+        let mut named_ports = HashMap::new();
+        for (key, (_, rules)) in in_use
+            .iter()
+            .filter(|((_, direction), _)| *direction == Direction::Egress)
+        {
+            for (rule, peers) in rules.iter().zip(&by_policy[key]) {
+                note_named_ports(&mut named_ports, &all, rule, peers.as_deref());
+            }
+        }
+        Self {
+            all,
+            by_policy,
+            named_ports,
+        }
     }
 
-    /// The indices of each rule's peers; None: every peer.
+    /// Of each rule, the indices of its selectors; None: every peer.
     pub(super) fn of_rules(&self, policy: &Arc<Policy>, direction: Direction) -> &[Option<Vec<usize>>] {
-        self.by_rules
+        self.by_policy
             .get(&(Arc::as_ptr(policy), direction))
             .map(Vec::as_slice)
             .unwrap_or_default()
     }
+}
 
-    fn peers(&mut self, ids: &mut HashMap<PeerSelector, usize>, policy: &Policy, rule: &Rule) -> Option<Vec<usize>> {
-        let index = |peer: &Peer| {
+/// Selectors in the order in which they were found.
+#[derive(Default)]
+struct Ids<'a>(HashMap<Borrowed<'a>, usize>);
+
+impl<'a> Ids<'a> {
+    fn of_rules(&mut self, policy: &'a Policy, rules: &'a [Rule]) -> Peers {
+        let mut id = |peer: &'a Peer| {
             let own = matches!(peer, Peer::Pods { namespaces: None, .. });
-            let selector = PeerSelector {
-                namespace: own.then(|| Arc::clone(&policy.name.namespace)),
-                peer: peer.clone(),
-            };
-            *ids.entry(selector).or_insert_with_key(|selector| {
-                self.all.push(Arc::new(selector.clone()));
-                self.all.len() - 1
-            })
+            let next = self.0.len();
+            *self
+                .0
+                .entry((own.then_some(&policy.name.namespace), peer))
+                .or_insert(next)
         };
-        rule.peers.as_ref().map(|peers| peers.iter().map(index).collect())
+        rules
+            .iter()
+            .map(|rule| rule.peers.as_ref().map(|peers| peers.iter().map(&mut id).collect()))
+            .collect()
     }
 
-    fn note_named_ports(&mut self, rule: &'a Rule, peers: Option<&[usize]>) {
-        for port in rule.ports.iter().flatten() {
-            let Port::Named(name) = &port.port else { continue };
-            let uses = self.named_ports.entry((name, port.protocol)).or_default();
-            match peers {
-                None => uses.every_pod = true,
-                Some(peers) => {
-                    let block = |&peer: &usize| matches!(self.all[peer].peer, Peer::Block(_));
-                    uses.every_pod |= peers.iter().any(block);
-                    uses.selectors.extend(peers);
-                }
+    /// The selectors sorted, and where each went.
+    fn sorted(self) -> (Vec<Arc<PeerSelector>>, Vec<usize>) {
+        let mut found: Vec<(Borrowed<'_>, usize)> = self.0.into_iter().collect();
+        found.sort_unstable();
+        let mut rank = vec![0; found.len()];
+        let place = |(sorted, ((namespace, peer), id)): (usize, (Borrowed<'_>, usize))| {
+            rank[id] = sorted;
+            Arc::new(PeerSelector {
+                namespace: namespace.cloned(),
+                peer: peer.clone(),
+            })
+        };
+        let all = found.into_iter().enumerate().map(place).collect();
+        (all, rank)
+    }
+}
+
+fn note_named_ports<'a>(
+    named_ports: &mut HashMap<(&'a str, Protocol), NamedPortUse>,
+    all: &[Arc<PeerSelector>],
+    rule: &'a Rule,
+    peers: Option<&[usize]>,
+) {
+    for port in rule.ports.iter().flatten() {
+        let Port::Named(name) = &port.port else { continue };
+        let uses = named_ports.entry((name, port.protocol)).or_default();
+        match peers {
+            None => uses.every_pod = true,
+            Some(peers) => {
+                uses.every_pod |= peers.iter().any(|&peer| matches!(all[peer].peer, Peer::Block(_)));
+                uses.selectors.extend(peers);
             }
         }
     }
