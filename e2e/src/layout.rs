@@ -21,6 +21,8 @@ pub const ETCD_PEER: &str = "http://10.77.0.1:2380";
 pub const PAUSE_IMAGE: &str = "lab.wardline.io/pause:1";
 /// The tag is what `e2e.test --list-images` of the pinned Kubernetes asks for.
 pub const AGNHOST_IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0";
+/// The echo server and its clients that tests run in pods.
+pub const TRAFFIC_IMAGE: &str = "lab.wardline.io/traffic:1";
 
 /// The directories in which a node sees its own files instead of this machine's.
 ///

@@ -20,6 +20,7 @@ pub mod control_plane;
 pub mod down;
 pub mod gobuild;
 pub mod image;
+pub mod images;
 pub mod layout;
 pub mod network;
 pub mod node;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{down, node, up};
+use wardline_e2e::{down, images, node, up};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
@@ -29,6 +29,8 @@ enum Cmd {
     Up,
     /// Take the cluster down, and check that no process, mount, interface, cgroup or pin is left
     Down,
+    /// Build Wardline's images into target/images, and import them into the nodes where the cluster is up
+    Images(images::Options),
     /// Run a command in a node's network, mount and process namespaces
     Enter {
         /// node1 or node2
@@ -64,6 +66,13 @@ fn run(command: Cmd) -> Result<()> {
             NODES.iter().find(|node| node.name == name).context("no such node")?,
         ),
         Cmd::Down => down::down(&layout),
+        Cmd::Images(options) => {
+            let built = images::build(&layout, &options)?;
+            if layout.kubeconfig().exists() {
+                images::import(&layout, &built)?;
+            }
+            Ok(())
+        }
         Cmd::Enter { node: name, command } => {
             let spec = NODES
                 .iter()
@@ -82,6 +91,6 @@ fn run(command: Cmd) -> Result<()> {
 async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
     match command {
         Cmd::Up => up::up(layout).await,
-        Cmd::Down | Cmd::Enter { .. } | Cmd::Node { .. } => Ok(()),
+        Cmd::Down | Cmd::Enter { .. } | Cmd::Images(_) | Cmd::Node { .. } => Ok(()),
     }
 }

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Wardline's own images: static binaries, a Dockerfile each, archives in `target/images`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use sha2::{Digest as _, Sha256};
+
+use crate::command::{output_of, run, stream};
+use crate::image::{Entry, Image};
+use crate::layout::{Layout, NODES, TRAFFIC_IMAGE};
+use crate::node;
+use crate::preflight::find_program;
+use crate::progress::step;
+
+/// No image may be larger, in bytes.
+const LARGEST: u64 = 30 << 20;
+
+/// The images with a Dockerfile: name, folder of the Dockerfile, package and binary.
+const IMAGES: [(&str, &str, &str); 2] = [
+    ("operator", "operator", "wardline-operator"),
+    ("node", "node-daemon", "wardline-node"),
+];
+
+/// What builds the images from the Dockerfiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Builder {
+    /// Needs no service, and no privileges beyond root's
+    Buildah,
+    /// With its daemon
+    Docker,
+    /// Like docker, without a daemon
+    Podman,
+}
+
+/// How the images are named and built.
+#[derive(Debug, Clone, Args)]
+pub struct Options {
+    /// What the names begin with: PREFIX/operator and PREFIX/node
+    #[arg(long, env = "IMAGE_PREFIX", default_value = "wardline")]
+    pub prefix: String,
+    /// The tag of the images
+    #[arg(long, env = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
+    pub version: String,
+    /// The program that builds them; the first that is installed, unless given
+    #[arg(long, env = "BUILDER")]
+    pub builder: Option<Builder>,
+}
+
+/// An image as it lies in `target/images`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// Its name with its tag.
+    pub name: String,
+    /// The docker-archive.
+    pub archive: PathBuf,
+    /// What it was made from; changes with the binary, the Dockerfile and the name.
+    pub fingerprint: String,
+}
+
+/// Builds the binaries and the images that changed, prints their sizes, and refuses what is too large.
+pub fn build(layout: &Layout, options: &Options) -> Result<Vec<Built>> {
+    let binaries = build_binaries(layout)?;
+    fs::create_dir_all(layout.images()).context("failed to create target/images")?;
+    let mut all = Vec::new();
+    for (short, folder, binary) in IMAGES {
+        let name = format!("{}/{short}:{}", options.prefix, options.version);
+        let dockerfile = layout.workspace().join(folder).join("Dockerfile");
+        let built = plan(layout, short, &name, &[&binaries.join(binary), &dockerfile])?;
+        if !is_current(&built) {
+            step(&format!("building image {name}"));
+            build_one(layout, options, &built, &binaries.join(binary), &dockerfile)?;
+            finish(&built)?;
+        }
+        all.push(built);
+    }
+    all.push(traffic(layout, &binaries.join("traffic"))?);
+    for image in &all {
+        let size = fs::metadata(&image.archive)
+            .context("failed to read the size of an image")?
+            .len();
+        #[expect(clippy::cast_precision_loss, reason = "sizes of images are far below 2^52")]
+        let mebibytes = size as f64 / f64::from(1 << 20);
+        step(&format!(
+            "  {:<36} {mebibytes:6.1} MiB  {}",
+            image.name,
+            image.archive.display()
+        ));
+        ensure!(size <= LARGEST, "{} is larger than {} MiB", image.name, LARGEST >> 20);
+    }
+    Ok(all)
+}
+
+/// Imports images into the containerd of each node of the running lab, those that it does not have yet.
+///
+/// Returns whether any was imported.
+pub fn import(layout: &Layout, images: &[Built]) -> Result<bool> {
+    let mut changed = false;
+    for image in images {
+        // The note lives as long as the nodes do: their containerds start empty.
+        let note = layout
+            .run()
+            .join(format!("{}.image", image.name.replace(['/', ':'], "_")));
+        if fs::read_to_string(&note).is_ok_and(|imported| imported == image.fingerprint) {
+            continue;
+        }
+        step(&format!("importing image {}", image.name));
+        for spec in &NODES {
+            node::import_image(layout, spec, &image.archive)?;
+        }
+        fs::write(&note, &image.fingerprint).with_context(|| format!("failed to write {}", note.display()))?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+/// Builds everything that ships as static binaries, in a target folder of its own: other flags would make Cargo build
+/// the dependencies of everyday work anew each time.
+fn build_binaries(layout: &Layout) -> Result<PathBuf> {
+    let version = run("rustc", ["-vV"])?;
+    let host = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .context("failed to read rustc's host: `rustc -vV` does not name it")?;
+    let target = layout.target().join("ship");
+    step(&format!("building static binaries for {host}"));
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(layout.workspace())
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo
+        .args(["build", "--quiet", "--profile=ship", "--target", host, "--target-dir"])
+        .arg(&target);
+    cargo.args(["--package=wardline-traffic", "--bin=traffic"]);
+    for (_, _, binary) in IMAGES {
+        cargo.arg(format!("--package={binary}")).arg(format!("--bin={binary}"));
+    }
+    stream(&mut cargo)?;
+    Ok(target.join(host).join("ship"))
+}
+
+fn plan(layout: &Layout, short: &str, name: &str, sources: &[&Path]) -> Result<Built> {
+    let mut digest = Sha256::new();
+    digest.update(name);
+    for source in sources {
+        digest.update(fs::read(source).with_context(|| format!("failed to read {}", source.display()))?);
+    }
+    let archive = layout.images().join(format!("{short}.tar"));
+    Ok(Built {
+        name: name.to_owned(),
+        archive,
+        fingerprint: format!("{:x}", digest.finalize()),
+    })
+}
+
+fn stamp(built: &Built) -> PathBuf {
+    built.archive.with_extension("stamp")
+}
+
+fn is_current(built: &Built) -> bool {
+    built.archive.is_file() && fs::read_to_string(stamp(built)).is_ok_and(|made| made == built.fingerprint)
+}
+
+fn finish(built: &Built) -> Result<()> {
+    fs::write(stamp(built), &built.fingerprint).with_context(|| format!("failed to note image {}", built.name))
+}
+
+/// The test server and client: no part of the product, so it has no Dockerfile.
+fn traffic(layout: &Layout, binary: &Path) -> Result<Built> {
+    let built = plan(layout, "traffic", TRAFFIC_IMAGE, &[binary])?;
+    if !is_current(&built) {
+        let busybox = find_program("busybox").context("failed to find busybox: install busybox-static")?;
+        let entries = [
+            Entry::Binary {
+                from: binary.to_path_buf(),
+                to: "bin/traffic",
+            },
+            Entry::Binary {
+                from: busybox,
+                to: "bin/busybox",
+            },
+            Entry::Link {
+                at: "bin/sh",
+                target: "busybox",
+            },
+        ];
+        let image = Image {
+            name: TRAFFIC_IMAGE,
+            entrypoint: &["/bin/traffic"],
+            cmd: &["serve"],
+            entries: &entries,
+        };
+        image.write(&built.archive)?;
+        finish(&built)?;
+    }
+    Ok(built)
+}
+
+fn build_one(layout: &Layout, options: &Options, built: &Built, binary: &Path, dockerfile: &Path) -> Result<()> {
+    let context = tempfile::tempdir_in(layout.images()).context("failed to make a folder for the build context")?;
+    let name = binary.file_name().context("failed to name the binary")?;
+    fs::copy(binary, context.path().join(name)).with_context(|| format!("failed to copy {}", binary.display()))?;
+    let _ = fs::remove_file(&built.archive);
+    let builder = builder(options)?;
+    let mut build = program(layout, builder);
+    match builder {
+        Builder::Buildah => build.args(["bud", "--isolation=chroot", "--quiet"]),
+        Builder::Docker | Builder::Podman => build.args(["build", "--quiet"]),
+    };
+    build
+        .arg(format!("--build-arg=VERSION={}", options.version))
+        .args(["--tag", &built.name, "--file"]);
+    output_of(build.arg(dockerfile).arg(context.path()))?;
+    let mut save = program(layout, builder);
+    let archive = built.archive.display();
+    match builder {
+        Builder::Buildah => save.args([
+            "push",
+            "--quiet",
+            &built.name,
+            &format!("docker-archive:{archive}:{}", built.name),
+        ]),
+        Builder::Docker => save.args(["save", "--output", &archive.to_string(), &built.name]),
+        Builder::Podman => save.args([
+            "save",
+            "--format=docker-archive",
+            "--output",
+            &archive.to_string(),
+            &built.name,
+        ]),
+    };
+    output_of(&mut save)?;
+    Ok(())
+}
+
+fn builder(options: &Options) -> Result<Builder> {
+    if let Some(builder) = options.builder {
+        return Ok(builder);
+    }
+    for (builder, program) in [
+        (Builder::Buildah, "buildah"),
+        (Builder::Podman, "podman"),
+        (Builder::Docker, "docker"),
+    ] {
+        if find_program(program).is_some() {
+            return Ok(builder);
+        }
+    }
+    bail!("no image builder is installed: `make deps` installs buildah")
+}
+
+fn program(layout: &Layout, builder: Builder) -> Command {
+    match builder {
+        Builder::Docker => Command::new("docker"),
+        Builder::Podman => Command::new("podman"),
+        Builder::Buildah => {
+            // Its own store, and a driver that works on any file system.
+            let mut command = Command::new("buildah");
+            command.arg("--storage-driver=vfs");
+            command.arg("--root").arg(layout.images().join("buildah"));
+            command.arg("--runroot").arg(layout.images().join("buildah-run"));
+            command
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{finish, is_current, plan};
+    use crate::layout::Layout;
+
+    #[test]
+    fn an_image_is_built_again_when_a_source_or_its_name_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("binary");
+        std::fs::write(&source, "one").unwrap();
+        let layout = Layout::of_workspace();
+        let planned = |name: &str| {
+            let mut built = plan(&layout, "x", name, &[&source]).unwrap();
+            built.archive = folder.path().join("x.tar");
+            built
+        };
+        let built = planned("x:1");
+        assert!(!is_current(&built), "there is no archive");
+        std::fs::write(&built.archive, "").unwrap();
+        assert!(!is_current(&built), "the archive is not finished");
+        finish(&built).unwrap();
+        assert!(is_current(&built));
+        assert!(!is_current(&planned("x:2")));
+        std::fs::write(&source, "two").unwrap();
+        assert!(!is_current(&planned("x:1")));
+    }
+}
