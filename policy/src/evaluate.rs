@@ -165,3 +165,6 @@ impl Edge<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,3 +18,6 @@ pub mod generate;
 pub mod lookup;
 pub mod model;
 pub mod tables;
+
+#[cfg(test)]
+mod testing;
