@@ -71,3 +71,6 @@ pub fn compile(objects: &Objects, node: &str) -> Tables {
         endpoints: by_endpoint,
     }
 }
+
+#[cfg(test)]
+mod tests;

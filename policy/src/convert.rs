@@ -203,3 +203,6 @@ fn each<S, T>(
         .map(|(index, item)| read(item).map_err(|e| e.within(format_args!("{field}[{index}]"))))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

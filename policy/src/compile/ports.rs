@@ -106,3 +106,140 @@ fn prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(first: u16, length: u8) -> u32 {
+        u32::from(first) + (1 << (16 - length)) - 1
+    }
+
+    #[test]
+    fn prefixes_make_up_exactly_the_range() {
+        for (first, last, expected) in [
+            (80, 80, vec![(80, 16)]),
+            (80, 81, vec![(80, 15)]),
+            (81, 82, vec![(81, 16), (82, 16)]),
+            (80, 90, vec![(80, 13), (88, 15), (90, 16)]),
+            (
+                1024,
+                65535,
+                vec![(1024, 6), (2048, 5), (4096, 4), (8192, 3), (16384, 2), (32768, 1)],
+            ),
+            (0, 65535, vec![(0, 0)]),
+        ] {
+            assert_eq!(prefixes(first, last), expected, "{first} to {last}");
+        }
+        let ends = [
+            1, 2, 3, 1000, 1023, 1024, 30000, 32767, 32768, 32769, 65533, 65534, 65535,
+        ];
+        for (i, first) in ends.into_iter().enumerate() {
+            for last in ends[i..].iter().copied() {
+                let found = prefixes(first, last);
+                assert!(found.len() <= 30, "{first} to {last}: {found:?}");
+                let mut next = u32::from(first);
+                for (start, length) in found {
+                    assert_eq!(u32::from(start), next);
+                    next = end(start, length) + 1;
+                }
+                assert_eq!(next, u32::from(last) + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn each_port_is_decided_by_one_entry() {
+        let exact = PortKey::Exact;
+        let prefix = |first, length| PortKey::Prefix { first, length };
+        for (why, any, ranges, exacts, expected) in [
+            ("nothing", vec![], vec![], vec![], vec![]),
+            ("any", vec![1, 0, 1], vec![], vec![], vec![(PortKey::Any, vec![0, 1])]),
+            (
+                "exact",
+                vec![],
+                vec![],
+                vec![(80, 1), (80, 0)],
+                vec![(exact(80), vec![0, 1])],
+            ),
+            (
+                "exact over any",
+                vec![2],
+                vec![],
+                vec![(80, 1)],
+                vec![(exact(80), vec![1, 2]), (PortKey::Any, vec![2])],
+            ),
+            (
+                "exact that any has already",
+                vec![1],
+                vec![],
+                vec![(80, 1)],
+                vec![(PortKey::Any, vec![1])],
+            ),
+            (
+                "range that any has already",
+                vec![1],
+                vec![(80, 81, 1)],
+                vec![],
+                vec![(PortKey::Any, vec![1])],
+            ),
+            (
+                "exact that the range has already",
+                vec![],
+                vec![(80, 81, 1)],
+                vec![(80, 1)],
+                vec![(prefix(80, 15), vec![1])],
+            ),
+            (
+                "exact in a range",
+                vec![],
+                vec![(80, 81, 1)],
+                vec![(81, 0), (82, 0)],
+                vec![(exact(81), vec![0, 1]), (exact(82), vec![0]), (prefix(80, 15), vec![1])],
+            ),
+            (
+                "ranges that overlap",
+                vec![],
+                vec![(80, 83, 0), (82, 85, 1)],
+                vec![],
+                vec![
+                    (prefix(80, 15), vec![0]),
+                    (prefix(82, 15), vec![0, 1]),
+                    (prefix(84, 15), vec![1]),
+                ],
+            ),
+            (
+                "ranges that touch",
+                vec![],
+                vec![(80, 81, 0), (82, 83, 0)],
+                vec![],
+                vec![(prefix(80, 14), vec![0])],
+            ),
+            (
+                "ranges apart",
+                vec![],
+                vec![(80, 81, 0), (84, 85, 0)],
+                vec![],
+                vec![(prefix(80, 15), vec![0]), (prefix(84, 15), vec![0])],
+            ),
+            (
+                "up to the last port",
+                vec![],
+                vec![(65534, 65535, 0)],
+                vec![],
+                vec![(prefix(65534, 15), vec![0])],
+            ),
+        ] {
+            assert_eq!(
+                Allowed {
+                    any,
+                    ranges,
+                    exact: exacts
+                }
+                .entries(),
+                expected,
+                "{why}"
+            );
+        }
+    }
+}
