@@ -27,7 +27,9 @@ fn main() -> Result<()> {
     for folder in ["include", "prog"] {
         println!("cargo::rerun-if-changed={folder}");
     }
-    build_skeleton(&root, &out)?;
+    for name in ["wardline", "bench"] {
+        build_skeleton(&root, &out, name)?;
+    }
     build_bindings(&root, &out)
 }
 
@@ -48,7 +50,7 @@ fn find_clang() -> Result<PathBuf> {
     bail!("failed to find a clang that compiles for BPF: tried {candidates:?}; install clang-19 or set CLANG")
 }
 
-fn build_skeleton(root: &Path, out: &Path) -> Result<()> {
+fn build_skeleton(root: &Path, out: &Path, name: &str) -> Result<()> {
     let mut args = vec![
         "-mcpu=v3".to_owned(),
         "-Wall".into(),
@@ -57,11 +59,11 @@ fn build_skeleton(root: &Path, out: &Path) -> Result<()> {
     ];
     args.extend(include_folders(root));
     SkeletonBuilder::new()
-        .source(root.join("prog/wardline.bpf.c"))
+        .source(root.join(format!("prog/{name}.bpf.c")))
         .clang(find_clang()?)
         .clang_args(args)
-        .build_and_generate(out.join("wardline.skel.rs"))
-        .context("failed to build the packet programs")
+        .build_and_generate(out.join(format!("{name}.skel.rs")))
+        .with_context(|| format!("failed to build prog/{name}.bpf.c"))
 }
 
 fn build_bindings(root: &Path, out: &Path) -> Result<()> {

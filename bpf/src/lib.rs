@@ -11,8 +11,10 @@
 
 pub mod abi;
 mod address;
+pub mod frame;
 mod names;
 mod policy_word;
+pub mod sandbox;
 pub mod test_run;
 
 pub use names::UnknownValue;

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Frames to run the programs over, from the Ethernet header on. The family follows from the addresses. Checksums stay
+//! zero: the programs do not look at them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// IANA protocol numbers.
+pub mod protocol {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+    pub const SCTP: u8 = 132;
+}
+
+/// TCP flags.
+pub mod flag {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// Ethertypes.
+pub mod ethertype {
+    pub const IPV4: u16 = 0x0800;
+    pub const ARP: u16 = 0x0806;
+    pub const IPV6: u16 = 0x86dd;
+}
+
+/// Bytes before the IP header.
+pub const ETHERNET_BYTES: usize = 14;
+
+/// A frame between two stations.
+pub fn ethernet(kind: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x02, 0, 0, 0, 0, 2, 0x02, 0, 0, 0, 0, 1];
+    frame.extend(kind.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// An IP packet around a payload of any protocol. The payload must be shorter than 64 KiB, and addresses of two
+/// families are taken as IPv6.
+pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => ipv4(source, destination, protocol, payload),
+        _ => ipv6(to_ipv6(source), to_ipv6(destination), protocol, payload),
+    }
+}
+
+fn to_ipv6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+}
+
+fn length(bytes: usize) -> [u8; 2] {
+    u16::try_from(bytes).unwrap_or(u16::MAX).to_be_bytes()
+}
+
+fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0];
+    packet.extend(length(20 + payload.len()));
+    packet.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(payload);
+    ethernet(ethertype::IPV4, &packet)
+}
+
+fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(length(payload.len()));
+    // Neighbour discovery is refused with any other hop limit.
+    packet.extend([protocol, 255]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(payload);
+    ethernet(ethertype::IPV6, &packet)
+}
+
+fn ports(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat()
+}
+
+/// A TCP segment without data.
+pub fn tcp(source: SocketAddr, destination: SocketAddr, flags: u8) -> Vec<u8> {
+    let mut segment = ports(source, destination);
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    ip(source.ip(), destination.ip(), protocol::TCP, &segment)
+}
+
+/// A datagram with four bytes of data.
+pub fn udp(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let mut datagram = ports(source, destination);
+    datagram.extend([0, 12, 0, 0, b'd', b'a', b't', b'a']);
+    ip(source.ip(), destination.ip(), protocol::UDP, &datagram)
+}
+
+/// An SCTP packet that is only the common header.
+pub fn sctp(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let mut packet = ports(source, destination);
+    packet.extend([0; 8]);
+    ip(source.ip(), destination.ip(), protocol::SCTP, &packet)
+}
+
+/// An ICMP or `ICMPv6` message, by the family.
+pub fn icmp(source: IpAddr, destination: IpAddr, kind: u8, rest: &[u8]) -> Vec<u8> {
+    let number = if source.is_ipv4() {
+        protocol::ICMP
+    } else {
+        protocol::ICMPV6
+    };
+    let mut message = vec![kind, 0, 0, 0];
+    message.extend(rest);
+    ip(source, destination, number, &message)
+}
+
+/// What an echo message asks or answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Echo {
+    Request,
+    Reply,
+}
+
+pub fn echo(source: IpAddr, destination: IpAddr, echo: Echo, id: u16) -> Vec<u8> {
+    let kind = match (echo, source.is_ipv4()) {
+        (Echo::Request, true) => 8,
+        (Echo::Reply, true) => 0,
+        (Echo::Request, false) => 128,
+        (Echo::Reply, false) => 129,
+    };
+    icmp(source, destination, kind, &[id.to_be_bytes(), [0, 1]].concat())
+}
+
+/// "Destination unreachable" about the packet in `quoted`, a whole frame.
+pub fn unreachable(source: IpAddr, destination: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let kind = if source.is_ipv4() { 3 } else { 1 };
+    let packet = quoted.get(ETHERNET_BYTES..).unwrap_or_default();
+    icmp(source, destination, kind, &[&[0; 4], packet].concat())
+}
+
+/// An ARP request.
+pub fn arp(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut message = vec![0, 1, 8, 0, 6, 4, 0, 1, 0x02, 0, 0, 0, 0, 1];
+    message.extend(sender.octets());
+    message.extend([0; 6]);
+    message.extend(target.octets());
+    ethernet(ethertype::ARP, &message)
+}
+
+/// A neighbour discovery message (types 133 to 137) with a target and room for a redirect's destination.
+pub fn neighbour(source: Ipv6Addr, destination: Ipv6Addr, kind: u8, target: Ipv6Addr) -> Vec<u8> {
+    let rest = [&[0; 4], target.octets().as_slice(), &[0; 16]].concat();
+    icmp(source.into(), destination.into(), kind, &rest)
+}
