@@ -205,15 +205,14 @@ fn build_one(layout: &Layout, options: &Options, built: &Built, binary: &Path, d
     fs::copy(binary, context.path().join(name)).with_context(|| format!("failed to copy {}", binary.display()))?;
     let _ = fs::remove_file(&built.archive);
     let builder = builder(options)?;
-    let mut build = program(layout, builder);
+    let mut bud = program(layout, builder);
     match builder {
-        Builder::Buildah => build.args(["bud", "--isolation=chroot", "--quiet"]),
-        Builder::Docker | Builder::Podman => build.args(["build", "--quiet"]),
+        Builder::Buildah => bud.args(["bud", "--isolation=chroot", "--quiet"]),
+        Builder::Docker | Builder::Podman => bud.args(["build", "--quiet"]),
     };
-    build
-        .arg(format!("--build-arg=VERSION={}", options.version))
+    bud.arg(format!("--build-arg=VERSION={}", options.version))
         .args(["--tag", &built.name, "--file"]);
-    output_of(build.arg(dockerfile).arg(context.path()))?;
+    output_of(bud.arg(dockerfile).arg(context.path()))?;
     let mut save = program(layout, builder);
     let archive = built.archive.display();
     match builder {

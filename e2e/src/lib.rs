@@ -15,17 +15,22 @@
 //! [`up`] starts the cluster from it and [`down`] ends it. Tests and the demo use [`cluster::Lab`], which talks to the
 //! running cluster only.
 
+pub mod cluster;
 pub mod command;
 pub mod control_plane;
 pub mod down;
+pub mod evidence;
 pub mod gobuild;
 pub mod image;
 pub mod images;
 pub mod layout;
+pub mod namespace;
 pub mod network;
 pub mod node;
 pub mod pki;
 pub mod preflight;
 pub mod process;
 pub mod progress;
+pub mod records;
+pub mod traffic;
 pub mod up;

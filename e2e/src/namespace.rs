@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A namespace for one test: made with a name of its own, removed at the end, and full of evidence when the test fails.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use serde_json::json;
+
+use crate::cluster::Lab;
+use crate::evidence;
+use crate::layout::TRAFFIC_IMAGE;
+use crate::progress::{step, wait_until};
+use crate::records::Record;
+use crate::traffic::{Attempt, Held, Protocol};
+
+/// The port that [`TestNamespace::server`] listens on.
+pub const PORT: u16 = 8080;
+
+/// How long a pod may take to be ready, and a record to be written.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A test's namespace.
+#[derive(Debug, Clone)]
+pub struct TestNamespace {
+    /// The cluster it is in.
+    pub lab: Lab,
+    /// Its name.
+    pub name: String,
+}
+
+/// Runs a test in a namespace of its own. Prints evidence if it fails, and removes the namespace either way.
+pub async fn with_namespace(hint: &str, test: impl AsyncFnOnce(&TestNamespace) -> Result<()>) -> Result<()> {
+    let lab = Lab::connect().await?;
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("failed to read the clock")?;
+    let namespace = TestNamespace {
+        lab,
+        name: format!("{hint}-{:x}", since.as_micros() & 0xffff_ffff),
+    };
+    namespace.create(&json!({})).await?;
+    let result = test(&namespace).await;
+    if result.is_err() {
+        eprintln!("{}", evidence::collect(&namespace.lab, &namespace.name).await);
+    }
+    let removed = namespace.remove().await;
+    result.and(removed)
+}
+
+impl TestNamespace {
+    /// Creates it, with annotations, and waits until pods can be created in it.
+    pub async fn create(&self, annotations: &serde_json::Value) -> Result<()> {
+        let object: Namespace =
+            serde_json::from_value(json!({"metadata": {"name": self.name, "annotations": annotations}}))
+                .context("failed to build a Namespace")?;
+        let namespaces: Api<Namespace> = Api::all(self.lab.client().clone());
+        match namespaces.create(&PostParams::default(), &object).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+            Err(error) => return Err(error).with_context(|| format!("failed to create Namespace {}", self.name)),
+        }
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.lab.client().clone(), &self.name);
+        let what = format!("the default ServiceAccount of {}", self.name);
+        wait_until(&what, PATIENCE, async || {
+            Ok(accounts.get_opt("default").await?.map(drop))
+        })
+        .await
+    }
+
+    /// Deletes it, and waits until its pods are gone, so that the next test finds a quiet node.
+    pub async fn remove(&self) -> Result<()> {
+        let pods = self.pods();
+        let at_once = DeleteParams {
+            grace_period_seconds: Some(0),
+            ..DeleteParams::default()
+        };
+        pods.delete_collection(&at_once, &ListParams::default())
+            .await
+            .context("failed to delete pods")?;
+        let namespaces: Api<Namespace> = Api::all(self.lab.client().clone());
+        namespaces
+            .delete(&self.name, &DeleteParams::default())
+            .await
+            .with_context(|| format!("failed to delete Namespace {}", self.name))?;
+        let what = format!("namespace {} to be gone", self.name);
+        wait_until(&what, PATIENCE * 2, async || {
+            Ok(namespaces.get_opt(&self.name).await?.is_none().then_some(()))
+        })
+        .await
+    }
+
+    /// Its pods.
+    pub fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.lab.client().clone(), &self.name)
+    }
+
+    /// Creates an echo server on [`PORT`] on a node, labelled `app: NAME`; ready when [`Self::ready`] says so.
+    pub async fn server(&self, name: &str, node: &str) -> Result<()> {
+        self.pod(name, node, &["serve", "--port", &PORT.to_string()]).await
+    }
+
+    /// Creates a pod to run clients in, labelled `app: NAME`. It is a server too, which does no harm.
+    pub async fn client(&self, name: &str, node: &str) -> Result<()> {
+        self.server(name, node).await
+    }
+
+    async fn pod(&self, name: &str, node: &str, args: &[&str]) -> Result<()> {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {
+                "nodeName": node,
+                "terminationGracePeriodSeconds": 0,
+                "containers": [{"name": "traffic", "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"}],
+            },
+        }))
+        .context("failed to build a Pod")?;
+        self.pods()
+            .create(&PostParams::default(), &pod)
+            .await
+            .with_context(|| format!("failed to create Pod {}/{name}", self.name))?;
+        Ok(())
+    }
+
+    /// Waits until all pods of the namespace run and have addresses.
+    pub async fn ready(&self) -> Result<()> {
+        wait_until(&format!("the pods of {}", self.name), PATIENCE, async || {
+            let pods = self.pods().list(&ListParams::default()).await?.items;
+            Ok(pods.iter().all(is_ready).then_some(()))
+        })
+        .await
+    }
+
+    /// Waits until the daemons enforce the policies that are there now: until `from` fails to reach, or reaches, `to`.
+    pub async fn until_reach(&self, from: &str, to: &str, reached: bool) -> Result<()> {
+        let expected = if reached { "admitted" } else { "refused" };
+        wait_until(&format!("{from} -> {to} to be {expected}"), PATIENCE, async || {
+            Ok((self.attempt(from, to, Protocol::Tcp).await?.ok == reached).then_some(()))
+        })
+        .await
+    }
+
+    /// The address of a pod.
+    pub async fn ip(&self, pod: &str) -> Result<IpAddr> {
+        let object = self
+            .pods()
+            .get(pod)
+            .await
+            .with_context(|| format!("failed to get Pod {}/{pod}", self.name))?;
+        let ip = object.status.and_then(|status| status.pod_ip);
+        let ip = ip.with_context(|| format!("failed to read the address of Pod {}/{pod}: it has none", self.name))?;
+        ip.parse()
+            .with_context(|| format!("failed to parse the address of Pod {}/{pod}", self.name))
+    }
+
+    /// One connection from a pod to another's [`PORT`], with a message and its echo. A refusal is a result, no error.
+    pub async fn attempt(&self, from: &str, to: &str, protocol: Protocol) -> Result<Attempt> {
+        let server = SocketAddr::new(self.ip(to).await?, PORT);
+        Attempt::make(&self.pods(), from, server, protocol).await
+    }
+
+    /// A connection from a pod to another's [`PORT`] that stays open, with a message each `interval`.
+    pub async fn hold(&self, from: &str, to: &str, protocol: Protocol, interval: Duration) -> Result<Held> {
+        let server = SocketAddr::new(self.ip(to).await?, PORT);
+        Held::open(&self.pods(), from, server, protocol, interval).await
+    }
+
+    /// The records that concern the namespace's pods.
+    pub fn records(&self) -> Result<Vec<Record>> {
+        Ok(self
+            .lab
+            .records()?
+            .into_iter()
+            .filter(|record| record.concerns(&self.name))
+            .collect())
+    }
+
+    /// Waits until the namespace's records satisfy `enough`, and returns them.
+    pub async fn records_until(&self, what: &str, enough: impl Fn(&[Record]) -> bool) -> Result<Vec<Record>> {
+        wait_until(what, PATIENCE, async || {
+            let records = self.records()?;
+            Ok(enough(&records).then_some(records))
+        })
+        .await
+    }
+
+    /// Applies YAML documents; those that name no namespace go into this one.
+    pub async fn apply(&self, yaml: &str) -> Result<()> {
+        step(&format!("  applying to {}", self.name));
+        self.lab.apply(&self.name, yaml).await
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}
