@@ -1,1 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The operator: from `Dataplane` and `NetworkLogging` to running node daemons, and back to statuses.
+//!
+//! ```text
+//!            watch                 reconcile, in stages                       API server
+//!  Dataplane ──────► dereference ► validate ► build ► apply ► update_status ─► ConfigMap, DaemonSet, status, Events
+//!  NetworkLogging ─► dereference ► validate ─────────────────► update_status ─► status, Events
+//!  DaemonSet, its Pods and ConfigMaps, DataplaneNodes ──► caches, a change of any reconciles all
+//! ```
+//!
+//! Only `dereference` (through `caches`), `apply` and `update_status` meet the API server; what lies between is pure.
+//! One replica works at a time (`lease`). An object that cannot be used changes nothing that is in force.
+
+mod announce;
+mod args;
+mod caches;
+mod context;
+mod controller;
+mod dataplane;
+mod error;
+mod http;
+mod image;
+mod lease;
+mod metrics;
+mod network_logging;
+mod nodes;
+mod run;
+#[cfg(test)]
+mod testing;
+mod undecodable;
+
+pub use args::Args;
+pub use run::run;
+
+/// Field manager of all that the operator applies, and the controller that its Events name.
+const MANAGER: &str = "wardline-operator";

@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the operator is started with. Each flag can be given as an environment variable too.
+
+use std::net::SocketAddr;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::image::Image;
+
+const EXAMPLES: &str = "\
+Examples:
+  # in a cluster, as the chart starts it
+  wardline-operator --daemon-image registry.example.com/wardline-node:v0.1.0
+
+  # at a desk, against the cluster of your kubeconfig
+  KUBECONFIG=~/.kube/config wardline-operator --namespace wardline-system --leader-elect=false --log-format text";
+
+/// Reconciles Dataplane and NetworkLogging, and rolls out the node daemon of Wardline.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "wardline-operator", version, after_help = EXAMPLES)]
+pub struct Args {
+    /// Namespace of the node daemons, their configuration and the operator's lease
+    #[arg(long, env = "POD_NAMESPACE", default_value = "wardline-system")]
+    pub namespace: String,
+
+    /// Name of this replica in the lease and in Events
+    #[arg(long, env = "POD_NAME", default_value = "wardline-operator")]
+    pub pod_name: String,
+
+    /// Image of the node daemon: REPOSITORY[:TAG][@DIGEST]; spec.daemon.image overrides its parts
+    #[arg(long, env = "WARDLINE_DAEMON_IMAGE", default_value = concat!("wardline-node:", env!("CARGO_PKG_VERSION")))]
+    pub daemon_image: Image,
+
+    /// When the node daemon's image is pulled
+    #[arg(long, env = "WARDLINE_DAEMON_PULL_POLICY", default_value = "IfNotPresent")]
+    pub daemon_pull_policy: PullPolicyArg,
+
+    /// ServiceAccount of the node daemons, which must exist
+    #[arg(long, env = "WARDLINE_DAEMON_SERVICE_ACCOUNT", default_value = "wardline-node")]
+    pub daemon_service_account: String,
+
+    /// Work only while holding the lease, so that one of several replicas works
+    #[arg(long, env = "WARDLINE_LEADER_ELECT", default_value_t = true, action = ArgAction::Set)]
+    pub leader_elect: bool,
+
+    /// Where /metrics is served
+    #[arg(long, env = "WARDLINE_METRICS_ADDRESS", default_value = "0.0.0.0:9472")]
+    pub metrics_address: SocketAddr,
+
+    /// Where /healthz and /readyz are served
+    #[arg(long, env = "WARDLINE_HEALTH_ADDRESS", default_value = "127.0.0.1:9473")]
+    pub health_address: SocketAddr,
+
+    /// Least severe message that is logged: error, warn, info, debug or trace; or a filter such as wardline_operator=debug
+    #[arg(long, env = "WARDLINE_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+
+    /// How messages are written
+    #[arg(long, env = "WARDLINE_LOG_FORMAT", default_value = "json")]
+    pub log_format: LogFormatArg,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormatArg {
+    Json,
+    Text,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicyArg {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+impl From<PullPolicyArg> for wardline_crds::PullPolicy {
+    fn from(arg: PullPolicyArg) -> Self {
+        match arg {
+            PullPolicyArg::Always => Self::Always,
+            PullPolicyArg::IfNotPresent => Self::IfNotPresent,
+            PullPolicyArg::Never => Self::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+        let args = Args::try_parse_from(["wardline-operator", "--daemon-image", "r.example/w:1"]).unwrap();
+        assert_eq!(args.daemon_image.to_string(), "r.example/w:1");
+        assert!(Args::try_parse_from(["wardline-operator", "--daemon-image", ":1"]).is_err());
+    }
+}

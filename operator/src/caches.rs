@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Copies of what the operator looks at besides its own kinds, kept by watches, and a signal when any of them changes.
+//! Every typed watch is guarded: an object that does not decode is an entry of its own, and stops nothing.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodSpec, Volume};
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::{Store, store};
+use kube::runtime::watcher::{self, Event};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use wardline_crds::DataplaneNode;
+
+use crate::dataplane::SELECTOR;
+use crate::metrics::Metrics;
+
+/// The shortest time between two signals. A plain debounce would never fire on a large cluster, where some node always
+/// changes.
+const PACE: Duration = Duration::from_secs(1);
+
+pub(crate) struct Caches {
+    pub(crate) daemon_sets: Store<DeserializeGuard<DaemonSet>>,
+    /// Pods of the daemon, with nothing in them but their node, volumes and labels.
+    pub(crate) pods: Store<DeserializeGuard<Pod>>,
+    pub(crate) config_maps: Store<PartialObjectMeta<ConfigMap>>,
+    pub(crate) nodes: Store<DeserializeGuard<DataplaneNode>>,
+    changed: watch::Receiver<u64>,
+}
+
+impl Caches {
+    /// Starts the watches as tasks that end with `stop`.
+    pub(crate) fn start(
+        client: &Client,
+        namespace: &str,
+        metrics: &Metrics,
+        stop: &CancellationToken,
+        tasks: &mut JoinSet<Result<()>>,
+    ) -> Self {
+        let (changes, changed) = watch::channel(0);
+        let spawner = Spawner {
+            changes,
+            metrics: metrics.clone(),
+            stop: stop.clone(),
+        };
+        let ours = watcher::Config::default().labels(SELECTOR);
+        let any = watcher::Config::default();
+        let pods = watcher::watcher(
+            Api::<DeserializeGuard<Pod>>::namespaced(client.clone(), namespace),
+            ours.clone(),
+        );
+        let config_maps = Api::<PartialObjectMeta<ConfigMap>>::namespaced(client.clone(), namespace);
+        let daemon_sets = Api::namespaced(client.clone(), namespace);
+        Self {
+            daemon_sets: spawner.spawn("DaemonSet", watcher::watcher(daemon_sets, ours.clone()), tasks),
+            pods: spawner.spawn("Pod", pods.modify(keep_what_is_used), tasks),
+            config_maps: spawner.spawn("ConfigMap", watcher::watcher(config_maps, ours), tasks),
+            nodes: spawner.spawn("DataplaneNode", watcher::watcher(Api::all(client.clone()), any), tasks),
+            changed,
+        }
+    }
+
+    /// Caches that a test fills itself.
+    #[cfg(test)]
+    pub(crate) fn from_stores(
+        daemon_sets: Store<DeserializeGuard<DaemonSet>>,
+        pods: Store<DeserializeGuard<Pod>>,
+        config_maps: Store<PartialObjectMeta<ConfigMap>>,
+        nodes: Store<DeserializeGuard<DataplaneNode>>,
+    ) -> Self {
+        Self {
+            daemon_sets,
+            pods,
+            config_maps,
+            nodes,
+            changed: watch::channel(0).1,
+        }
+    }
+
+    /// Waits until each copy has been filled once. Before that, absence means nothing.
+    pub(crate) async fn wait_until_ready(&self) -> Result<()> {
+        let dropped = || "failed to fill caches: a watch ended";
+        self.daemon_sets.wait_until_ready().await.with_context(dropped)?;
+        self.pods.wait_until_ready().await.with_context(dropped)?;
+        self.config_maps.wait_until_ready().await.with_context(dropped)?;
+        self.nodes.wait_until_ready().await.with_context(dropped)
+    }
+
+    /// A signal after changes, at once for the first one, then at most one each `PACE`.
+    pub(crate) fn changes(&self) -> impl Stream<Item = ()> + Send + 'static {
+        futures::stream::unfold((self.changed.clone(), false), |(mut changed, wait)| async move {
+            if wait {
+                tokio::time::sleep(PACE).await;
+            }
+            changed.changed().await.ok()?;
+            Some(((), (changed, true)))
+        })
+    }
+}
+
+struct Spawner {
+    changes: watch::Sender<u64>,
+    metrics: Metrics,
+    stop: CancellationToken,
+}
+
+impl Spawner {
+    fn spawn<K, S>(&self, kind: &'static str, events: S, tasks: &mut JoinSet<Result<()>>) -> Store<K>
+    where
+        K: Resource + Clone + Debug + Send + Sync + 'static,
+        K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+        S: Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    {
+        let (reader, writer) = store();
+        let (changes, metrics, stop) = (self.changes.clone(), self.metrics.clone(), self.stop.clone());
+        let mut events = events.default_backoff().reflect(writer).touched_objects().boxed();
+        tasks.spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    event = events.next() => event,
+                };
+                match event {
+                    Some(Ok(_)) => changes.send_modify(|n| *n += 1),
+                    Some(Err(error)) => {
+                        metrics.watch_failed(kind);
+                        tracing::warn!(kind, %error, "failed to watch; trying again");
+                    }
+                    None => anyhow::bail!("failed to watch {kind}: the stream ended"),
+                }
+            }
+        });
+        reader
+    }
+}
+
+/// A pod of the daemon is large, and of it only this is looked at.
+fn keep_what_is_used(pod: &mut DeserializeGuard<Pod>) {
+    let Ok(pod) = &mut pod.0 else { return };
+    pod.metadata.managed_fields = None;
+    pod.status = None;
+    pod.spec = pod.spec.take().map(|spec| PodSpec {
+        node_name: spec.node_name,
+        volumes: spec.volumes.map(|volumes| {
+            let volumes = volumes.into_iter().filter(|v| v.config_map.is_some());
+            volumes
+                .map(|v| Volume {
+                    name: v.name,
+                    config_map: v.config_map,
+                    ..Volume::default()
+                })
+                .collect()
+        }),
+        ..PodSpec::default()
+    });
+}
+
+/// How many objects of a cache do not decode.
+pub(crate) fn invalid<K>(store: &Store<DeserializeGuard<K>>) -> usize
+where
+    K: Resource + Clone + 'static + DeserializeOwned,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    store.state().iter().filter(|object| object.0.is_err()).count()
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What every reconciliation shares.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+
+use crate::MANAGER;
+use crate::args::Args;
+use crate::caches::Caches;
+use crate::dataplane::Applied;
+use crate::metrics::Metrics;
+
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_mins(5);
+
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) args: Args,
+    pub(crate) caches: Caches,
+    pub(crate) metrics: Metrics,
+    pub(crate) recorder: Recorder,
+    /// What was applied last, so that an unchanged DaemonSet is not sent again for each change of a node.
+    pub(crate) applied: Mutex<Option<Applied>>,
+    /// Failures in a row, by kind and name.
+    failures: Mutex<HashMap<String, u32>>,
+    /// What was last said of an object that does not decode, by kind and uid.
+    complaints: Mutex<HashMap<String, String>>,
+}
+
+impl Context {
+    pub(crate) fn new(client: Client, args: Args, caches: Caches, metrics: Metrics) -> Self {
+        let reporter = Reporter {
+            controller: MANAGER.into(),
+            instance: Some(args.pod_name.clone()),
+        };
+        Self {
+            recorder: Recorder::new(client.clone(), reporter),
+            client,
+            args,
+            caches,
+            metrics,
+            applied: Mutex::default(),
+            failures: Mutex::default(),
+            complaints: Mutex::default(),
+        }
+    }
+
+    /// How long to wait after one more failure: each time twice as long, up to five minutes.
+    pub(crate) fn backoff(&self, key: &str) -> Duration {
+        let mut failures = lock(&self.failures);
+        let count = failures.entry(key.to_owned()).or_default();
+        let wait = FIRST_RETRY.saturating_mul(1 << (*count).min(16)).min(LAST_RETRY);
+        *count += 1;
+        wait
+    }
+
+    pub(crate) fn succeeded(&self, key: &str) {
+        lock(&self.failures).remove(key);
+    }
+
+    /// Whether `message` has not been said of that object before; it has been from now on.
+    pub(crate) fn first_time(&self, key: &str, message: &str) -> bool {
+        lock(&self.complaints)
+            .insert(key.to_owned(), message.to_owned())
+            .as_deref()
+            != Some(message)
+    }
+}
+
+/// A value that a panic left behind is whole: nothing here is changed in more than one step.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From `Valid` to the objects themselves. Pure: the same input gives the same bytes, so that a hash tells a change.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet};
+use k8s_openapi::api::core::v1::{
+    AppArmorProfile, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
+    HTTPGetAction, HostPathVolumeSource, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec,
+    PodTemplateSpec, Probe, SELinuxOptions, SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use sha2::{Digest, Sha256};
+use wardline_crds::PullPolicy;
+use wardline_crds::config::CONFIG_KEY;
+
+use super::validate::Valid;
+use crate::error::Error;
+
+/// Name of the DaemonSet, and of the application in its labels.
+pub(crate) const DAEMON_SET: &str = "wardline-node";
+/// What every object of the daemon can be found by.
+pub(crate) const SELECTOR: &str = "app.kubernetes.io/name=wardline-node,app.kubernetes.io/managed-by=wardline-operator";
+
+/// The daemon runs as root, with these and nothing else:
+/// BPF for maps and programs; PERFMON for programs that the verifier lets use pointers as such; `NET_ADMIN` to attach them
+/// to interfaces and to ask for the addresses at the other end of a veth. They are enough from kernel 5.8 on, where
+/// they split off from `SYS_ADMIN`. `SYS_RESOURCE` would lift the limit on locked memory, which map memory has not
+/// counted against since 5.11.
+const CAPABILITIES: [&str; 3] = ["BPF", "NET_ADMIN", "PERFMON"];
+
+/// Pins: what enforces outlives the daemon here.
+const BPF_FS: &str = "/sys/fs/bpf";
+/// The daemon's socket, for tools and plugins on the node.
+const RUN_DIR: &str = "/run/wardline";
+const CONFIG_DIR: &str = "/etc/wardline";
+const LOOPBACK: &str = "127.0.0.1";
+
+/// The objects of the daemon.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Built {
+    pub(super) config_map: ConfigMap,
+    pub(super) daemon_set: DaemonSet,
+    /// Name of the ConfigMap.
+    pub(super) config_name: String,
+    /// Of the DaemonSet as it is sent.
+    pub(super) hash: String,
+}
+
+pub(super) fn build(valid: &Valid) -> Result<Built, Error> {
+    let yaml = valid.config.to_yaml()?;
+    let config_name = format!("{DAEMON_SET}-{}", short_hash(yaml.as_bytes()));
+    let daemon_set = daemon_set(valid, &config_name);
+    let bytes = serde_json::to_vec(&daemon_set).map_err(|source| Error::Serialise {
+        object: format!("DaemonSet {DAEMON_SET}"),
+        source,
+    })?;
+    let config_map = ConfigMap {
+        metadata: metadata(valid, config_name.clone()),
+        immutable: Some(true),
+        data: Some(BTreeMap::from([(CONFIG_KEY.to_owned(), yaml)])),
+        ..ConfigMap::default()
+    };
+    Ok(Built {
+        config_map,
+        daemon_set,
+        config_name,
+        hash: short_hash(&bytes),
+    })
+}
+
+/// Ten hexadecimal digits: 40 bits, for the few configurations that are alive at a time.
+fn short_hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .take(5)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn labels() -> BTreeMap<String, String> {
+    let labels = [
+        ("app.kubernetes.io/name", DAEMON_SET),
+        ("app.kubernetes.io/part-of", "wardline"),
+        ("app.kubernetes.io/managed-by", "wardline-operator"),
+    ];
+    labels
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn metadata(valid: &Valid, name: String) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name),
+        namespace: Some(valid.namespace.clone()),
+        labels: Some(labels()),
+        owner_references: Some(vec![valid.owner.clone()]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn daemon_set(valid: &Valid, config_name: &str) -> DaemonSet {
+    let selector = BTreeMap::from([("app.kubernetes.io/name".to_owned(), DAEMON_SET.to_owned())]);
+    let metrics_port = valid.config.metrics_address.port();
+    // For Prometheus installations that find their targets by annotation; others have the port's name.
+    let annotations = [
+        ("kubectl.kubernetes.io/default-container", "wardline-node".to_owned()),
+        ("prometheus.io/scrape", "true".to_owned()),
+        ("prometheus.io/port", metrics_port.to_string()),
+    ];
+    DaemonSet {
+        metadata: metadata(valid, DAEMON_SET.to_owned()),
+        spec: Some(DaemonSetSpec {
+            selector: LabelSelector {
+                match_labels: Some(selector),
+                ..LabelSelector::default()
+            },
+            revision_history_limit: Some(5),
+            update_strategy: Some(DaemonSetUpdateStrategy {
+                type_: Some("RollingUpdate".into()),
+                rolling_update: Some(RollingUpdateDaemonSet {
+                    max_unavailable: Some(valid.max_unavailable.clone()),
+                    max_surge: None,
+                }),
+            }),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels()),
+                    annotations: Some(
+                        annotations
+                            .into_iter()
+                            .map(|(key, value)| (key.to_owned(), value))
+                            .collect(),
+                    ),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(pod(valid, config_name)),
+            },
+            ..DaemonSetSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn pod(valid: &Valid, config_name: &str) -> PodSpec {
+    // A node is never too broken for its policies, and the daemon may be what makes it ready.
+    let everywhere = Toleration {
+        operator: Some("Exists".into()),
+        ..Toleration::default()
+    };
+    let secrets = valid
+        .pull_secrets
+        .iter()
+        .map(|name| LocalObjectReference { name: name.clone() });
+    PodSpec {
+        service_account_name: Some(valid.service_account.clone()),
+        // On the host network the daemon sees the pods' host-side interfaces, and works before any other network does.
+        host_network: Some(true),
+        dns_policy: Some("ClusterFirstWithHostNet".into()),
+        priority_class_name: Some(valid.priority_class.clone()).filter(|name| !name.is_empty()),
+        node_selector: Some(valid.node_selector.clone()).filter(|labels| !labels.is_empty()),
+        tolerations: Some(
+            std::iter::once(everywhere)
+                .chain(valid.tolerations.iter().cloned())
+                .collect(),
+        ),
+        image_pull_secrets: Some(secrets.collect()).filter(|secrets: &Vec<_>| !secrets.is_empty()),
+        termination_grace_period_seconds: Some(10),
+        security_context: Some(PodSecurityContext {
+            run_as_user: Some(0),
+            run_as_group: Some(0),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".into(),
+                localhost_profile: None,
+            }),
+            ..PodSecurityContext::default()
+        }),
+        containers: vec![container(valid)],
+        volumes: Some(vec![
+            Volume {
+                name: "config".into(),
+                config_map: Some(ConfigMapVolumeSource {
+                    name: config_name.to_owned(),
+                    ..Default::default()
+                }),
+                ..Volume::default()
+            },
+            host_path("bpf", BPF_FS, "Directory"),
+            host_path("run", RUN_DIR, "DirectoryOrCreate"),
+            host_path("log", &log_dir(valid), "DirectoryOrCreate"),
+        ]),
+        ..PodSpec::default()
+    }
+}
+
+fn container(valid: &Valid) -> Container {
+    let metrics_port = i32::from(valid.config.metrics_address.port());
+    let log_dir = log_dir(valid);
+    Container {
+        name: "wardline-node".into(),
+        image: Some(valid.image.clone()),
+        image_pull_policy: Some(pull_policy(valid.pull_policy).into()),
+        command: Some(vec!["/wardline-node".into()]),
+        args: Some(vec!["--config".into(), format!("{CONFIG_DIR}/{CONFIG_KEY}")]),
+        env: Some(environment(valid)),
+        ports: Some(vec![ContainerPort {
+            name: Some("metrics".into()),
+            container_port: metrics_port,
+            ..ContainerPort::default()
+        }]),
+        resources: Some(valid.resources.clone()),
+        security_context: Some(security_context()),
+        // Start-up loads programs and fills tables, which may take a while on a large cluster; kubelet waits two minutes.
+        startup_probe: Some(Probe {
+            failure_threshold: Some(60),
+            period_seconds: Some(2),
+            ..probe(valid, "/healthz")
+        }),
+        liveness_probe: Some(Probe {
+            failure_threshold: Some(6),
+            period_seconds: Some(10),
+            timeout_seconds: Some(5),
+            ..probe(valid, "/healthz")
+        }),
+        readiness_probe: Some(Probe {
+            failure_threshold: Some(2),
+            period_seconds: Some(5),
+            ..probe(valid, "/readyz")
+        }),
+        volume_mounts: Some(vec![
+            VolumeMount {
+                read_only: Some(true),
+                ..mount("config", CONFIG_DIR)
+            },
+            mount("bpf", BPF_FS),
+            mount("run", RUN_DIR),
+            mount("log", &log_dir),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn security_context() -> SecurityContext {
+    SecurityContext {
+        privileged: Some(false),
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".into()]),
+            add: Some(CAPABILITIES.map(Into::into).to_vec()),
+        }),
+        // The container runtimes' default AppArmor profile forbids writing below /sys/fs/bpf, and the default SELinux type
+        // has no right to bpf(2); neither setting does anything on nodes without them.
+        app_armor_profile: Some(AppArmorProfile {
+            type_: "Unconfined".into(),
+            localhost_profile: None,
+        }),
+        se_linux_options: Some(SELinuxOptions {
+            type_: Some("spc_t".into()),
+            ..SELinuxOptions::default()
+        }),
+        ..SecurityContext::default()
+    }
+}
+
+fn environment(valid: &Valid) -> Vec<EnvVar> {
+    let plain = |name: &str, value: String| EnvVar {
+        name: name.into(),
+        value: Some(value),
+        value_from: None,
+    };
+    let field = |name: &str, path: &str| EnvVar {
+        name: name.into(),
+        value: None,
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                api_version: Some("v1".into()),
+                field_path: path.into(),
+            }),
+            ..EnvVarSource::default()
+        }),
+    };
+    let mut environment = vec![field("NODE_NAME", "spec.nodeName"), field("POD_NAME", "metadata.name")];
+    let api_server = &valid.config.api_server;
+    if !api_server.host.is_empty() {
+        environment.push(plain("KUBERNETES_SERVICE_HOST", api_server.host.clone()));
+        environment.push(plain("KUBERNETES_SERVICE_PORT", api_server.port.to_string()));
+    }
+    environment
+}
+
+fn probe(valid: &Valid, path: &str) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            host: Some(LOOPBACK.into()),
+            path: Some(path.into()),
+            port: IntOrString::Int(i32::from(valid.config.health_address.port())),
+            ..HTTPGetAction::default()
+        }),
+        ..Probe::default()
+    }
+}
+
+fn host_path(name: &str, path: &str, type_: &str) -> Volume {
+    Volume {
+        name: name.into(),
+        host_path: Some(HostPathVolumeSource {
+            path: path.into(),
+            type_: Some(type_.into()),
+        }),
+        ..Volume::default()
+    }
+}
+
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        ..VolumeMount::default()
+    }
+}
+
+/// The log's directory, the same inside the daemon as on the node; validation has seen that there is one.
+fn log_dir(valid: &Valid) -> String {
+    valid
+        .config
+        .logging
+        .file
+        .path
+        .parent()
+        .unwrap_or(Path::new("/var/log/network"))
+        .display()
+        .to_string()
+}
+
+fn pull_policy(policy: PullPolicy) -> &'static str {
+    match policy {
+        PullPolicy::Always => "Always",
+        PullPolicy::IfNotPresent => "IfNotPresent",
+        PullPolicy::Never => "Never",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use wardline_crds::{Dataplane, DataplaneSpec};
+
+    use super::super::validate::validate;
+    use super::*;
+    use crate::testing;
+
+    fn built(spec: &str) -> Built {
+        let mut dataplane = Dataplane::new("default", serde_yaml::from_str::<DataplaneSpec>(spec).unwrap());
+        dataplane.metadata.uid = Some("0f0e0d0c-0b0a-0908-0706-050403020100".into());
+        build(&validate(&dataplane, &testing::args()).unwrap()).unwrap()
+    }
+
+    /// The whole of what is applied, as a reviewer reads it. `WARDLINE_WRITE_GOLDEN=1` writes the files anew.
+    #[test]
+    fn objects_are_as_committed() {
+        let full = "
+            policy: {enforcement: Audit, sourceAddressCheck: Enforce}
+            logging: {clusterName: prod, denyAggregationSeconds: 30, file: {path: /var/log/wardline/policy.log, maxSize: 1Mi, maxFiles: 2}}
+            limits: {connections: 65536}
+            apiServer: {host: 10.0.0.1, port: 443}
+            daemon:
+              image: {repository: r.example/node, tag: v2, pullPolicy: Always}
+              imagePullSecrets: [{name: pull}]
+              rollout: {maxUnavailable: 10%}
+              nodeSelector: {pool: a}
+              tolerations: [{key: gpu, operator: Exists, effect: NoExecute}]
+              resources: {requests: {cpu: 100m, memory: 128Mi}, limits: {memory: 1Gi}}
+              priorityClassName: high
+              logLevel: Debug";
+        for (file, spec) in [("defaults.yaml", "{}"), ("full.yaml", full)] {
+            let built = built(spec);
+            let config_map = serde_yaml::to_string(&built.config_map).unwrap();
+            let daemon_set = serde_yaml::to_string(&built.daemon_set).unwrap();
+            let found = format!("# SPDX-License-Identifier: Apache-2.0\n{config_map}---\n{daemon_set}");
+            let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/golden")
+                .join(file);
+            if std::env::var_os("WARDLINE_WRITE_GOLDEN").is_some() {
+                std::fs::write(&path, &found).unwrap();
+            }
+            let expected = std::fs::read_to_string(&path).unwrap();
+            assert!(found == expected, "{} is not what is built:\n{found}", path.display());
+        }
+    }
+
+    #[test]
+    fn names_follow_the_configuration_only() {
+        let base = built("{}");
+        assert_eq!(built("{}"), base);
+        let image = built("{daemon: {image: {tag: v2}}}");
+        assert_eq!(image.config_name, base.config_name);
+        assert_ne!(image.hash, base.hash);
+        assert_ne!(built("{policy: {enforcement: Audit}}").config_name, base.config_name);
+    }
+
+    #[test]
+    fn the_selector_finds_what_is_labelled() {
+        let labels: Vec<String> = labels()
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        assert!(
+            SELECTOR.split(',').all(|label| labels.contains(&label.to_owned())),
+            "{labels:?}"
+        );
+    }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From a `Dataplane` and the operator's own settings to the only input of `build`. Pure.
+
+use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::{Resource, ResourceExt};
+use std::collections::BTreeMap;
+use wardline_crds::config::DaemonConfig;
+use wardline_crds::validate::{self, SpecError};
+use wardline_crds::{Dataplane, PullPolicy, Resources};
+
+use crate::args::Args;
+
+/// What the DaemonSet and its ConfigMap are made of.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Valid {
+    pub(super) owner: OwnerReference,
+    pub(super) namespace: String,
+    pub(super) service_account: String,
+    pub(super) config: DaemonConfig,
+    pub(super) image: String,
+    pub(super) pull_policy: PullPolicy,
+    pub(super) pull_secrets: Vec<String>,
+    pub(super) max_unavailable: IntOrString,
+    pub(super) node_selector: BTreeMap<String, String>,
+    pub(super) tolerations: Vec<Toleration>,
+    pub(super) resources: ResourceRequirements,
+    pub(super) priority_class: String,
+}
+
+pub(super) fn validate(dataplane: &Dataplane, args: &Args) -> Result<Valid, SpecError> {
+    validate::name("Dataplane", &dataplane.name_any())?;
+    let daemon = &dataplane.spec.daemon;
+    Ok(Valid {
+        config: DaemonConfig::from_spec(&dataplane.spec)?,
+        owner: dataplane
+            .controller_owner_ref(&())
+            .map(without_block)
+            .unwrap_or_default(),
+        namespace: args.namespace.clone(),
+        service_account: args.daemon_service_account.clone(),
+        image: args.daemon_image.with(&daemon.image).to_string(),
+        pull_policy: daemon
+            .image
+            .pull_policy
+            .unwrap_or_else(|| args.daemon_pull_policy.into()),
+        pull_secrets: daemon
+            .image_pull_secrets
+            .iter()
+            .map(|secret| secret.name.clone())
+            .collect(),
+        max_unavailable: daemon.rollout.max_unavailable.clone(),
+        node_selector: daemon.node_selector.clone(),
+        tolerations: daemon.tolerations.clone(),
+        resources: resources(&daemon.resources),
+        priority_class: daemon.priority_class_name.clone(),
+    })
+}
+
+/// Blocking the owner's deletion would need the right to set finalizers on it, and gains nothing.
+fn without_block(owner: OwnerReference) -> OwnerReference {
+    OwnerReference {
+        block_owner_deletion: None,
+        ..owner
+    }
+}
+
+fn resources(spec: &Resources) -> ResourceRequirements {
+    let some = |map: &BTreeMap<_, _>| (!map.is_empty()).then(|| map.clone());
+    ResourceRequirements {
+        requests: some(&spec.requests),
+        limits: some(&spec.limits),
+        claims: None,
+    }
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the nodes say of themselves, put together: the `DataplaneNode` of each node that has a daemon pod. One that was
+//! left behind by a daemon that has moved away counts nowhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wardline_crds::condition;
+
+use crate::caches::Caches;
+
+/// How many nodes a message names; the rest is a number.
+const NAMED: usize = 3;
+/// Characters of one node's own message that are repeated.
+const QUOTED: usize = 200;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Nodes {
+    reports: BTreeMap<String, Report>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) version: String,
+    pub(crate) applied_generation: i64,
+    /// Why the node is degraded, in its own words.
+    pub(crate) degraded: Option<String>,
+}
+
+impl Nodes {
+    pub(crate) fn gather(caches: &Caches) -> Self {
+        let pods = caches.pods.state();
+        let with_daemon: BTreeSet<&str> = pods
+            .iter()
+            .filter_map(|pod| pod.0.as_ref().ok()?.spec.as_ref()?.node_name.as_deref())
+            .collect();
+        let mut reports = BTreeMap::new();
+        for object in caches.nodes.state() {
+            let (name, report) = match &object.0 {
+                Ok(node) => {
+                    let status = node.status.clone().unwrap_or_default();
+                    let degraded = condition::find(&status.conditions, "Degraded").filter(|c| c.status == "True");
+                    let report = Report {
+                        version: status.version.clone(),
+                        applied_generation: status.logging.applied_generation,
+                        degraded: degraded.map(|c| format!("{}: {}", c.reason, c.message)),
+                    };
+                    (&node.metadata.name, report)
+                }
+                Err(invalid) => {
+                    let degraded = Some(format!("its DataplaneNode does not decode: {}", invalid.error));
+                    (
+                        &invalid.metadata.name,
+                        Report {
+                            degraded,
+                            ..Report::default()
+                        },
+                    )
+                }
+            };
+            if let Some(name) = name.as_ref().filter(|name| with_daemon.contains(name.as_str())) {
+                reports.insert(name.clone(), report);
+            }
+        }
+        Self { reports }
+    }
+
+    pub(crate) fn degraded(&self) -> i32 {
+        count(self.reports.values().filter(|report| report.degraded.is_some()))
+    }
+
+    /// Nodes whose daemon has applied that generation of the `NetworkLogging`.
+    pub(crate) fn applied(&self, generation: i64) -> i32 {
+        count(
+            self.reports
+                .values()
+                .filter(|report| report.applied_generation == generation),
+        )
+    }
+
+    /// The versions that run, joined by commas: more than one while a new one is rolled out.
+    pub(crate) fn versions(&self) -> String {
+        let versions: BTreeSet<&str> = self.reports.values().map(|report| report.version.as_str()).collect();
+        versions
+            .into_iter()
+            .filter(|version| !version.is_empty())
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+
+    /// Which nodes are degraded and why; empty where none is.
+    pub(crate) fn degraded_message(&self) -> String {
+        let mut degraded = self
+            .reports
+            .iter()
+            .filter_map(|(name, report)| Some((name, report.degraded.as_ref()?)));
+        let named: Vec<String> = degraded
+            .by_ref()
+            .take(NAMED)
+            .map(|(name, why)| format!("{name}: {}", cut(why)))
+            .collect();
+        let more = degraded.count();
+        let mut message = named.join("; ");
+        if more > 0 {
+            message.push_str(&format!("; and {more} more"));
+        }
+        message
+    }
+}
+
+fn count(items: impl Iterator) -> i32 {
+    i32::try_from(items.count()).unwrap_or(i32::MAX)
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(reports: &[(&str, &str, i64, Option<&str>)]) -> Nodes {
+        let report = |(name, version, generation, degraded): &(&str, &str, i64, Option<&str>)| {
+            let report = Report {
+                version: (*version).into(),
+                applied_generation: *generation,
+                degraded: degraded.map(Into::into),
+            };
+            ((*name).to_owned(), report)
+        };
+        Nodes {
+            reports: reports.iter().map(report).collect(),
+        }
+    }
+
+    #[test]
+    fn sums() {
+        let nodes = nodes(&[
+            ("a", "0.1.0", 1, None),
+            ("b", "0.2.0", 2, Some("Full: rules")),
+            ("c", "0.2.0", 2, None),
+            ("d", "", 0, None),
+        ]);
+        assert_eq!((nodes.degraded(), nodes.applied(2), nodes.applied(3)), (1, 2, 0));
+        assert_eq!(nodes.versions(), "0.1.0,0.2.0");
+        assert_eq!(nodes.degraded_message(), "b: Full: rules");
+    }
+
+    #[test]
+    fn a_message_names_a_few_nodes() {
+        let long = "é".repeat(QUOTED + 1);
+        let nodes = nodes(&[
+            ("a", "", 0, Some("x")),
+            ("b", "", 0, Some(&long)),
+            ("c", "", 0, Some("x")),
+            ("d", "", 0, Some("x")),
+            ("e", "", 0, Some("x")),
+        ]);
+        assert_eq!(
+            nodes.degraded_message(),
+            format!("a: x; b: {}…; c: x; and 2 more", "é".repeat(QUOTED))
+        );
+        assert_eq!(Nodes::default().degraded_message(), "");
+    }
+}
