@@ -16,7 +16,7 @@
 
 use std::net::IpAddr;
 
-use crate::model::{Direction, IpBlock, ObjectName, Objects, Peer, Pod, Policy, Port, PortMatch, Protocol, Rule};
+use crate::model::{Direction, ObjectName, Objects, Peer, Pod, Policy, Port, PortMatch, Protocol, Rule};
 use crate::tables::{Allowing, Attribution, PolicyRef};
 
 /// A new flow as one pod's edge sees it.
@@ -126,7 +126,7 @@ impl Edge<'_> {
 
     fn peer_matches(&self, policy: &Policy, peer: &Peer) -> bool {
         match peer {
-            Peer::Block(block) => IpBlock::contains(block, &self.flow.remote),
+            Peer::Block(block) => block.contains(&self.flow.remote),
             Peer::Pods { namespaces, pods } => self.remote.is_some_and(|(name, pod)| {
                 let namespace = match namespaces {
                     None => name.namespace == policy.name.namespace,

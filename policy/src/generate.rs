@@ -37,7 +37,7 @@ pub const NODE: &str = "node1";
 const NAMESPACES: &[&str] = &["a", "b", "c"];
 const KEYS: &[&str] = &["app", "tier"];
 const VALUES: &[&str] = &["x", "y", "z"];
-const PORT_NAMES: &[&str] = &["http", "dns", "admin"];
+const PORT_NAMES: &[&str] = &["http", "dns"];
 /// Both ends of the port space, and some that stand together.
 const PORTS: &[u16] = &[1, 2, 53, 79, 80, 81, 443, 1023, 1024, 8080, 32767, 32768, 65534, 65535];
 /// TCP, UDP, SCTP, ICMP, `ICMPv6`, GRE.

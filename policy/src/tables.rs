@@ -24,7 +24,8 @@ use crate::model::{Direction, ObjectName, Peer, Policy, Protocol};
 pub struct Tables {
     /// Addresses that some pod selector matches, and their class. Others are looked up in `cidrs`.
     pub peers: BTreeMap<IpAddr, Arc<Class>>,
-    /// Classes by longest prefix; an address that is in none has the default class.
+    /// Classes by longest prefix; an address that is in none has the default class. Safe to load with IPv4 mapped into
+    /// `::ffff:0:0/96`: where an IPv6 prefix contains all of that, `0.0.0.0/0` is here too.
     pub cidrs: BTreeMap<IpNet, Arc<Class>>,
     /// All tables in use, each once.
     pub tables: BTreeMap<TableKey, Table>,

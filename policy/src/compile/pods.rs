@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use crate::model::{Labels, ObjectName, Objects, Operator, Pod, Selector};
 
+/// Below this many pods, looking at each is cheaper than the index by label.
+const WORTH_AN_INDEX: usize = 512;
+
 pub(super) struct PodIndex<'a> {
     /// Sorted by name, so that those of a namespace are neighbours.
     pub(super) pods: Vec<(&'a ObjectName, &'a Pod)>,
     namespaces: &'a BTreeMap<Arc<str>, Labels>,
     by_namespace: HashMap<&'a str, Range<usize>>,
-    /// Pods that carry a label; made when the first selector spans enough pods for it to pay.
+    /// Pods that carry a label; made when the first selector spans [`WORTH_AN_INDEX`] pods.
     by_label: OnceCell<HashMap<(&'a str, &'a str), Vec<usize>>>,
 }
 
@@ -52,8 +55,6 @@ impl<'a> PodIndex<'a> {
     }
 
     fn select(&self, ranges: &[Range<usize>], selector: &Selector) -> Vec<usize> {
-        /// Below this many pods, looking at each is cheaper than the index by label.
-        const WORTH_AN_INDEX: usize = 512;
         let scanned = ranges.iter().map(Range::len).sum::<usize>();
         let matches = |index: &usize| selector.matches(&self.pods[*index].1.labels);
         if scanned >= WORTH_AN_INDEX
@@ -107,5 +108,94 @@ impl<'a> PodIndex<'a> {
         same_address
             .filter_map(|claims| if let [only] = claims { Some(*only) } else { None })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Requirement;
+
+    /// Pods of three namespaces, one of which is not known, enough for the index by label.
+    fn many() -> Objects {
+        let labels = |pairs: &[(&str, String)]| {
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), v.clone()))
+                .collect::<Labels>()
+        };
+        let mut objects = Objects::default();
+        for namespace in ["a", "b"] {
+            objects
+                .namespaces
+                .insert(namespace.into(), labels(&[("name", namespace.to_owned())]));
+        }
+        for n in 0..3 * WORTH_AN_INDEX {
+            let labels = labels(&[("app", format!("app-{}", n % 7)), ("tier", format!("tier-{}", n % 3))]);
+            let pod = Pod {
+                labels,
+                addresses: Vec::new(),
+                node: "n".into(),
+                ports: Vec::new(),
+            };
+            objects.pods.insert(
+                ObjectName::new(["a", "b", "c"][n % 3], format!("pod-{n}")),
+                Arc::new(pod),
+            );
+        }
+        objects
+    }
+
+    fn select(requirements: Vec<(&str, Operator)>) -> Selector {
+        let requirement = |(key, operator): (&str, Operator)| Requirement {
+            key: key.into(),
+            operator,
+        };
+        Selector {
+            requirements: requirements.into_iter().map(requirement).collect(),
+        }
+    }
+
+    #[test]
+    fn the_index_by_label_selects_as_a_scan_does() {
+        let objects = many();
+        let among = |values: &[&str]| Operator::In(values.iter().map(|v| (*v).into()).collect());
+        let selectors = [
+            select(vec![]),
+            select(vec![("app", among(&["app-1"]))]),
+            select(vec![("app", among(&["app-1", "app-5", "none"]))]),
+            select(vec![("app", among(&["app-1"])), ("tier", among(&["tier-0", "tier-2"]))]),
+            select(vec![
+                ("app", Operator::NotIn(vec!["app-2".into()])),
+                ("tier", among(&["tier-1"])),
+            ]),
+            select(vec![("app", Operator::Exists)]),
+        ];
+        for namespaces in [select(vec![]), select(vec![("name", among(&["b"]))])] {
+            for selector in &selectors {
+                let index = PodIndex::new(&objects);
+                let known = |name: &ObjectName| {
+                    objects
+                        .namespaces
+                        .get(&name.namespace)
+                        .is_some_and(|labels| namespaces.matches(labels))
+                };
+                let all = index.pods.iter().enumerate();
+                let expected: Vec<usize> = all
+                    .filter(|(_, (name, pod))| known(name) && selector.matches(&pod.labels))
+                    .map(|(index, _)| index)
+                    .collect();
+                assert_eq!(
+                    index.across(&namespaces, selector),
+                    expected,
+                    "{namespaces:?} {selector:?}"
+                );
+                let has_in = selector
+                    .requirements
+                    .iter()
+                    .any(|r| matches!(r.operator, Operator::In(_)));
+                assert_eq!(index.by_label.get().is_some(), has_in, "{selector:?}");
+            }
+        }
     }
 }

@@ -340,6 +340,16 @@ fn named_ports_are_those_of_the_pod_that_is_connected_to() {
             ("web < db tcp/80", "deny p"),
         ],
     );
+    // A name that two protocols share means another port in each.
+    check_ingress(
+        "[{ports: [{port: http}, {port: http, protocol: UDP}]}]",
+        &[
+            ("db < web tcp/80", "allow p[0]"),
+            ("db < web udp/53", "allow p[0]"),
+            ("db < web tcp/53", "deny p"),
+            ("db < web udp/80", "deny p"),
+        ],
+    );
     // Egress: the peer's. What is no pod has no names, whatever block it is in.
     check_egress(
         "[{ports: [{port: http}]}, {to: [{ipBlock: {cidr: 10.0.1.0/24}}], ports: [{port: http}]}, \
