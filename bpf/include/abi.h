@@ -28,6 +28,8 @@ enum abi_limit {
 	MAX_ENDPOINTS = 2048,
 	/* Two directions an endpoint. */
 	MAX_SLOTS = 4096,
+	/* Places in front of the endpoints' hash: a power of two, and enough that few interfaces share one. */
+	NEAR_ENDPOINTS = 4096,
 	/* One allow event and its ring header are 72 bytes: 8 MiB hold 116,508 of them. */
 	RING_BYTES = 8388608,
 	/* Ticks of conntrack_entry.last_seen: 2^30 ns, 1.07 s. */
@@ -109,6 +111,17 @@ struct endpoint {
 	__u32 pad;
 	struct address v4; /* all zero: none */
 	struct address v6; /* all zero: none */
+};
+
+/*
+ * The hash `endpoints` knows them all, by ifindex. In front of it is the array `near_endpoints`, where each has one
+ * possible place, ifindex % NEAR_ENDPOINTS, for whoever comes first: the hash alone costs more than half of an empty
+ * program. Written in two steps, first with ifindex 0, then with its own, so that no packet sees half of it; taken
+ * away by writing ifindex 0, before the hash's entry goes. An empty place is never wrong, only slower.
+ */
+struct near_endpoint {
+	__u32 ifindex;
+	struct endpoint endpoint;
 };
 
 /* --- conntrack ------------------------------------------------------------------------------------------------ */
@@ -278,6 +291,7 @@ struct allow_event {
 
 _Static_assert(sizeof(struct address) == 16, "address");
 _Static_assert(sizeof(struct endpoint) == 48, "endpoint");
+_Static_assert(sizeof(struct near_endpoint) == 52, "near_endpoint");
 _Static_assert(sizeof(struct conntrack_key) == 44, "a hole in the key would make equal flows differ");
 _Static_assert(sizeof(struct conntrack_entry) == 16, "conntrack_entry");
 _Static_assert(sizeof(struct peer_key) == 20, "peer_key");

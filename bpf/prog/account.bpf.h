@@ -136,7 +136,7 @@ static __noinline bool record_deny(const struct endpoint *endpoint, struct flow 
 	if (!is_deny_logged(endpoint, flow))
 		return false;
 	if (!flow->now)
-		flow->now = bpf_ktime_get_coarse_ns();
+		set_time(flow);
 	key.table = word_table(flow->word);
 	share = bpf_map_lookup_elem(&deny_shares, &index);
 	if (share && !add_to_aggregate(flow, &key, share))

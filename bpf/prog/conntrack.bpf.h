@@ -13,6 +13,7 @@
  * one of the two changes; what can be lost is a FIN, and the entry then waits for its timeout.
  */
 
+#include "clock.bpf.h"
 #include "endpoint.bpf.h"
 
 struct {

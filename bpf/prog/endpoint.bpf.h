@@ -12,8 +12,20 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NEAR_ENDPOINTS);
+	__type(key, __u32); /* ifindex % NEAR_ENDPOINTS */
+	__type(value, struct near_endpoint);
+} near_endpoints SEC(".maps");
+
 static __always_inline const struct endpoint *find_endpoint(__u32 ifindex)
 {
+	__u32 place = ifindex % NEAR_ENDPOINTS;
+	const struct near_endpoint *near = bpf_map_lookup_elem(&near_endpoints, &place);
+
+	if (near && near->ifindex == ifindex)
+		return &near->endpoint;
 	return bpf_map_lookup_elem(&endpoints, &ifindex);
 }
 

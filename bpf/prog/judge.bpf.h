@@ -115,8 +115,7 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
 	struct conntrack_entry entry, next;
 
-	flow->now = bpf_ktime_get_coarse_ns();
-	flow->tick = flow->now >> TICK_SHIFT;
+	set_time(flow);
 	if (!found)
 		return judge_new(skb, endpoint, flow, false);
 	entry = *found;

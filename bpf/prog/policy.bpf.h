@@ -137,7 +137,7 @@ static __always_inline const struct rule *find_rule(const struct rule_key *wante
  *   6. A rule for any port, or for protocols without ports          POLICY
  *   7. Otherwise                                                    DEFAULT_DENY
  */
-static __noinline __u32 decide(const struct endpoint *endpoint, struct flow *flow)
+static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow *flow)
 {
 	struct rule_key key = {};
 	const struct rule *rule;

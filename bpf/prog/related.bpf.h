@@ -123,8 +123,7 @@ static __noinline __u32 judge_error(struct __sk_buff *skb, const struct endpoint
 	struct conntrack_key quoted = { .endpoint = flow->key.endpoint };
 	__u32 reason;
 
-	flow->now = bpf_ktime_get_coarse_ns();
-	flow->tick = flow->now >> TICK_SHIFT;
+	set_time(flow);
 	if (flow->key.protocol == IP_ICMP)
 		reason = read_quoted_ipv4(skb, flow, to_pod, &quoted);
 	else

@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
     Address, AllowEvent, CidrKey, ConntrackEntry, ConntrackKey, Counters, DenyEntry, DenyKey, DenyShare, Direction,
-    Endpoint, Peer, PeerKey, RangeKey, Rule, RuleKey, Settings,
+    Endpoint, NEAR_ENDPOINTS, NearEndpoint, Peer, PeerKey, RangeKey, Rule, RuleKey, Settings,
 };
 use crate::test_run::{self, Frame, Outcome};
 use crate::{WardlineSkel, WardlineSkelBuilder};
@@ -125,11 +125,29 @@ impl Sandbox {
         test_run::run(self.program(direction), frame, 1)
     }
 
+    /// In both of its maps.
     pub fn set_endpoint(&self, ifindex: u32, endpoint: &Endpoint) -> libbpf_rs::Result<()> {
-        write(&self.skel.maps.endpoints, &ifindex, endpoint)
+        let place = ifindex % NEAR_ENDPOINTS;
+        let near = |ifindex| NearEndpoint {
+            ifindex,
+            endpoint: *endpoint,
+        };
+        write(&self.skel.maps.endpoints, &ifindex, endpoint)?;
+        write(&self.skel.maps.near_endpoints, &place, &near(0))?;
+        write(&self.skel.maps.near_endpoints, &place, &near(ifindex))
+    }
+
+    /// Leaves it to the hash, as if another interface had its place.
+    pub fn vacate_near_endpoint(&self, ifindex: u32) -> libbpf_rs::Result<()> {
+        write(
+            &self.skel.maps.near_endpoints,
+            &(ifindex % NEAR_ENDPOINTS),
+            &NearEndpoint::default(),
+        )
     }
 
     pub fn remove_endpoint(&self, ifindex: u32) -> libbpf_rs::Result<()> {
+        self.vacate_near_endpoint(ifindex)?;
         self.skel.maps.endpoints.delete(ifindex.as_bytes())
     }
 
