@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::pods::PodIndex;
-use crate::model::{Direction, ObjectName, Objects, Pod, Policy, Port, Protocol, Rule};
+use crate::model::{Direction, NamedPort, ObjectName, Objects, Pod, Policy, Port, PortMatch, Protocol, Rule};
 use crate::tables::TableKey;
 
 /// What a named port means at a pod.
@@ -114,10 +114,9 @@ fn meant_by(isolation: &Isolation<'_>, endpoint: &Pod) -> NamedPorts {
     if isolation.direction == Direction::Egress || endpoint.ports.is_empty() {
         return NamedPorts::new();
     }
-    let named = |rule: &Rule, port: &crate::model::NamedPort| {
-        let matches = |m: &crate::model::PortMatch| {
-            m.protocol == port.protocol && matches!(&m.port, Port::Named(name) if *name == port.name)
-        };
+    let named = |rule: &Rule, port: &NamedPort| {
+        let matches =
+            |m: &PortMatch| m.protocol == port.protocol && matches!(&m.port, Port::Named(name) if *name == port.name);
         rule.ports.iter().flatten().any(matches)
     };
     endpoint
