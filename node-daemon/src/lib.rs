@@ -1,1 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
+//! The node daemon: keeps the kernel as the cluster asks, and writes down what the kernel decided.
+//!
+//! ```text
+//! watch (kube streams) --\
+//!                         > index (pure state) -> datapath (kernel)        control thread
+//! interfaces (rtnetlink) /                            |
+//!                                          ring, deny table
+//!                                                     |
+//!                     names (what ids mean) -> events -> policy log        events thread
+//! ```
+
+pub mod api;
+pub mod args;
+pub mod control;
+pub mod datapath;
+pub mod events;
+pub mod index;
+pub mod interfaces;
+mod mapping;
+pub mod metrics;
+pub mod names;
+pub mod preflight;
+pub mod run;
+pub mod status;
+mod watch;

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The control thread: what the cluster and the node say goes in, in order; the kernel is brought to the state that
+//! follows. One thread owns index and datapath, so that no two changes can mix.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use wardline_policy::model::ObjectName;
+
+use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit};
+use crate::index::{Desired, Event, Index, InvalidObject};
+use crate::interfaces;
+use crate::metrics::Metrics;
+use crate::names::{Names, Party, PodName};
+
+/// How long nothing must happen before the kernel is tidied.
+const IDLE: Duration = Duration::from_millis(500);
+/// How often a change that the kernel refused is tried again when nothing else happens.
+const RETRY: Duration = Duration::from_secs(5);
+/// Changes taken in at once: those that come together take effect together.
+const BATCH: usize = 1024;
+
+/// What the control thread is told.
+#[derive(Debug)]
+pub enum Message {
+    Cluster(Event),
+    /// Links or addresses of the node changed.
+    InterfacesChanged,
+}
+
+/// What the node is like, for its status and its readiness.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeState {
+    /// All kinds were listed and the kernel holds what they say.
+    pub synced: bool,
+    pub managed: usize,
+    pub unmanaged: BTreeMap<ObjectName, String>,
+    pub invalid: Vec<InvalidObject>,
+    pub logging_generation: i64,
+    /// Why a change is not in force, or what else is wrong; empty where all is well.
+    pub problems: Vec<String>,
+    pub last_applied: Option<std::time::SystemTime>,
+}
+
+/// Owned by the control thread.
+#[derive(Debug)]
+pub struct Control {
+    index: Index,
+    datapath: Datapath,
+    names: Arc<Names>,
+    state: watch::Sender<NodeState>,
+    metrics: Arc<Metrics>,
+    kept_limits: Vec<KeptLimit>,
+    refused: Option<Instant>,
+}
+
+impl Control {
+    pub fn new(
+        node: &str,
+        datapath: Datapath,
+        names: Arc<Names>,
+        metrics: Arc<Metrics>,
+        kept_limits: Vec<KeptLimit>,
+    ) -> (Self, watch::Receiver<NodeState>) {
+        let (state, receiver) = watch::channel(NodeState::default());
+        (Self { index: Index::new(node), datapath, names, state, metrics, kept_limits, refused: None }, receiver)
+    }
+
+    /// Works until cancelled.
+    ///
+    /// # Errors
+    /// Only where going on makes no sense: the node's interfaces cannot be read.
+    pub fn run(
+        mut self,
+        runtime: &Handle,
+        mut messages: mpsc::Receiver<Message>,
+        cancel: &CancellationToken,
+    ) -> std::io::Result<()> {
+        self.index.set_interfaces(interfaces::scan()?);
+        loop {
+            let batch = runtime.block_on(cancel.run_until_cancelled(next_batch(&mut messages))).unwrap_or(Batch::Closed);
+            self.metrics.control_alive();
+            match batch {
+                Batch::Closed => return Ok(()),
+                Batch::Idle => self.idle(),
+                Batch::Messages(batch) => self.take_in(batch)?,
+            }
+        }
+    }
+
+    fn take_in(&mut self, batch: Vec<Message>) -> std::io::Result<()> {
+        let began = Instant::now();
+        let (mut interfaces_changed, mut addresses_changed) = (false, false);
+        for message in batch {
+            match message {
+                Message::InterfacesChanged => interfaces_changed = true,
+                Message::Cluster(event) => {
+                    addresses_changed |= matches!(event, Event::Pod(..) | Event::Node(..) | Event::Listed(..));
+                    self.index.apply(event);
+                }
+            }
+        }
+        if interfaces_changed {
+            self.index.set_interfaces(interfaces::scan()?);
+        }
+        if !self.index.is_synced() {
+            return Ok(());
+        }
+        if addresses_changed {
+            self.names.set_addresses(self.addresses());
+        }
+        let mut desired = self.index.desired();
+        if !desired.unmanaged.is_empty() && !interfaces_changed {
+            // The address inside a pod's namespace tells nobody outside when it is set.
+            self.index.set_interfaces(interfaces::scan()?);
+            desired = self.index.desired();
+        }
+        self.apply(&desired);
+        self.metrics.observe_apply(began.elapsed());
+        Ok(())
+    }
+
+    fn apply(&mut self, desired: &Desired) {
+        let index = &self.index;
+        let result = self.datapath.apply(desired, |pod| pod_name(index, pod));
+        self.refused = result.is_err().then(Instant::now);
+        if let Err(error) = &result {
+            tracing::error!(%error, "a change was refused; what was in force stays");
+        }
+        self.publish(desired, result);
+    }
+
+    fn publish(&self, desired: &Desired, result: Result<Applied, ApplyError>) {
+        let mut state = self.state.borrow().clone();
+        state.invalid = self.index.invalid_objects().collect();
+        state.unmanaged = desired.unmanaged.iter().map(|(pod, cause)| (pod.clone(), (*cause).to_owned())).collect();
+        state.problems = self.kept_limits.iter().map(describe).collect();
+        match result {
+            Ok(applied) => {
+                state.synced = true;
+                state.managed = applied.managed;
+                state.logging_generation = self.index.logging_generation().unwrap_or(0);
+                state.unmanaged.extend(applied.failed);
+                if applied.changed || state.last_applied.is_none() {
+                    state.last_applied = Some(std::time::SystemTime::now());
+                }
+            }
+            Err(error) => {
+                state.synced = false;
+                state.problems.push(error.to_string());
+            }
+        }
+        for (pod, directions) in self.datapath.bypassed() {
+            state.problems.push(format!("another program is ahead of ours at pod {pod} ({directions:?})"));
+        }
+        self.metrics.set_node(&state);
+        self.state.send_if_modified(|old| {
+            let is_new = *old != state;
+            *old = state;
+            is_new
+        });
+    }
+
+    fn idle(&mut self) {
+        if self.refused.is_some_and(|since| since.elapsed() >= RETRY) {
+            self.apply(&self.index.desired());
+        }
+        if let Err(error) = self.datapath.collect_garbage() {
+            tracing::warn!(%error, "failed to tidy the kernel's tables; trying again");
+        }
+    }
+
+    fn addresses(&self) -> HashMap<std::net::IpAddr, Arc<Party>> {
+        let nodes = self.index.nodes().flat_map(|(name, node)| {
+            let party = Arc::new(Party::Node { name: Arc::clone(name) });
+            node.addresses.iter().map(move |address| (*address, Arc::clone(&party)))
+        });
+        let pods = self.index.pods().flat_map(|(name, info)| {
+            let party = Arc::new(Party::Pod(PodName { pod: name.clone(), workload: info.workload.clone() }));
+            info.addresses().iter().map(move |address| (*address, Arc::clone(&party)))
+        });
+        nodes.chain(pods).collect()
+    }
+}
+
+fn pod_name(index: &Index, pod: &ObjectName) -> PodName {
+    PodName { pod: pod.clone(), workload: index.pod(pod).and_then(|info| info.workload.clone()) }
+}
+
+fn describe(kept: &KeptLimit) -> String {
+    let KeptLimit { map, wanted, in_force } = kept;
+    format!("table {map} keeps its size {in_force} while the kernel holds state; {wanted} needs a restart of the node")
+}
+
+enum Batch {
+    Messages(Vec<Message>),
+    Idle,
+    Closed,
+}
+
+async fn next_batch(messages: &mut mpsc::Receiver<Message>) -> Batch {
+    let mut batch = Vec::new();
+    match tokio::time::timeout(IDLE, messages.recv_many(&mut batch, BATCH)).await {
+        Ok(0) => Batch::Closed,
+        Ok(_) => Batch::Messages(batch),
+        Err(_) => Batch::Idle,
+    }
+}

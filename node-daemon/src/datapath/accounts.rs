@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The kernel's side of the account: generations, counters, denied pairs, and the ledger of what was closed.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+
+use libbpf_rs::{MapCore, MapHandle};
+use wardline_bpf::abi::{self, DenyEntry, DenyKey, DenyShare, Reason};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+use super::map::{MapError, PerCpuArray, TypedMap};
+use crate::mapping::{Mapping, wait_for_programs};
+
+const DIRECTIONS: usize = 2;
+const VERDICTS: usize = 2;
+const REASONS: usize = Reason::ALL.len();
+
+/// What was counted and written since the maps were made; pinned, so that a restart goes on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Ledger {
+    /// Ring position up to which events are in `written`.
+    pub ring_position: u64,
+    /// The last generation whose counters are in here; meaningful once `closings` is not 0.
+    pub closed_generation: u32,
+    pub pad: u32,
+    /// Generations closed.
+    pub closings: u64,
+    /// By direction and [`Reason`].
+    pub packets: [[u64; REASONS]; DIRECTIONS],
+    /// By direction and verdict.
+    pub due: [[u64; VERDICTS]; DIRECTIONS],
+    pub written: [[u64; VERDICTS]; DIRECTIONS],
+    pub lost: [[u64; VERDICTS]; DIRECTIONS],
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new_zeroed()
+    }
+}
+
+/// What one generation counted.
+#[derive(Clone, Debug, Default)]
+pub struct Closed {
+    pub packets: [[u64; REASONS]; DIRECTIONS],
+    pub due: [[u64; VERDICTS]; DIRECTIONS],
+    /// Allows whose event found the ring full, by direction.
+    pub ring_full: [u64; DIRECTIONS],
+    /// Denies that found no room in the table, by direction.
+    pub overflow: [u64; DIRECTIONS],
+    /// In the order of their keys, so that reading again gives the same order.
+    pub denies: Vec<(DenyKey, DenyEntry)>,
+}
+
+pub(super) struct Maps {
+    pub(super) settings: Mapping,
+    pub(super) counters: MapHandle,
+    pub(super) denies: MapHandle,
+    pub(super) shares: MapHandle,
+    pub(super) ring: MapHandle,
+    pub(super) ledger: MapHandle,
+}
+
+/// One thread owns it: the events thread.
+#[derive(Debug)]
+pub struct Accounts {
+    epoch: u64,
+    settings: Mapping,
+    counters: PerCpuArray<abi::Counters>,
+    denies: TypedMap<DenyKey, DenyEntry>,
+    shares: TypedMap<u32, DenyShare>,
+    ring: MapHandle,
+    ledger: TypedMap<u32, Ledger>,
+}
+
+impl Accounts {
+    pub(super) fn open(maps: Maps, epoch: u64) -> Result<Self, MapError> {
+        Ok(Self {
+            epoch,
+            settings: maps.settings,
+            counters: PerCpuArray::new(maps.counters),
+            denies: TypedMap::new(maps.denies)?,
+            shares: TypedMap::new(maps.shares)?,
+            ring: maps.ring,
+            ledger: TypedMap::new(maps.ledger)?,
+        })
+    }
+
+    /// Tells this life of the maps from others.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub fn ring(&self) -> (BorrowedFd<'_>, u32) {
+        (std::os::fd::AsFd::as_fd(&self.ring), self.ring.max_entries())
+    }
+
+    /// The generation that packets count into now.
+    pub fn generation(&self) -> u32 {
+        self.generation_cell().load(Ordering::Acquire)
+    }
+
+    /// Begins the next generation. When it returns, the one before no longer changes.
+    pub fn flip(&self) -> io::Result<u32> {
+        let closed = self.generation();
+        self.generation_cell().store(closed.wrapping_add(1), Ordering::Release);
+        wait_for_programs()?;
+        Ok(closed)
+    }
+
+    /// Verdicts of `generation` that ask for a record, by direction and verdict.
+    pub fn due(&self, generation: u32) -> Result<[[u64; VERDICTS]; DIRECTIONS], MapError> {
+        let mut due = [[0; VERDICTS]; DIRECTIONS];
+        for counters in self.counters.get(generation & 1)? {
+            add(&mut due, &counters.due);
+        }
+        Ok(due)
+    }
+
+    /// Packets of `generation` by direction and reason, also while it is in use.
+    pub fn packets(&self, generation: u32) -> Result<[[u64; REASONS]; DIRECTIONS], MapError> {
+        let mut packets = [[0; REASONS]; DIRECTIONS];
+        for counters in self.counters.get(generation & 1)? {
+            add(&mut packets, &counters.packets);
+        }
+        Ok(packets)
+    }
+
+    /// Whether only the policies that ask for records are named in those of allows.
+    pub fn is_allow_delegated(&self) -> bool {
+        let mode = self.settings.u8(std::mem::offset_of!(abi::Settings, log_allow)).load(Ordering::Acquire);
+        mode == u8::from(abi::LogMode::Delegated)
+    }
+
+    /// Reads a closed generation.
+    pub fn read(&self, generation: u32) -> Result<Closed, MapError> {
+        let mut closed = Closed::default();
+        for counters in self.counters.get(generation & 1)? {
+            add(&mut closed.packets, &counters.packets);
+            add(&mut closed.due, &counters.due);
+            for (sum, value) in closed.ring_full.iter_mut().zip(counters.ring_full) {
+                *sum += value;
+            }
+        }
+        for (slot, share) in self.shares(generation)? {
+            closed.overflow[slot as usize % DIRECTIONS] += share.overflow;
+        }
+        closed.denies = self.denies.entries()?.into_iter().filter(|(key, _)| key.generation == generation).collect();
+        closed.denies.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        Ok(closed)
+    }
+
+    /// Makes room for the generation after the next.
+    pub fn clear(&self, generation: u32, denies: &[(DenyKey, DenyEntry)]) -> Result<(), MapError> {
+        denies.iter().try_for_each(|(key, _)| self.denies.delete(key))?;
+        for (slot, _) in self.shares(generation)? {
+            self.shares.set(&share_index(slot, generation), &DenyShare::default())?;
+        }
+        self.counters.clear(generation & 1)
+    }
+
+    pub fn ledger(&self) -> Result<Ledger, MapError> {
+        Ok(self.ledger.get(&0)?.unwrap_or_default())
+    }
+
+    /// One call of the kernel: a crash leaves the ledger as it was before or as it is after.
+    pub fn store_ledger(&self, ledger: &Ledger) -> Result<(), MapError> {
+        self.ledger.set(&0, ledger)
+    }
+
+    /// Slots whose share of `generation` was used.
+    fn shares(&self, generation: u32) -> Result<Vec<(u32, DenyShare)>, MapError> {
+        let entries = self.shares.entries()?;
+        let of_generation = entries.into_iter().filter(|(index, _)| index & 1 == generation & 1);
+        Ok(of_generation
+            .filter(|(_, share)| *share != DenyShare::default())
+            .map(|(index, share)| (index / 2, share))
+            .collect())
+    }
+
+    fn generation_cell(&self) -> &std::sync::atomic::AtomicU32 {
+        self.settings.u32(std::mem::offset_of!(abi::Settings, generation))
+    }
+}
+
+fn share_index(slot: u32, generation: u32) -> u32 {
+    slot * 2 + (generation & 1)
+}
+
+pub(crate) fn add<const N: usize, const M: usize>(sums: &mut [[u64; N]; M], values: &[[u64; N]; M]) {
+    for (sums, values) in sums.iter_mut().zip(values) {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += value;
+        }
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The pods at their interfaces, as the kernel knows them: entry, slots and programs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use wardline_bpf::PolicyWord;
+use wardline_bpf::abi::{self, Address};
+use wardline_policy::model::Direction;
+use wardline_policy::tables::TableKey;
+
+use super::attach::{AttachError, Attached, Attacher};
+use super::map::{MapError, TypedMap};
+use crate::index::EndpointSpec;
+use crate::mapping::Mapping;
+use crate::names::Names;
+
+/// A pod that is managed.
+#[derive(Debug)]
+pub(super) struct Managed {
+    pub(super) spec: EndpointSpec,
+    pub(super) uid: u32,
+    pub(super) slot: u32,
+    pub(super) tables: [Option<TableKey>; 2],
+    pub(super) attached: Attached,
+}
+
+/// One slot's policy in terms of the word's fields; 0 is no table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SlotPolicy {
+    pub(super) table: u32,
+    pub(super) peers: u32,
+    pub(super) cidrs: bool,
+}
+
+/// Entries by ifindex: the hash that knows them all, and the array in front of it (bpf/include/abi.h).
+#[derive(Debug)]
+pub(super) struct EntryMaps {
+    pub(super) hash: TypedMap<u32, abi::Endpoint>,
+    pub(super) near: TypedMap<u32, abi::NearEndpoint>,
+}
+
+impl EntryMaps {
+    fn get(&self, ifindex: u32) -> Result<Option<abi::Endpoint>, MapError> {
+        self.hash.get(&ifindex)
+    }
+
+    fn set(&self, ifindex: u32, endpoint: abi::Endpoint) -> Result<(), MapError> {
+        self.hash.set(&ifindex, &endpoint)?;
+        let place = ifindex % abi::NEAR_ENDPOINTS;
+        let holder = self.near.get(&place)?.map_or(0, |near| near.ifindex);
+        if holder == 0 || holder == ifindex {
+            // An array's value is not replaced at once: packets ask the hash while it changes.
+            self.near.set(&place, &abi::NearEndpoint { ifindex: 0, endpoint })?;
+            self.near.set(&place, &abi::NearEndpoint { ifindex, endpoint })?;
+        }
+        Ok(())
+    }
+
+    fn delete(&self, ifindex: u32) -> Result<(), MapError> {
+        let place = ifindex % abi::NEAR_ENDPOINTS;
+        if let Some(near) = self.near.get(&place)?
+            && near.ifindex == ifindex
+        {
+            self.near.set(&place, &abi::NearEndpoint { ifindex: 0, ..near })?;
+        }
+        self.hash.delete(&ifindex)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    entries: EntryMaps,
+    words: Mapping,
+    slots_in_use: BTreeSet<u32>,
+    pub(super) managed: BTreeMap<u32, Managed>,
+}
+
+impl Endpoints {
+    pub(super) fn new(entries: EntryMaps, words: Mapping) -> Self {
+        Self { entries, words, slots_in_use: BTreeSet::new(), managed: BTreeMap::new() }
+    }
+
+    /// What an earlier life of the daemon left at the interface, if it is still the same pod.
+    pub(super) fn inherited(&self, ifindex: u32, spec: &EndpointSpec, names: &Names) -> Option<abi::Endpoint> {
+        let entry = self.entries.get(ifindex).ok().flatten()?;
+        let name = names.endpoint(entry.uid)?;
+        let is_same = name.name.pod == spec.pod && name.pod_uid == spec.pod_uid;
+        (is_same && !self.slots_in_use.contains(&entry.slot)).then_some(entry)
+    }
+
+    /// Interfaces that the kernel has an entry for.
+    pub(super) fn known(&self) -> Vec<u32> {
+        self.entries.hash.keys()
+    }
+
+    /// A pair of slots that nobody uses.
+    pub(super) fn free_slot(&mut self, taken: &BTreeSet<u32>) -> Option<u32> {
+        (0..abi::MAX_SLOTS).step_by(2).find(|slot| !self.slots_in_use.contains(slot) && !taken.contains(slot))
+    }
+
+    /// Puts the entry in force and the programs in place. The slots' words must be set before.
+    pub(super) fn put(
+        &mut self,
+        ifindex: u32,
+        endpoint: NewEndpoint,
+        attacher: &Attacher,
+    ) -> Result<(), EndpointError> {
+        let was_there = self.entries.get(ifindex)?.is_some();
+        self.entries.set(ifindex, entry(&endpoint.spec, endpoint.uid, endpoint.slot))?;
+        let attached = match attacher.attach(ifindex, endpoint.uid) {
+            Ok(links) => links,
+            Err(error) => {
+                // Programs of an earlier life may still be at the interface and need their entry.
+                if !was_there {
+                    self.entries.delete(ifindex)?;
+                }
+                return Err(error.into());
+            }
+        };
+        self.slots_in_use.insert(endpoint.slot);
+        let NewEndpoint { spec, uid, slot, tables } = endpoint;
+        self.managed.insert(ifindex, Managed { spec, uid, slot, tables, attached });
+        Ok(())
+    }
+
+    /// Writes a pod's entry again if what it says has changed.
+    pub(super) fn refresh(&mut self, ifindex: u32, spec: &EndpointSpec) -> Result<(), MapError> {
+        let Some(managed) = self.managed.get_mut(&ifindex) else { return Ok(()) };
+        if managed.spec != *spec {
+            self.entries.set(ifindex, entry(spec, managed.uid, managed.slot))?;
+            managed.spec = spec.clone();
+        }
+        Ok(())
+    }
+
+    /// Takes the programs away and forgets the pod.
+    pub(super) fn remove(&mut self, ifindex: u32, attacher: &Attacher) -> Result<(), MapError> {
+        if let Some(managed) = self.managed.remove(&ifindex) {
+            self.slots_in_use.remove(&managed.slot);
+            managed.attached.detach();
+        } else if let Some(entry) = self.entries.get(ifindex)? {
+            attacher.detach_left_over(entry.uid);
+        }
+        self.entries.delete(ifindex)
+    }
+
+    pub(super) fn word(&self, slot: u32) -> PolicyWord {
+        PolicyWord::unpack(self.words.u64(slot as usize * 8).load(Ordering::Relaxed))
+    }
+
+    /// The one store that changes a slot's policy. The revision goes up, so the word is one that the slot never had.
+    pub(super) fn set_word(&self, slot: u32, policy: SlotPolicy) {
+        let revision = self.word(slot).revision.wrapping_add(1);
+        let word = PolicyWord { table: policy.table, peers: policy.peers, cidrs: policy.cidrs, revision };
+        let Ok(word) = word.pack() else { unreachable!("ids are given out within the word's bits") };
+        // Release: the map updates before it are seen by whoever sees the word.
+        self.words.u64(slot as usize * 8).store(word, Ordering::Release);
+    }
+
+    pub(super) fn uids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.managed.values().map(|managed| managed.uid)
+    }
+}
+
+/// An endpoint about to be put in force.
+#[derive(Debug)]
+pub(super) struct NewEndpoint {
+    pub(super) spec: EndpointSpec,
+    pub(super) uid: u32,
+    pub(super) slot: u32,
+    pub(super) tables: [Option<TableKey>; 2],
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EndpointError {
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+pub(super) fn slot_of(slot: u32, direction: Direction) -> u32 {
+    match direction {
+        Direction::Ingress => slot,
+        Direction::Egress => slot + 1,
+    }
+}
+
+fn entry(spec: &EndpointSpec, uid: u32, slot: u32) -> abi::Endpoint {
+    let address = |is_wanted: fn(&IpAddr) -> bool| {
+        spec.addresses.iter().find(|ip| is_wanted(ip)).map_or_else(Address::default, |ip| Address::from(*ip))
+    };
+    abi::Endpoint {
+        uid,
+        slot,
+        flags: if spec.log_denies { abi::ENDPOINT_LOG_DENY } else { 0 },
+        pad: 0,
+        v4: address(IpAddr::is_ipv4),
+        v6: address(IpAddr::is_ipv6),
+    }
+}
+
+/// Who the endpoint is, for the journal.
+pub(super) fn meaning(uid: u32, spec: &EndpointSpec, name: crate::names::PodName) -> crate::names::Meaning {
+    let name = crate::names::EndpointName { name, pod_uid: Arc::clone(&spec.pod_uid) };
+    crate::names::Meaning::Endpoint { uid, name: Arc::new(name) }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Where ids come from: counters in a pinned map, so that a restart goes on where the last life ended.
+
+use libbpf_rs::MapHandle;
+use wardline_bpf::abi;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::map::{MapError, TypedMap};
+
+/// The pinned counters; user space only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(super) struct Counters {
+    /// Made with the maps, and stands in every `seq`: numbers of another life of the maps mean nothing here.
+    pub(super) epoch: u64,
+    endpoint: u32,
+    table: u32,
+    class: u32,
+    attribution: u32,
+    peers: u32,
+    pad: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Ids {
+    counters: Counters,
+    stored: Counters,
+    map: TypedMap<u32, Counters>,
+    tables_in_use: std::collections::HashSet<u32>,
+}
+
+impl Ids {
+    pub(super) fn open(handle: MapHandle) -> Result<Self, MapError> {
+        let map = TypedMap::<u32, Counters>::new(handle)?;
+        let mut counters = map.get(&0)?.unwrap_or_default();
+        if counters.epoch == 0 {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            counters.epoch = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+            map.set(&0, &counters)?;
+        }
+        Ok(Self { counters, stored: counters, map, tables_in_use: std::collections::HashSet::new() })
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.counters.epoch
+    }
+
+    pub(super) fn next_endpoint(&mut self) -> u32 {
+        self.counters.endpoint += 1;
+        self.counters.endpoint
+    }
+
+    pub(super) fn next_class(&mut self) -> u32 {
+        self.counters.class += 1;
+        self.counters.class
+    }
+
+    pub(super) fn next_attribution(&mut self) -> u32 {
+        self.counters.attribution += 1;
+        self.counters.attribution
+    }
+
+    /// Table ids have to fit into the policy word, so they come round; those in use are passed over.
+    pub(super) fn next_table(&mut self) -> u32 {
+        loop {
+            self.counters.table = (self.counters.table + 1) & ((1 << abi::WORD_TABLE_BITS) - 1);
+            if self.counters.table != 0 && self.tables_in_use.insert(self.counters.table) {
+                return self.counters.table;
+            }
+        }
+    }
+
+    pub(super) fn free_table(&mut self, id: u32) {
+        self.tables_in_use.remove(&id);
+    }
+
+    /// A generation of the peer maps; the one before is swept before the next is begun.
+    pub(super) fn next_peers(&mut self) -> u32 {
+        self.counters.peers = (self.counters.peers + 1) & ((1 << abi::WORD_PEERS_BITS) - 1);
+        if self.counters.peers == 0 {
+            self.counters.peers = 1;
+        }
+        self.counters.peers
+    }
+
+    /// Must be called before ids that were given out are used.
+    pub(super) fn store(&mut self) -> Result<(), MapError> {
+        if self.stored != self.counters {
+            self.map.set(&0, &self.counters)?;
+            self.stored = self.counters;
+        }
+        Ok(())
+    }
+}

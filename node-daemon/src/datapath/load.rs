@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Loads the programs over the maps of the layout's version: those that are pinned are used on, with all they hold.
+
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, OpenMapMut, OpenObject, ProgramAttachType};
+use wardline_bpf::abi;
+use wardline_bpf::{OpenWardlineSkel, WardlineSkel, WardlineSkelBuilder};
+use wardline_crds::config::Limits;
+
+use super::LoadError;
+use super::conntrack::Timeouts;
+
+/// Where maps and links are pinned.
+#[derive(Clone, Debug)]
+pub struct PinPaths {
+    pub maps: PathBuf,
+    pub links: PathBuf,
+}
+
+impl PinPaths {
+    /// `bpffs` is the mount point of a bpf file system.
+    pub fn new(bpffs: &Path) -> Self {
+        let version = bpffs.join("wardline").join(format!("v{}", abi::ABI_VERSION));
+        Self { maps: version.join("maps"), links: version.join("links") }
+    }
+
+    pub(super) fn create(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.maps)?;
+        fs::create_dir_all(&self.links)
+    }
+}
+
+/// A limit that the configuration changed while the kernel holds state under the old one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLimit {
+    pub map: &'static str,
+    pub wanted: u32,
+    pub in_force: u32,
+}
+
+/// Loads programs and maps. What they are made of lives as long as the process.
+pub(super) fn load(
+    paths: &PinPaths,
+    limits: &Limits,
+) -> Result<(&'static mut WardlineSkel<'static>, Vec<KeptLimit>), LoadError> {
+    paths.create().map_err(|cause| LoadError::Pins { path: paths.maps.clone(), cause })?;
+    let object: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
+    let mut open = WardlineSkelBuilder::default().open(object).map_err(LoadError::open)?;
+    let kept = size_and_pin(&mut open, paths, limits)?;
+    // On the host side of a veth its ingress is what the pod sends.
+    open.progs.pod_egress.set_attach_type(ProgramAttachType::TcxIngress);
+    open.progs.pod_ingress.set_attach_type(ProgramAttachType::TcxEgress);
+    if let Some(data) = open.maps.rodata_data.as_deref_mut() {
+        // A scan from one pod must leave room for the denies of others.
+        data.deny_share_limit = (limits.deny_aggregates / 8).max(1);
+    }
+    let skel = open.load().map_err(LoadError::load)?;
+    Ok((Box::leak(Box::new(skel)), kept))
+}
+
+fn size_and_pin(
+    open: &mut OpenWardlineSkel<'_>,
+    paths: &PinPaths,
+    limits: &Limits,
+) -> Result<Vec<KeptLimit>, LoadError> {
+    let maps = &mut open.maps;
+    // Twice the limit: a new generation is written beside the one in force before it replaces it.
+    let wanted: [(&'static str, &mut OpenMapMut<'_>, Option<u32>); 13] = [
+        ("endpoints", &mut maps.endpoints, None),
+        ("near_endpoints", &mut maps.near_endpoints, None),
+        ("policy_words", &mut maps.policy_words, None),
+        ("conntrack", &mut maps.conntrack, Some(limits.connections)),
+        ("peers", &mut maps.peers, Some(limits.peers.saturating_mul(2))),
+        ("cidrs", &mut maps.cidrs, Some(limits.peers.saturating_mul(2))),
+        ("rules", &mut maps.rules, Some(limits.rules.saturating_mul(2))),
+        ("ranges", &mut maps.ranges, Some(limits.rules.saturating_mul(2))),
+        ("settings", &mut maps.settings, None),
+        ("counters", &mut maps.counters, None),
+        ("denies", &mut maps.denies, Some(limits.deny_aggregates)),
+        ("deny_shares", &mut maps.deny_shares, None),
+        ("allow_events", &mut maps.allow_events, None),
+    ];
+    let mut kept = Vec::new();
+    for (name, map, size) in wanted {
+        let path = paths.maps.join(name);
+        let pinned = MapHandle::from_pinned_path(&path).ok().map(|map| map.max_entries());
+        if let Some(size) = size {
+            if let Some(in_force) = pinned.filter(|in_force| *in_force != size) {
+                kept.push(KeptLimit { map: name, wanted: size, in_force });
+            }
+            map.set_max_entries(pinned.unwrap_or(size)).map_err(LoadError::open)?;
+        }
+        map.set_pin_path(&path).map_err(LoadError::open)?;
+    }
+    Ok(kept)
+}
+
+/// The idle times that the programs run with.
+pub(super) fn timeouts(skel: &WardlineSkel<'_>) -> Result<Timeouts, LoadError> {
+    let Some(data) = skel.maps.rodata_data.as_deref() else {
+        return Err(LoadError::Load("the object has no load-time settings".to_owned()));
+    };
+    Ok(Timeouts {
+        tcp_opening: data.tcp_opening_ticks,
+        tcp_open: data.tcp_open_ticks,
+        tcp_closing: data.tcp_closing_ticks,
+        udp_opening: data.udp_opening_ticks,
+        udp_open: data.udp_open_ticks,
+        icmp: data.icmp_ticks,
+        other: data.other_ticks,
+    })
+}
+
+/// A pinned one-entry array that only user space knows.
+pub(super) fn user_map(paths: &PinPaths, name: &str, value_size: usize) -> Result<MapHandle, LoadError> {
+    let path = paths.maps.join(name);
+    if let Ok(map) = MapHandle::from_pinned_path(&path) {
+        return Ok(map);
+    }
+    let options = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let size = u32::try_from(value_size).unwrap_or(u32::MAX);
+    let mut map =
+        MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options).map_err(LoadError::load)?;
+    map.pin(&path).map_err(|cause| LoadError::Pins { path, cause: io::Error::other(cause) })?;
+    debug_assert!(map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).is_ok());
+    Ok(map)
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A BPF map with types: keys and values are the ABI's, so that a size can never be wrong.
+
+use std::marker::PhantomData;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+/// `failed to <action> <map>: <cause>`
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {action} map {map}: {source}")]
+pub struct MapError {
+    action: &'static str,
+    map: String,
+    source: libbpf_rs::Error,
+}
+
+/// A hash, LPM trie or array.
+#[derive(Debug)]
+pub(super) struct TypedMap<K, V> {
+    handle: MapHandle,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K, V> TypedMap<K, V>
+where
+    K: FromBytes + IntoBytes + Immutable,
+    V: FromBytes + IntoBytes + Immutable,
+{
+    /// # Errors
+    /// When the map's key or value size is not that of the types.
+    pub(super) fn new(handle: MapHandle) -> Result<Self, MapError> {
+        let map = Self { handle, types: PhantomData };
+        if map.handle.key_size() as usize != size_of::<K>() || map.handle.value_size() as usize != size_of::<V>() {
+            let source = libbpf_rs::Error::from_raw_os_error(libc::EINVAL);
+            return Err(map.error("open", source));
+        }
+        Ok(map)
+    }
+
+    pub(super) fn get(&self, key: &K) -> Result<Option<V>, MapError> {
+        let mut bytes = vec![0; size_of::<V>()];
+        let found = self.handle.lookup_into(key.as_bytes(), &mut bytes, MapFlags::ANY);
+        let found = match found {
+            Ok(found) => found,
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => false,
+            Err(error) => return Err(self.error("read", error)),
+        };
+        Ok(found.then(|| V::read_from_bytes(&bytes).ok()).flatten())
+    }
+
+    pub(super) fn set(&self, key: &K, value: &V) -> Result<(), MapError> {
+        self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::ANY).map_err(|e| self.error("write", e))
+    }
+
+    /// Deletes a key; that it is not there is no error.
+    pub(super) fn delete(&self, key: &K) -> Result<(), MapError> {
+        match self.handle.delete(key.as_bytes()) {
+            Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(self.error("delete from", error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// All keys. Those that come or go meanwhile may be missing or stale.
+    pub(super) fn keys(&self) -> Vec<K> {
+        self.handle.keys().filter_map(|key| K::read_from_bytes(&key).ok()).collect()
+    }
+
+    /// All entries of a hash, read in batches.
+    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
+        const BATCH: u32 = 4096;
+        let mut entries = Vec::new();
+        let batches = self
+            .handle
+            .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
+            .map_err(|error| self.error("read", error))?;
+        for (key, value) in batches {
+            if let (Ok(key), Ok(value)) = (K::read_from_bytes(&key), V::read_from_bytes(&value)) {
+                entries.push((key, value));
+            }
+        }
+        Ok(entries)
+    }
+
+    fn error(&self, action: &'static str, source: libbpf_rs::Error) -> MapError {
+        MapError { action, map: self.handle.name().to_string_lossy().into_owned(), source }
+    }
+}
+
+/// A per-CPU array.
+#[derive(Debug)]
+pub(super) struct PerCpuArray<V> {
+    handle: MapHandle,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: FromBytes + IntoBytes + Immutable + FromZeros> PerCpuArray<V> {
+    pub(super) fn new(handle: MapHandle) -> Self {
+        Self { handle, types: PhantomData }
+    }
+
+    /// The value of every CPU.
+    pub(super) fn get(&self, index: u32) -> Result<Vec<V>, MapError> {
+        let values = self
+            .handle
+            .lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|error| self.error("read", error))?
+            .unwrap_or_default();
+        Ok(values.iter().filter_map(|bytes| V::read_from_prefix(bytes).ok()).map(|(value, _)| value).collect())
+    }
+
+    /// Sets every CPU's value to zero.
+    pub(super) fn clear(&self, index: u32) -> Result<(), MapError> {
+        let cpus = libbpf_rs::num_possible_cpus().map_err(|error| self.error("count the CPUs of", error))?;
+        let zeros = vec![vec![0; size_of::<V>()]; cpus];
+        self.handle
+            .update_percpu(&index.to_ne_bytes(), &zeros, MapFlags::ANY)
+            .map_err(|error| self.error("clear", error))
+    }
+
+    fn error(&self, action: &'static str, source: libbpf_rs::Error) -> MapError {
+        MapError { action, map: self.handle.name().to_string_lossy().into_owned(), source }
+    }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Which class each address has: the exact map and the CIDRs, as they should be and as they are.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use wardline_bpf::abi::{self, Address, CidrKey, Peer, PeerKey};
+use wardline_policy::tables::{Class, Tables};
+
+use super::ids::Ids;
+use super::map::{MapError, TypedMap};
+use super::tables::Meanings;
+
+/// Address and CIDR to class, under one generation of the peer maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Peers {
+    pub(super) exact: HashMap<IpAddr, Peer>,
+    pub(super) cidrs: HashMap<IpNet, Peer>,
+}
+
+impl Peers {
+    /// What the tables ask for. The node's own addresses are always there, marked as such.
+    pub(super) fn wanted(tables: &Tables, local: &BTreeSet<IpAddr>, meanings: &mut Meanings, ids: &mut Ids) -> Self {
+        let mut peer = |class: &Arc<Class>, flags| Peer { class: meanings.class(class, ids), flags };
+        let mut exact: HashMap<IpAddr, Peer> =
+            tables.peers.iter().map(|(address, class)| (*address, peer(class, 0))).collect();
+        let cidrs = tables.cidrs.iter().map(|(cidr, class)| (*cidr, peer(class, 0))).collect();
+        let outside = Arc::new(Class::default());
+        for address in local {
+            let class = tables.peers.get(address).or_else(|| longest(tables, address)).unwrap_or(&outside);
+            exact.insert(*address, peer(class, abi::PEER_LOCAL));
+        }
+        Self { exact, cidrs }
+    }
+
+    /// The classes that some address can have.
+    pub(super) fn classes(&self) -> HashSet<u32> {
+        self.exact.values().chain(self.cidrs.values()).map(|peer| peer.class).chain([0]).collect()
+    }
+
+    /// The pairs of classes between which some address moves on the way from `self` to `wanted`.
+    pub(super) fn moves(&self, wanted: &Self) -> HashSet<(u32, u32)> {
+        let mut moves = HashSet::new();
+        let mut note = |old: u32, new: u32| {
+            if old != new {
+                moves.insert((old, new));
+            }
+        };
+        for (address, new) in &wanted.exact {
+            note(self.class_of(address), new.class);
+        }
+        for address in self.exact.keys().filter(|address| !wanted.exact.contains_key(address)) {
+            note(self.class_of(address), wanted.class_of(address));
+        }
+        // An address that is only in CIDRs moves when the prefix that holds it changes, comes or goes.
+        for (cidr, new) in &wanted.cidrs {
+            note(self.class_of_prefix(cidr), new.class);
+        }
+        for cidr in self.cidrs.keys().filter(|cidr| !wanted.cidrs.contains_key(cidr)) {
+            note(self.class_of_prefix(cidr), wanted.class_of_prefix(cidr));
+        }
+        moves
+    }
+
+    fn class_of(&self, address: &IpAddr) -> u32 {
+        self.exact.get(address).map_or_else(|| self.class_of_prefix(&IpNet::from(*address)), |peer| peer.class)
+    }
+
+    /// The class of the longest prefix that holds all of `cidr`.
+    fn class_of_prefix(&self, cidr: &IpNet) -> u32 {
+        (0..=cidr.prefix_len())
+            .rev()
+            .filter_map(|length| IpNet::new(cidr.addr(), length).ok())
+            .find_map(|prefix| self.cidrs.get(&prefix.trunc()))
+            .map_or(0, |peer| peer.class)
+    }
+}
+
+fn longest<'a>(tables: &'a Tables, address: &IpAddr) -> Option<&'a Arc<Class>> {
+    let holding = tables.cidrs.iter().filter(|(cidr, _)| cidr.contains(address));
+    holding.max_by_key(|(cidr, _)| cidr.prefix_len()).map(|(_, class)| class)
+}
+
+/// The two peer maps.
+#[derive(Debug)]
+pub(super) struct PeerMaps {
+    pub(super) exact: TypedMap<PeerKey, Peer>,
+    pub(super) cidrs: TypedMap<CidrKey, Peer>,
+}
+
+impl PeerMaps {
+    /// Brings generation `id` from `old` to `new`.
+    pub(super) fn update(&self, id: u32, old: &Peers, new: &Peers) -> Result<(), MapError> {
+        for (address, peer) in &new.exact {
+            if old.exact.get(address) != Some(peer) {
+                self.exact.set(&peer_key(id, address), peer)?;
+            }
+        }
+        for (cidr, peer) in &new.cidrs {
+            if old.cidrs.get(cidr) != Some(peer) {
+                self.cidrs.set(&cidr_key(id, cidr), peer)?;
+            }
+        }
+        for address in old.exact.keys().filter(|address| !new.exact.contains_key(address)) {
+            self.exact.delete(&peer_key(id, address))?;
+        }
+        for cidr in old.cidrs.keys().filter(|cidr| !new.cidrs.contains_key(cidr)) {
+            self.cidrs.delete(&cidr_key(id, cidr))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what belongs to another generation than `id`.
+    pub(super) fn sweep(&self, id: u32) -> Result<(), MapError> {
+        self.exact.keys().iter().filter(|key| key.peers != id).try_for_each(|key| self.exact.delete(key))?;
+        self.cidrs.keys().iter().filter(|key| key.peers != id).try_for_each(|key| self.cidrs.delete(key))
+    }
+}
+
+fn peer_key(peers: u32, address: &IpAddr) -> PeerKey {
+    PeerKey { peers, address: Address::from(*address) }
+}
+
+fn cidr_key(peers: u32, cidr: &IpNet) -> CidrKey {
+    // 32 bits of generation, and 96 of the mapping where the prefix is an IPv4 one.
+    let mapped = if cidr.addr().is_ipv4() { 96 } else { 0 };
+    CidrKey { prefixlen: 32 + mapped + u32::from(cidr.prefix_len()), peers, address: Address::from(cidr.network()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peers(exact: &[(&str, u32)], cidrs: &[(&str, u32)]) -> Peers {
+        let peer = |class| Peer { class, flags: 0 };
+        Peers {
+            exact: exact.iter().map(|(a, c)| (a.parse().unwrap(), peer(*c))).collect(),
+            cidrs: cidrs.iter().map(|(a, c)| (a.parse().unwrap(), peer(*c))).collect(),
+        }
+    }
+
+    #[test]
+    fn moves_are_seen_through_prefixes() {
+        let table: [(&str, Peers, Peers, &[(u32, u32)]); 6] = [
+            ("nothing", peers(&[("10.0.0.1", 1)], &[]), peers(&[("10.0.0.1", 1)], &[]), &[]),
+            ("a new address", peers(&[], &[]), peers(&[("10.0.0.1", 1)], &[]), &[(0, 1)]),
+            ("a new address inside a CIDR", peers(&[], &[("10.0.0.0/8", 4)]), peers(&[("10.0.0.1", 1)], &[("10.0.0.0/8", 4)]), &[(4, 1)]),
+            ("an address that goes", peers(&[("10.0.0.1", 1)], &[("10.0.0.0/8", 4)]), peers(&[], &[("10.0.0.0/8", 4)]), &[(1, 4)]),
+            ("a narrower CIDR", peers(&[], &[("10.0.0.0/8", 4)]), peers(&[], &[("10.0.0.0/8", 4), ("10.1.0.0/16", 5)]), &[(4, 5)]),
+            ("a CIDR that goes", peers(&[], &[("::/0", 4)]), peers(&[], &[]), &[(4, 0)]),
+        ];
+        for (what, old, new, expected) in table {
+            assert_eq!(old.moves(&new), expected.iter().copied().collect(), "{what}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the kernel's structs to plain types.
+
+use std::net::IpAddr;
+
+use wardline_bpf::UnknownValue;
+use wardline_bpf::abi::{self, AllowEvent, DenyEntry, DenyKey, Reason};
+use wardline_policy::model::Direction;
+
+use super::clock::Clock;
+use super::observed::{Observed, Verdict};
+
+/// Field `reason` of an allowed record: only what tells more than the policies do.
+fn allow_reason(reason: Reason) -> Option<&'static str> {
+    (reason == Reason::Midstream).then(|| reason.as_str())
+}
+
+pub(super) fn allow(event: &AllowEvent, clock: &Clock, only_annotated: bool) -> Result<Observed, UnknownValue> {
+    Ok(Observed {
+        endpoint: event.endpoint,
+        direction: direction(event.direction)?,
+        pod: IpAddr::from(event.pod),
+        remote: IpAddr::from(event.remote),
+        protocol: event.protocol,
+        pod_port: u16::from_be(event.pod_port),
+        remote_port: u16::from_be(event.remote_port),
+        time: clock.wall(event.time),
+        reason: allow_reason(Reason::try_from(event.reason)?),
+        verdict: Verdict::Allow { attribution: event.attribution, only_annotated },
+    })
+}
+
+pub(super) fn deny(key: &DenyKey, entry: &DenyEntry, clock: &Clock) -> Result<Observed, UnknownValue> {
+    let direction = direction(key.direction)?;
+    let (source_port, port) = (u16::from_be(entry.source_port), u16::from_be(key.port));
+    let (pod_port, remote_port) = match direction {
+        Direction::Ingress => (port, source_port),
+        Direction::Egress => (source_port, port),
+    };
+    Ok(Observed {
+        endpoint: key.endpoint,
+        direction,
+        pod: IpAddr::from(entry.pod),
+        remote: IpAddr::from(key.remote),
+        protocol: key.protocol,
+        pod_port,
+        remote_port,
+        time: clock.wall(entry.first),
+        reason: Some(Reason::try_from(key.reason)?.as_str()),
+        // The packet path reads a coarse clock for the last one, which may lie behind the first by a tick.
+        verdict: Verdict::Deny {
+            table: key.table,
+            count: entry.count,
+            last: clock.wall(entry.last.max(entry.first)),
+        },
+    })
+}
+
+fn direction(value: u8) -> Result<Direction, UnknownValue> {
+    Ok(match abi::Direction::try_from(value)? {
+        abi::Direction::Egress => Direction::Egress,
+        _ => Direction::Ingress,
+    })
+}

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A verdict as the kernel told it, in plain types: what decoders make and records are written from.
+
+use std::net::IpAddr;
+
+use wardline_policy::model::Direction;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Uid of the endpoint.
+    pub endpoint: u32,
+    /// Of the first packet: the policy's direction.
+    pub direction: Direction,
+    pub pod: IpAddr,
+    pub remote: IpAddr,
+    /// IP protocol number.
+    pub protocol: u8,
+    pub pod_port: u16,
+    pub remote_port: u16,
+    /// Of the first packet, nanoseconds since the epoch.
+    pub time: u64,
+    /// Named where it tells more than the disposition.
+    pub reason: Option<&'static str>,
+    pub verdict: Verdict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Allow {
+        attribution: u32,
+        /// Logging of allows is delegated: only the policies that ask for it are named.
+        only_annotated: bool,
+    },
+    Deny {
+        table: u32,
+        /// Dropped packets.
+        count: u64,
+        /// Of the last one, nanoseconds since the epoch.
+        last: u64,
+    },
+}
+
+/// Records that were due and cannot be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub direction: Direction,
+    pub disposition: &'static str,
+    pub why: &'static str,
+    pub count: u64,
+    /// The span in which they were due, nanoseconds since the epoch.
+    pub first: u64,
+    pub last: u64,
+}

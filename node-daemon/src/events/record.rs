@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The shape of a line in the policy log: docs/events.md. Pure: verdicts and names in, JSON out.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use wardline_policy::model::Direction;
+use wardline_policy::tables::{Attribution, PolicyRef};
+
+use super::observed::{Lost, Observed, Verdict};
+use crate::names::{Names, Party, PodName};
+
+/// What stands in every line of a node.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub node: Arc<str>,
+    pub cluster: Option<Arc<str>>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    connection: Connection,
+    disposition: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    policies: Vec<PolicyLine<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    isolated_by: Vec<PolicyLine<'a>>,
+    src: PartyLine<'a>,
+    dest: PartyLine<'a>,
+    count: u64,
+    node_name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster_name: Option<&'a str>,
+    timestamp: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_timestamp: Option<Timestamp>,
+    seq: &'a str,
+}
+
+#[derive(Serialize)]
+struct Connection {
+    src_ip: IpAddr,
+    dest_ip: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    src_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dest_port: Option<u16>,
+    protocol: Protocol,
+    direction: Direction,
+}
+
+#[derive(Serialize)]
+struct PolicyLine<'a> {
+    kind: &'static str,
+    namespace: &'a str,
+    name: &'a str,
+    generation: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rules: Option<&'a [u32]>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum PartyLine<'a> {
+    Pod {
+        pod_name: &'a str,
+        pod_namespace: &'a str,
+        namespace: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        workload_kind: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        workload_name: Option<&'a str>,
+    },
+    Node {
+        node_name: &'a str,
+        workload_kind: &'static str,
+    },
+    Instance {
+        instance: IpAddr,
+    },
+}
+
+#[derive(Serialize)]
+struct LostLine<'a> {
+    disposition: &'static str,
+    connection: LostConnection,
+    lost: LostWhat,
+    count: u64,
+    node_name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster_name: Option<&'a str>,
+    timestamp: Timestamp,
+    last_timestamp: Timestamp,
+    seq: &'a str,
+}
+
+#[derive(Serialize)]
+struct LostConnection {
+    direction: Direction,
+}
+
+#[derive(Serialize)]
+struct LostWhat {
+    disposition: &'static str,
+    why: &'static str,
+}
+
+/// Appends the line of one verdict, line feed included.
+pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Names, origin: &Origin) {
+    let endpoint = names.endpoint(seen.endpoint);
+    let remote = names.party(&seen.remote);
+    let pod = match &endpoint {
+        Some(endpoint) => pod_line(&endpoint.name),
+        None => PartyLine::Instance { instance: seen.pod },
+    };
+    let remote = match remote.as_deref() {
+        Some(Party::Pod(name)) => pod_line(name),
+        Some(Party::Node { name }) => PartyLine::Node { node_name: name, workload_kind: "Node" },
+        None => PartyLine::Instance { instance: seen.remote },
+    };
+    let (mut allowed_by, mut table) = (None, None);
+    match seen.verdict {
+        Verdict::Allow { attribution, .. } => allowed_by = names.attribution(attribution),
+        Verdict::Deny { table: id, .. } => table = names.table(id),
+    }
+    let only_annotated = matches!(seen.verdict, Verdict::Allow { only_annotated: true, .. });
+    let policies = allowed_by.as_deref().map(|by| allowing(by, only_annotated)).unwrap_or_default();
+    let isolated_by = table.as_deref().map(|table| isolating(&table.isolated_by)).unwrap_or_default();
+    let has_ports = matches!(seen.protocol, 6 | 17 | 132);
+    let (pod_port, remote_port) = (has_ports.then_some(seen.pod_port), has_ports.then_some(seen.remote_port));
+    let ((src, src_ip, src_port), (dest, dest_ip, dest_port)) = match seen.direction {
+        Direction::Ingress => ((remote, seen.remote, remote_port), (pod, seen.pod, pod_port)),
+        Direction::Egress => ((pod, seen.pod, pod_port), (remote, seen.remote, remote_port)),
+    };
+    let (disposition, count, last) = match seen.verdict {
+        Verdict::Allow { .. } => ("allow", 1, None),
+        Verdict::Deny { count, last, .. } => ("deny", count, Some(Timestamp(last))),
+    };
+    emit(
+        line,
+        &Line {
+            connection: Connection {
+                src_ip,
+                dest_ip,
+                src_port,
+                dest_port,
+                protocol: Protocol(seen.protocol),
+                direction: seen.direction,
+            },
+            disposition,
+            reason: seen.reason,
+            policies,
+            isolated_by,
+            src,
+            dest,
+            count,
+            node_name: &origin.node,
+            cluster_name: origin.cluster.as_deref(),
+            timestamp: Timestamp(seen.time),
+            last_timestamp: last,
+            seq,
+        },
+    );
+}
+
+/// Appends the line that tells of lost records.
+pub fn write_lost(line: &mut Vec<u8>, lost: &Lost, seq: &str, origin: &Origin) {
+    emit(
+        line,
+        &LostLine {
+            disposition: "lost",
+            connection: LostConnection { direction: lost.direction },
+            lost: LostWhat { disposition: lost.disposition, why: lost.why },
+            count: lost.count,
+            node_name: &origin.node,
+            cluster_name: origin.cluster.as_deref(),
+            timestamp: Timestamp(lost.first),
+            last_timestamp: Timestamp(lost.last),
+            seq,
+        },
+    );
+}
+
+fn emit(line: &mut Vec<u8>, value: &impl Serialize) {
+    let start = line.len();
+    if serde_json::to_writer(&mut *line, value).is_err() {
+        // Writing to memory fails only on a value that JSON cannot hold, and there is none in a record; a half line
+        // must not stay all the same.
+        line.truncate(start);
+        return;
+    }
+    line.push(b'\n');
+}
+
+fn pod_line(name: &PodName) -> PartyLine<'_> {
+    PartyLine::Pod {
+        pod_name: &name.pod.name,
+        pod_namespace: &name.pod.namespace,
+        namespace: &name.pod.namespace,
+        workload_kind: name.workload.as_ref().map(|w| &*w.kind),
+        workload_name: name.workload.as_ref().map(|w| &*w.name),
+    }
+}
+
+fn allowing(by: &Attribution, only_annotated: bool) -> Vec<PolicyLine<'_>> {
+    by.policies
+        .iter()
+        .filter(|allowing| allowing.log || !only_annotated)
+        .map(|allowing| PolicyLine { rules: Some(&allowing.rules), ..policy_line(&allowing.policy) })
+        .collect()
+}
+
+fn isolating(policies: &[PolicyRef]) -> Vec<PolicyLine<'_>> {
+    policies.iter().map(policy_line).collect()
+}
+
+fn policy_line(policy: &PolicyRef) -> PolicyLine<'_> {
+    PolicyLine {
+        kind: "NetworkPolicy",
+        namespace: &policy.name.namespace,
+        name: &policy.name.name,
+        generation: policy.generation,
+        rules: None,
+    }
+}
+
+/// The protocol's name, or its number where the log has no name for it.
+struct Protocol(u8);
+
+impl Serialize for Protocol {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            1 => serializer.serialize_str("icmp"),
+            6 => serializer.serialize_str("tcp"),
+            17 => serializer.serialize_str("udp"),
+            58 => serializer.serialize_str("icmpv6"),
+            132 => serializer.serialize_str("sctp"),
+            other => serializer.collect_str(&other),
+        }
+    }
+}
+
+/// Nanoseconds since the epoch, written as RFC 3339 in UTC.
+struct Timestamp(u64);
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0)).map_err(serde::ser::Error::custom)?;
+        serializer.serialize_str(&time.format(&Rfc3339).map_err(serde::ser::Error::custom)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

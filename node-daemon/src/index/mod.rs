@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the cluster says, as one synchronous state machine: events go in, the node's desired state comes out.
+//! It holds no Kubernetes client and touches no kernel, so its tests need neither.
+
+mod desired;
+mod event;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use wardline_policy::model::{ObjectName, Objects, Pod};
+
+pub use self::desired::{Desired, EndpointSpec, LogModes};
+pub use self::event::{Event, Kind, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
+use crate::interfaces::Interfaces;
+
+/// An object that is not in force as it stands in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InvalidObject {
+    pub kind: Kind,
+    /// `namespace/name`, or the name of a cluster-scoped object.
+    pub name: String,
+    pub cause: String,
+}
+
+/// The cluster as this node knows it.
+#[derive(Debug, Default)]
+pub struct Index {
+    node: Arc<str>,
+    objects: Objects,
+    pods: BTreeMap<ObjectName, PodInfo>,
+    nodes: BTreeMap<Arc<str>, NodeInfo>,
+    /// Namespaces whose denies are logged where that is delegated.
+    log_denies: BTreeSet<Arc<str>>,
+    logging: Option<LoggingSpec>,
+    invalid: BTreeMap<(Kind, String), String>,
+    interfaces: Interfaces,
+    /// Pods of this node that ended while their interface is still there: it stays guarded by what selected them.
+    departed: BTreeMap<ObjectName, EndpointSpec>,
+    synced: BTreeSet<Kind>,
+}
+
+impl Index {
+    pub fn new(node: &str) -> Self {
+        Self { node: node.into(), ..Self::default() }
+    }
+
+    /// Whether every kind was listed once: before that nothing may be concluded from an object's absence.
+    pub fn is_synced(&self) -> bool {
+        Kind::WATCHED.iter().all(|kind| self.synced.contains(kind))
+    }
+
+    pub fn invalid_objects(&self) -> impl Iterator<Item = InvalidObject> + '_ {
+        self.invalid.iter().map(|((kind, name), cause)| InvalidObject {
+            kind: *kind,
+            name: name.clone(),
+            cause: cause.clone(),
+        })
+    }
+
+    /// The NetworkLogging generation in force; None without an object.
+    pub fn logging_generation(&self) -> Option<i64> {
+        self.logging.as_ref().map(|logging| logging.generation)
+    }
+
+    pub fn pod(&self, name: &ObjectName) -> Option<&PodInfo> {
+        self.pods.get(name)
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = (&ObjectName, &PodInfo)> {
+        self.pods.iter()
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = (&Arc<str>, &NodeInfo)> {
+        self.nodes.iter()
+    }
+
+    pub fn set_interfaces(&mut self, interfaces: Interfaces) {
+        self.interfaces = interfaces;
+        let Self { departed, interfaces, pods, objects, .. } = self;
+        departed.retain(|name, spec| {
+            let is_there = interfaces.veths.values().any(|veth| spec.addresses.iter().any(|ip| veth.addresses.contains(ip)));
+            // Kept without addresses for its labels alone; a successor of the same name has taken its place.
+            if !is_there && pods.get(name).is_none_or(|pod| pod.policy.is_none()) {
+                objects.pods.remove(name);
+            }
+            is_there
+        });
+    }
+
+    /// Takes one event in. An object that does not decode or convert leaves its last good version in force.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Namespace(name, update) => {
+                self.note(Kind::Namespace, &name, &update);
+                self.apply_namespace(name, update);
+            }
+            Event::Pod(name, update) => {
+                self.note(Kind::Pod, &name.to_string(), &update);
+                self.apply_pod(name, update);
+            }
+            Event::Policy(name, update) => {
+                self.note(Kind::NetworkPolicy, &name.to_string(), &update);
+                match update {
+                    Update::Set(policy) => _ = self.objects.policies.insert(name, Arc::new(policy)),
+                    Update::Gone => _ = self.objects.policies.remove(&name),
+                    Update::Invalid(_) => {}
+                }
+            }
+            Event::Node(name, update) => {
+                self.note(Kind::Node, &name, &update);
+                match update {
+                    Update::Set(node) => _ = self.nodes.insert(name, node),
+                    Update::Gone => _ = self.nodes.remove(&name),
+                    Update::Invalid(_) => {}
+                }
+            }
+            Event::Logging(update) => {
+                self.note(Kind::NetworkLogging, "default", &update);
+                match update {
+                    Update::Set(logging) => self.logging = Some(logging),
+                    Update::Gone => self.logging = None,
+                    Update::Invalid(_) => {}
+                }
+            }
+            Event::Listed(kind, names) => self.listed(kind, &names),
+        }
+    }
+
+    fn note<T>(&mut self, kind: Kind, name: &str, update: &Update<T>) {
+        match update {
+            Update::Invalid(cause) => _ = self.invalid.insert((kind, name.to_owned()), cause.clone()),
+            Update::Set(_) | Update::Gone => _ = self.invalid.remove(&(kind, name.to_owned())),
+        }
+    }
+
+    fn apply_namespace(&mut self, name: Arc<str>, update: Update<NamespaceInfo>) {
+        match update {
+            Update::Set(namespace) => {
+                if namespace.log_denies {
+                    self.log_denies.insert(name.clone());
+                } else {
+                    self.log_denies.remove(&name);
+                }
+                self.objects.namespaces.insert(name, namespace.labels);
+            }
+            Update::Gone => {
+                self.log_denies.remove(&name);
+                self.objects.namespaces.remove(&name);
+            }
+            Update::Invalid(_) => {}
+        }
+    }
+
+    fn apply_pod(&mut self, name: ObjectName, update: Update<PodInfo>) {
+        match update {
+            Update::Set(pod) => {
+                if self.pods.get(&name).is_some_and(|old| old.uid != pod.uid) {
+                    self.depart(&name);
+                }
+                match &pod.policy {
+                    Some(policy) => _ = self.objects.pods.insert(name.clone(), Arc::clone(policy)),
+                    None => self.depart(&name),
+                }
+                self.pods.insert(name, pod);
+            }
+            Update::Gone => {
+                self.depart(&name);
+                self.pods.remove(&name);
+            }
+            Update::Invalid(_) => {}
+        }
+    }
+
+    /// A pod takes part no more. While its interface is there, what selected it goes on guarding it; as a peer it is
+    /// gone at once.
+    fn depart(&mut self, name: &ObjectName) {
+        let spec = self.pods.get(name).and_then(|info| self.endpoint(name, info).ok());
+        match (spec, self.objects.pods.get(name)) {
+            (Some((_, spec)), Some(pod)) => {
+                let label_only = Pod { addresses: Vec::new(), ..Pod::clone(pod) };
+                self.objects.pods.insert(name.clone(), Arc::new(label_only));
+                self.departed.insert(name.clone(), spec);
+            }
+            _ if self.departed.contains_key(name) => {}
+            _ => _ = self.objects.pods.remove(name),
+        }
+    }
+
+    /// A list ended: what it did not name is gone, also if the deletion itself was missed.
+    fn listed(&mut self, kind: Kind, names: &BTreeSet<String>) {
+        let gone = |name: &String| !names.contains(name);
+        match kind {
+            Kind::Namespace => {
+                self.objects.namespaces.retain(|name, _| names.contains(&**name));
+                self.log_denies.retain(|name| names.contains(&**name));
+            }
+            Kind::Pod => {
+                let missed: Vec<ObjectName> =
+                    self.pods.keys().filter(|name| gone(&name.to_string())).cloned().collect();
+                for name in missed {
+                    self.depart(&name);
+                    self.pods.remove(&name);
+                }
+            }
+            Kind::NetworkPolicy => self.objects.policies.retain(|name, _| !gone(&name.to_string())),
+            Kind::Node => self.nodes.retain(|name, _| names.contains(&**name)),
+            Kind::NetworkLogging => {
+                if names.is_empty() {
+                    self.logging = None;
+                }
+            }
+            Kind::Dataplane => {}
+        }
+        self.invalid.retain(|(k, name), _| *k != kind || !gone(name));
+        self.synced.insert(kind);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use wardline_policy::model::{Labels, NamedPort, Policy, Selector};
+
+use super::*;
+use crate::interfaces::Veth;
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn pod(uid: &str, node: &str, ip: &str, app: &str) -> PodInfo {
+    PodInfo {
+        uid: uid.into(),
+        node: node.into(),
+        policy: Some(Arc::new(Pod {
+            labels: Labels::from([("app".to_owned(), app.to_owned())]),
+            addresses: vec![address(ip)],
+            node: node.into(),
+            ports: Vec::<NamedPort>::new(),
+        })),
+        workload: None,
+    }
+}
+
+fn veths(found: &[(u32, &str)]) -> Interfaces {
+    let veth = |ip| Veth { name: "veth".into(), addresses: BTreeSet::from([address(ip)]) };
+    Interfaces { veths: found.iter().map(|(i, ip)| (*i, veth(ip))).collect(), local: BTreeSet::new() }
+}
+
+fn name(name: &str) -> ObjectName {
+    ObjectName::new("shop", name)
+}
+
+fn isolating(policy: &str) -> Policy {
+    Policy {
+        name: name(policy),
+        generation: 1,
+        log: false,
+        pod_selector: Selector::default(),
+        ingress: Some(Vec::new()),
+        egress: None,
+    }
+}
+
+fn index() -> Index {
+    let mut index = Index::new("node1");
+    index.set_interfaces(veths(&[(7, "10.0.0.1"), (8, "10.0.0.2")]));
+    index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
+    index.apply(Event::Pod(name("web"), Update::Set(pod("u1", "node1", "10.0.0.1", "web"))));
+    index.apply(Event::Policy(name("deny"), Update::Set(isolating("deny"))));
+    index
+}
+
+#[test]
+fn a_pod_meets_its_interface() {
+    let mut index = index();
+    index.apply(Event::Pod(name("far"), Update::Set(pod("u2", "node2", "10.0.1.1", "web"))));
+    index.apply(Event::Pod(name("lost"), Update::Set(pod("u3", "node1", "10.0.0.9", "web"))));
+    let desired = index.desired();
+    assert_eq!(desired.endpoints.keys().copied().collect::<Vec<_>>(), [7]);
+    assert_eq!(desired.endpoints[&7].pod, name("web"));
+    assert_eq!(desired.unmanaged.keys().cloned().collect::<Vec<_>>(), [name("lost")]);
+    assert!(desired.tables.endpoints[&name("web")].ingress.is_some());
+}
+
+#[test]
+fn a_pod_that_is_gone_stays_guarded_while_its_interface_is_there() {
+    let mut index = index();
+    index.apply(Event::Pod(name("web"), Update::Gone));
+    let desired = index.desired();
+    assert_eq!(desired.endpoints[&7].pod_uid, "u1".into());
+    assert!(desired.tables.endpoints[&name("web")].ingress.is_some(), "{desired:?}");
+
+    index.set_interfaces(veths(&[(8, "10.0.0.2")]));
+    let desired = index.desired();
+    assert!(desired.endpoints.is_empty() && !desired.tables.endpoints.contains_key(&name("web")));
+}
+
+#[test]
+fn a_successor_of_the_same_name_is_another_endpoint() {
+    let mut index = index();
+    index.apply(Event::Pod(name("web"), Update::Set(pod("u9", "node1", "10.0.0.2", "web"))));
+    let desired = index.desired();
+    assert_eq!(desired.endpoints[&7].pod_uid, "u1".into());
+    assert_eq!(desired.endpoints[&8].pod_uid, "u9".into());
+}
+
+#[test]
+fn what_does_not_decode_leaves_the_last_good_version() {
+    let mut index = index();
+    index.apply(Event::Policy(name("deny"), Update::Invalid("spec.podSelector: bad".into())));
+    assert!(index.desired().tables.endpoints[&name("web")].ingress.is_some());
+    let invalid: Vec<_> = index.invalid_objects().collect();
+    assert_eq!(invalid.len(), 1);
+    assert_eq!((invalid[0].kind, invalid[0].name.as_str()), (Kind::NetworkPolicy, "shop/deny"));
+
+    index.apply(Event::Policy(name("deny"), Update::Gone));
+    assert_eq!(index.invalid_objects().count(), 0);
+    assert!(index.desired().tables.endpoints.is_empty());
+}
+
+#[test]
+fn a_list_removes_what_it_does_not_name() {
+    let mut index = index();
+    index.apply(Event::Listed(Kind::NetworkPolicy, BTreeSet::new()));
+    assert!(index.desired().tables.endpoints.is_empty());
+    assert!(!index.is_synced());
+    for kind in Kind::WATCHED {
+        index.apply(Event::Listed(kind, BTreeSet::from(["shop".to_owned(), "shop/web".to_owned()])));
+    }
+    assert!(index.is_synced());
+    assert_eq!(index.desired().endpoints.len(), 1);
+}
+
+#[test]
+fn logging_off_without_an_object_and_last_good_with_a_bad_one() {
+    let mut index = index();
+    let off = LogModes { allow: Logged::Off, deny: Logged::Off };
+    assert_eq!(index.desired().log_modes, off);
+    let spec = LoggingSpec { generation: 3, allow: Logged::All, deny: Logged::Delegated };
+    index.apply(Event::Logging(Update::Set(spec)));
+    index.apply(Event::Logging(Update::Invalid("spec.cluster: bad".into())));
+    assert_eq!(index.desired().log_modes, LogModes { allow: Logged::All, deny: Logged::Delegated });
+    assert_eq!(index.logging_generation(), Some(3));
+    index.apply(Event::Logging(Update::Gone));
+    assert_eq!(index.desired().log_modes, off);
+}

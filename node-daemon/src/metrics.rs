@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What Prometheus is told. Names and labels are documented in docs/operations.md.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use wardline_bpf::abi::{Direction, Reason, Verdict};
+
+use crate::control::NodeState;
+use crate::datapath::Ledger;
+use crate::events::Imbalance;
+
+/// How long the control thread may be busy before the daemon counts as hanging.
+const HANGING: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    packets: IntCounterVec,
+    due: IntCounterVec,
+    written: IntCounterVec,
+    lost: IntCounterVec,
+    imbalance: IntGaugeVec,
+    write_errors: IntCounter,
+    rotations: IntCounter,
+    backlog: IntGauge,
+    endpoints: IntGaugeVec,
+    connections: IntGauge,
+    invalid: IntGaugeVec,
+    refused: IntGauge,
+    apply: Histogram,
+    alive: Mutex<Instant>,
+}
+
+impl Metrics {
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(family.clone()))?;
+            Ok::<_, prometheus::Error>(family)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 16)?;
+        let apply = Histogram::with_opts(
+            HistogramOpts::new("wardline_apply_seconds", "Time from a batch of changes to their being in force.")
+                .buckets(buckets),
+        )?;
+        registry.register(Box::new(apply.clone()))?;
+        let outcome = ["direction", "verdict"];
+        Ok(Self {
+            packets: counters(
+                "wardline_packets_total",
+                "Packets by what the packet programs decided.",
+                &["direction", "verdict", "reason"],
+            )?,
+            due: counters("wardline_log_due_total", "Verdicts that ask for a record.", &outcome)?,
+            written: counters("wardline_log_written_total", "Verdicts whose record is written.", &outcome)?,
+            lost: counters("wardline_log_lost_total", "Verdicts whose record is lost, each told by a line.", &outcome)?,
+            imbalance: gauges(
+                "wardline_log_imbalance",
+                "Due less written and lost when a generation was closed last; other than 0 is a bug.",
+                &outcome,
+            )?,
+            write_errors: counter("wardline_log_write_errors_total", "Failed writes of the policy log.")?,
+            rotations: counter("wardline_log_rotations_total", "Policy log files begun because one was full.")?,
+            backlog: gauge("wardline_log_backlog_bytes", "Bytes of events in the kernel that are not read yet.")?,
+            endpoints: gauges("wardline_endpoints", "Pods of the node.", &["state"])?,
+            connections: gauge("wardline_conntrack_entries", "Entries of the connection table when last swept.")?,
+            invalid: gauges("wardline_invalid_objects", "Objects that are not in force as they stand.", &["kind"])?,
+            refused: gauge("wardline_change_refused", "1 while a change is not in force.")?,
+            apply,
+            registry,
+            alive: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// The text format that Prometheus scrapes.
+    pub fn encode(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+
+    pub fn control_alive(&self) {
+        *self.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner).elapsed() < HANGING
+    }
+
+    pub fn observe_apply(&self, elapsed: Duration) {
+        self.apply.observe(elapsed.as_secs_f64());
+    }
+
+    pub fn set_node(&self, state: &NodeState) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.endpoints.with_label_values(&["managed"]).set(count(state.managed));
+        self.endpoints.with_label_values(&["unmanaged"]).set(count(state.unmanaged.len()));
+        self.refused.set(i64::from(!state.synced));
+        self.invalid.reset();
+        for object in &state.invalid {
+            self.invalid.with_label_values(&[object.kind.as_str()]).inc();
+        }
+    }
+
+    pub fn set_connections(&self, entries: usize) {
+        self.connections.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    pub fn write_failed(&self) {
+        self.write_errors.inc();
+    }
+
+    /// Totals that only grow, also over a restart: what is shown is raised to them.
+    pub fn set_account(&self, ledger: &Ledger, packets: &[[u64; Reason::ALL.len()]; 2], log: &LogFigures) {
+        for direction in Direction::ALL {
+            for reason in Reason::ALL {
+                let labels = [direction.as_str(), reason.verdict().as_str(), reason.as_str()];
+                raise(&self.packets.with_label_values(&labels), packets[direction.index()][reason as usize]);
+            }
+            for verdict in Verdict::ALL {
+                let labels = [direction.as_str(), verdict.as_str()];
+                let (d, v) = (direction.index(), verdict as usize);
+                raise(&self.due.with_label_values(&labels), ledger.due[d][v]);
+                raise(&self.written.with_label_values(&labels), ledger.written[d][v]);
+                raise(&self.lost.with_label_values(&labels), ledger.lost[d][v]);
+                if let Some(imbalance) = &log.imbalance {
+                    self.imbalance.with_label_values(&labels).set(imbalance[d][v]);
+                }
+            }
+        }
+        raise(&self.rotations, log.rotations);
+        self.backlog.set(i64::try_from(log.backlog).unwrap_or(i64::MAX));
+    }
+}
+
+/// Figures of the policy log beside the account.
+#[derive(Clone, Copy, Debug)]
+pub struct LogFigures {
+    pub imbalance: Option<Imbalance>,
+    pub rotations: u64,
+    pub backlog: u64,
+}
+
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the numbers in events mean, for whoever writes records.
+//!
+//! The control thread tells a meaning before the kernel can use its number, the events thread asks for it later:
+//! after the policy has changed, the pod has gone, or the daemon has been restarted. So meanings are kept in a
+//! journal beside the pinned maps (both are gone after a reboot), and for a while after their last use.
+
+mod journal;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use wardline_policy::model::{Direction, ObjectName};
+use wardline_policy::tables::{Attribution, PolicyRef};
+
+pub use self::journal::JournalError;
+use self::journal::{Entry, Journal};
+use crate::index::Workload;
+
+/// How long an address keeps the name of its last owner: events are read within milliseconds, denies are written
+/// within the aggregation time.
+const KEEP_ADDRESSES: Duration = Duration::from_secs(120);
+
+/// Who is at an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Party {
+    Pod(PodName),
+    Node { name: Arc<str> },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodName {
+    pub pod: ObjectName,
+    pub workload: Option<Workload>,
+}
+
+/// A pod at its interface, as the kernel numbers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointName {
+    pub name: PodName,
+    pub pod_uid: Arc<str>,
+}
+
+/// The policies that isolate by one table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableName {
+    pub direction: Direction,
+    pub isolated_by: Vec<PolicyRef>,
+}
+
+/// The meanings of ids and addresses.
+#[derive(Debug)]
+pub struct Names {
+    known: RwLock<Known>,
+    journal: RwLock<Journal>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    endpoints: HashMap<u32, Arc<EndpointName>>,
+    tables: HashMap<u32, Arc<TableName>>,
+    attributions: HashMap<u32, Arc<Attribution>>,
+    addresses: HashMap<IpAddr, Arc<Party>>,
+    /// Former owners, and since when.
+    former: HashMap<IpAddr, (Arc<Party>, Instant)>,
+}
+
+impl Names {
+    /// Opens the journal in `directory` and reads what it holds.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written. A torn last line is no error: its id never reached the kernel.
+    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        let mut known = Known::default();
+        let journal = Journal::open(directory, |entry| known.learn(entry))?;
+        Ok(Self { known: RwLock::new(known), journal: RwLock::new(journal) })
+    }
+
+    /// Makes ids known, on disk first; only then may the kernel use them.
+    pub fn tell(&self, entries: Vec<Entry>) -> Result<(), JournalError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.journal.write().unwrap_or_else(PoisonError::into_inner).append(&entries)?;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        entries.into_iter().for_each(|entry| known.learn(entry));
+        Ok(())
+    }
+
+    /// Replaces the owners of addresses. Former ones are remembered for a while.
+    pub fn set_addresses(&self, addresses: HashMap<IpAddr, Arc<Party>>) {
+        let now = Instant::now();
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut *known;
+        for (address, party) in std::mem::take(&mut known.addresses) {
+            if !addresses.contains_key(&address) {
+                known.former.insert(address, (party, now));
+            }
+        }
+        known.former.retain(|_, (_, since)| now.duration_since(*since) < KEEP_ADDRESSES);
+        known.addresses = addresses;
+    }
+
+    pub fn endpoint(&self, uid: u32) -> Option<Arc<EndpointName>> {
+        self.read(|known| known.endpoints.get(&uid).cloned())
+    }
+
+    pub fn table(&self, id: u32) -> Option<Arc<TableName>> {
+        self.read(|known| known.tables.get(&id).cloned())
+    }
+
+    pub fn attribution(&self, id: u32) -> Option<Arc<Attribution>> {
+        self.read(|known| known.attributions.get(&id).cloned())
+    }
+
+    pub fn party(&self, address: &IpAddr) -> Option<Arc<Party>> {
+        self.read(|known| {
+            known.addresses.get(address).or_else(|| known.former.get(address).map(|(party, _)| party)).cloned()
+        })
+    }
+
+    /// Forgets the ids that neither the kernel nor an unwritten event can name any more, and rewrites the journal
+    /// without them.
+    pub fn retain(&self, live: impl Fn(&Entry) -> bool) -> Result<(), JournalError> {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let kept: Vec<Entry> = known.entries().filter(|entry| live(entry)).collect();
+        self.journal.write().unwrap_or_else(PoisonError::into_inner).rewrite(&kept)?;
+        known.endpoints.clear();
+        known.tables.clear();
+        known.attributions.clear();
+        kept.into_iter().for_each(|entry| known.learn(entry));
+        Ok(())
+    }
+
+    /// Bytes of the journal.
+    pub fn journal_size(&self) -> u64 {
+        self.journal.read().unwrap_or_else(PoisonError::into_inner).size()
+    }
+
+    fn read<T>(&self, get: impl FnOnce(&Known) -> T) -> T {
+        get(&self.known.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Known {
+    fn learn(&mut self, entry: Entry) {
+        match entry {
+            Entry::Endpoint { uid, name } => _ = self.endpoints.insert(uid, name),
+            Entry::Table { id, name } => _ = self.tables.insert(id, name),
+            Entry::Attribution { id, attribution } => _ = self.attributions.insert(id, attribution),
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let endpoints = self.endpoints.iter().map(|(uid, name)| Entry::Endpoint { uid: *uid, name: Arc::clone(name) });
+        let tables = self.tables.iter().map(|(id, name)| Entry::Table { id: *id, name: Arc::clone(name) });
+        let attributions = self
+            .attributions
+            .iter()
+            .map(|(id, attribution)| Entry::Attribution { id: *id, attribution: Arc::clone(attribution) });
+        endpoints.chain(tables).chain(attributions)
+    }
+}
+
+pub use self::journal::Entry as Meaning;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(uid: u32, pod: &str) -> Entry {
+        let name = PodName { pod: ObjectName::new("shop", pod), workload: None };
+        Entry::Endpoint { uid, name: Arc::new(EndpointName { name, pod_uid: "u".into() }) }
+    }
+
+    #[test]
+    fn meanings_survive_a_restart_and_a_torn_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = Names::open(directory.path()).unwrap();
+        names.tell(vec![endpoint(1, "web"), endpoint(2, "db")]).unwrap();
+        drop(names);
+
+        let path = directory.path().join("names.jsonl");
+        let mut torn = std::fs::read(&path).unwrap();
+        torn.extend_from_slice(br#"{"Endpoint":{"uid":3,"na"#);
+        std::fs::write(&path, torn).unwrap();
+
+        let names = Names::open(directory.path()).unwrap();
+        assert_eq!(&*names.endpoint(2).unwrap().name.pod.name, "db");
+        assert!(names.endpoint(3).is_none());
+        names.tell(vec![endpoint(4, "cache")]).unwrap();
+        drop(names);
+        let names = Names::open(directory.path()).unwrap();
+        assert_eq!(&*names.endpoint(4).unwrap().name.pod.name, "cache", "a line after the torn one is whole");
+    }
+
+    #[test]
+    fn retain_forgets_on_disk_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = Names::open(directory.path()).unwrap();
+        names.tell(vec![endpoint(1, "web"), endpoint(2, "db")]).unwrap();
+        names.retain(|entry| matches!(entry, Entry::Endpoint { uid: 2, .. })).unwrap();
+        assert!(names.endpoint(1).is_none());
+        let names = Names::open(directory.path()).unwrap();
+        assert!(names.endpoint(1).is_none() && names.endpoint(2).is_some());
+    }
+
+    #[test]
+    fn an_address_keeps_its_last_owner_for_a_while() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = Names::open(directory.path()).unwrap();
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        let party = Arc::new(Party::Node { name: "node1".into() });
+        names.set_addresses(HashMap::from([(address, Arc::clone(&party))]));
+        names.set_addresses(HashMap::new());
+        assert_eq!(names.party(&address), Some(party));
+    }
+}

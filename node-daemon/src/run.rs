@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Puts the daemon together: starts its threads and tasks, and stops them all when one ends or a signal comes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wardline_crds::config::{DaemonConfig, LogFormat};
+
+use crate::args::Args;
+use crate::control::{Control, Message};
+use crate::datapath::{ConntrackSweeper, Datapath, Handles, PinPaths};
+use crate::events::{FileOptions, LogFile, Origin, PolicyLog, follow_events, monotonic};
+use crate::metrics::Metrics;
+use crate::names::Names;
+use crate::status::StatusWriter;
+use crate::{api, interfaces, preflight, watch};
+
+/// Messages that wait for the control thread; the watches wait when it is full.
+const MESSAGES: usize = 4096;
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Runs until a signal comes.
+///
+/// # Errors
+/// When the node lacks something, or a part of the daemon ends with an error.
+pub async fn run(args: Args) -> Result<()> {
+    let config = match &args.config {
+        Some(path) => DaemonConfig::from_file(path)?,
+        None => DaemonConfig::default(),
+    };
+    start_logging(&config);
+    let kernel = preflight::check(&args.bpffs)?;
+    if args.check {
+        println!("kernel {kernel}: everything that Wardline needs is there");
+        return Ok(());
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = args.node_name, kernel, "starting");
+    Daemon::new(args, config, kernel).await?.run().await
+}
+
+struct Daemon {
+    args: Args,
+    config: DaemonConfig,
+    kernel: String,
+    client: kube::Client,
+    names: Arc<Names>,
+    metrics: Arc<Metrics>,
+    parts: Parts,
+}
+
+/// Everything that is being run, and how it is stopped.
+struct Parts {
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    failed: mpsc::Sender<anyhow::Error>,
+    failures: mpsc::Receiver<anyhow::Error>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let (failed, failures) = mpsc::channel(1);
+        Self { tasks: TaskTracker::new(), cancel: CancellationToken::new(), failed, failures }
+    }
+
+    /// A thread that must not end before the daemon is cancelled.
+    fn thread(&self, name: &'static str, work: impl FnOnce() -> Result<()> + Send + 'static) {
+        let thread = tokio::task::spawn_blocking(work);
+        self.watch(name, async move { thread.await.context("the thread panicked")? });
+    }
+
+    fn task(&self, name: &'static str, work: impl Future<Output = Result<()>> + Send + 'static) {
+        self.watch(name, work);
+    }
+
+    fn watch(&self, name: &'static str, work: impl Future<Output = Result<()>> + Send + 'static) {
+        let (failed, cancel) = (self.failed.clone(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            let result = work.await;
+            if let Err(error) = result {
+                let _ = failed.try_send(error.context(format!("{name} failed")));
+            } else if !cancel.is_cancelled() {
+                let _ = failed.try_send(anyhow::anyhow!("{name} ended"));
+            }
+            cancel.cancel();
+        });
+    }
+}
+
+impl Daemon {
+    async fn new(args: Args, config: DaemonConfig, kernel: String) -> Result<Self> {
+        let names = Arc::new(Names::open(&args.state_dir)?);
+        let metrics = Arc::new(Metrics::new()?);
+        let client = kube::Client::try_default().await.context("failed to find the API server")?;
+        Ok(Self { args, config, kernel, client, names, metrics, parts: Parts::new() })
+    }
+
+    async fn run(mut self) -> Result<()> {
+        let paths = PinPaths::new(&self.args.bpffs);
+        let (datapath, handles) = Datapath::load(&paths, &self.config, Arc::clone(&self.names))?;
+        let Handles { accounts, conntrack, kept_limits } = handles;
+        let (control, state) = Control::new(
+            &self.args.node_name,
+            datapath,
+            Arc::clone(&self.names),
+            Arc::clone(&self.metrics),
+            kept_limits,
+        );
+        let log = self.open_log(accounts)?;
+        let (messages, inbox) = mpsc::channel(MESSAGES);
+        let cancel = self.parts.cancel.clone();
+
+        let metrics = Arc::clone(&self.metrics);
+        self.parts.thread("policy log", {
+            let cancel = cancel.clone();
+            move || follow_events(log, &metrics, &cancel)
+        });
+        self.start_control(control, inbox);
+        self.start_interfaces(messages.clone());
+        self.start_sweeper(conntrack);
+        watch::start(&self.client, &messages, &self.parts.tasks, &cancel);
+        drop(messages);
+        let writer = StatusWriter::new(self.client.clone(), &self.args.node_name, &self.kernel);
+        self.parts.tasks.spawn(writer.run(state.clone(), cancel.clone()));
+        self.parts.task(
+            "metrics",
+            api::serve_metrics(self.config.metrics_address, Arc::clone(&self.metrics), cancel.clone()),
+        );
+        self.parts.task(
+            "health",
+            api::serve_health(self.config.health_address, Arc::clone(&self.metrics), state, cancel),
+        );
+        self.wait().await
+    }
+
+    fn open_log(&self, accounts: crate::datapath::Accounts) -> Result<PolicyLog> {
+        let logging = &self.config.logging;
+        let options = FileOptions {
+            path: logging.file.path.clone(),
+            max_size: logging.file.max_size,
+            max_files: logging.file.max_files.saturating_sub(1),
+        };
+        let path = options.path.display().to_string();
+        let file = LogFile::open(options).with_context(|| format!("failed to open policy log {path}"))?;
+        let origin = Origin {
+            node: self.args.node_name.as_str().into(),
+            cluster: (!logging.cluster_name.is_empty()).then(|| logging.cluster_name.as_str().into()),
+        };
+        let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.into());
+        Ok(PolicyLog::open(accounts, file, Arc::clone(&self.names), origin, aggregation)?)
+    }
+
+    fn start_control(&self, control: Control, inbox: mpsc::Receiver<Message>) {
+        let (runtime, cancel) = (Handle::current(), self.parts.cancel.clone());
+        self.parts.thread("control", move || {
+            control.run(&runtime, inbox, &cancel).context("failed to read the node's interfaces")
+        });
+    }
+
+    fn start_interfaces(&self, messages: mpsc::Sender<Message>) {
+        // A plain thread: it waits for the kernel, where no cancellation reaches it, and ends with the process.
+        let (failed, cancel) = (self.parts.failed.clone(), self.parts.cancel.clone());
+        std::thread::spawn(move || {
+            let told = interfaces::follow(|| messages.blocking_send(Message::InterfacesChanged).is_ok());
+            if let Err(error) = told {
+                let _ = failed.try_send(anyhow::Error::from(error).context("failed to follow the node's interfaces"));
+                cancel.cancel();
+            }
+        });
+    }
+
+    fn start_sweeper(&self, conntrack: ConntrackSweeper) {
+        let (metrics, cancel) = (Arc::clone(&self.metrics), self.parts.cancel.clone());
+        self.parts.task("conntrack sweeper", async move {
+            let conntrack = Arc::new(conntrack);
+            while cancel.run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL)).await.is_some() {
+                let conntrack = Arc::clone(&conntrack);
+                let now = monotonic().context("failed to read clock")?;
+                match tokio::task::spawn_blocking(move || conntrack.sweep(now)).await? {
+                    Ok(swept) => metrics.set_connections(swept.entries - swept.deleted),
+                    Err(error) => tracing::warn!(%error, "failed to sweep the connection table; trying again"),
+                }
+            }
+            Ok(())
+        });
+    }
+
+    async fn wait(&mut self) -> Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
+        let failure = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            failure = self.parts.failures.recv() => failure,
+        };
+        let began = Instant::now();
+        tracing::info!("stopping; what is in force stays in the kernel");
+        self.parts.cancel.cancel();
+        self.parts.tasks.close();
+        self.parts.tasks.wait().await;
+        tracing::info!(seconds = began.elapsed().as_secs_f64(), "stopped");
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+fn start_logging(config: &DaemonConfig) {
+    let level = format!("{:?}", config.log_level).to_lowercase();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("wardline={level},warn")));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
+    }
+}

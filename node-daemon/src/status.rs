@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The node's own `DataplaneNode`: written when it changes, at most every ten seconds.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::core::ObjectMeta;
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wardline_crds::condition::{NewCondition, Status, set_condition};
+use wardline_crds::{
+    AttachKind, DataplaneNode, DataplaneNodeSpec, DataplaneNodeStatus, EndpointsStatus, InvalidObject, KernelStatus,
+    MAX_LISTED, NodeLoggingStatus, NodePolicyStatus, UnmanagedEndpoint,
+};
+
+use crate::control::NodeState;
+
+/// At most this often, so that a cluster of thousands of nodes does not write all day.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// After an error.
+const RETRY: Duration = Duration::from_secs(5);
+const FIELD_MANAGER: &str = "wardline-node";
+
+#[allow(missing_debug_implementations, reason = "kube's client has none")]
+pub struct StatusWriter {
+    client: Client,
+    node: String,
+    kernel: String,
+    conditions: Vec<Condition>,
+}
+
+impl StatusWriter {
+    pub fn new(client: Client, node: &str, kernel: &str) -> Self {
+        Self { client, node: node.to_owned(), kernel: kernel.to_owned(), conditions: Vec::new() }
+    }
+
+    /// Follows the state until cancelled.
+    pub async fn run(mut self, mut state: watch::Receiver<NodeState>, cancel: CancellationToken) {
+        let mut written: Option<DataplaneNodeStatus> = None;
+        loop {
+            let seen = state.borrow_and_update().clone();
+            let status = self.status(&seen);
+            let mut pause = INTERVAL;
+            if written.as_ref() != Some(&status) {
+                match self.write(&status).await {
+                    Ok(()) => written = Some(status),
+                    Err(error) => {
+                        tracing::warn!(%error, "failed to write DataplaneNode status; trying again");
+                        pause = RETRY;
+                    }
+                }
+            }
+            let is_written = pause == INTERVAL;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if is_written {
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    changed = state.changed() => if changed.is_err() { return },
+                }
+            }
+        }
+    }
+
+    fn status(&mut self, state: &NodeState) -> DataplaneNodeStatus {
+        self.set_conditions(state);
+        let unmanaged = state.unmanaged.iter().take(MAX_LISTED).map(|(pod, message)| UnmanagedEndpoint {
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+            message: message.clone(),
+        });
+        let invalid_objects = state.invalid.iter().take(MAX_LISTED).map(|object| {
+            let (namespace, name) = object.name.split_once('/').unwrap_or(("", &object.name));
+            InvalidObject {
+                kind: object.kind.to_string(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                message: object.cause.clone(),
+            }
+        });
+        DataplaneNodeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: KernelStatus { release: self.kernel.clone(), attach: Some(AttachKind::Tcx) },
+            endpoints: EndpointsStatus {
+                managed: i64::try_from(state.managed).unwrap_or(i64::MAX),
+                unmanaged: unmanaged.collect(),
+            },
+            policy: NodePolicyStatus { synced: state.synced, last_applied_time: state.last_applied.and_then(whole_seconds) },
+            logging: NodeLoggingStatus { applied_generation: state.logging_generation },
+            invalid_objects: invalid_objects.collect(),
+            conditions: self.conditions.clone(),
+        }
+    }
+
+    fn set_conditions(&mut self, state: &NodeState) {
+        let now = Timestamp::now();
+        let mut set = |type_, status, reason, message: &str| {
+            let new = NewCondition { type_, status, reason, message, generation: None };
+            set_condition(&mut self.conditions, &new, now);
+        };
+        if state.synced {
+            set("Ready", Status::True, "InForce", "policies are in force");
+        } else if state.last_applied.is_some() {
+            set("Ready", Status::False, "ChangeRefused", "a change is not in force; what was in force stays");
+        } else {
+            set("Ready", Status::False, "Starting", "policies are not in force yet");
+        }
+        match problems(state) {
+            (reason, message) if message.is_empty() => set("Degraded", Status::False, reason, ""),
+            (reason, message) => set("Degraded", Status::True, reason, &message),
+        }
+    }
+
+    async fn write(&self, status: &DataplaneNodeStatus) -> kube::Result<()> {
+        let api: Api<DataplaneNode> = Api::all(self.client.clone());
+        let patch = json!({
+            "apiVersion": format!("{}/{}", wardline_crds::GROUP, wardline_crds::VERSION),
+            "kind": "DataplaneNode",
+            "metadata": {"name": self.node},
+            "status": status,
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        match api.patch_status(&self.node, &parameters, &Patch::Apply(&patch)).await {
+            Err(kube::Error::Api(response)) if response.code == 404 => {
+                self.create(&api).await?;
+                api.patch_status(&self.node, &parameters, &Patch::Apply(&patch)).await.map(drop)
+            }
+            result => result.map(drop),
+        }
+    }
+
+    /// Owned by the Node, so that it goes with it.
+    async fn create(&self, api: &Api<DataplaneNode>) -> kube::Result<()> {
+        let node = Api::<Node>::all(self.client.clone()).get(&self.node).await?;
+        let owner = OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: self.node.clone(),
+            uid: node.uid().unwrap_or_default(),
+            ..OwnerReference::default()
+        };
+        let mut object = DataplaneNode::new(&self.node, DataplaneNodeSpec::default());
+        object.metadata = ObjectMeta { owner_references: Some(vec![owner]), ..object.metadata };
+        match api.create(&PostParams::default(), &object).await {
+            Err(kube::Error::Api(response)) if response.code == 409 => Ok(()),
+            result => result.map(drop),
+        }
+    }
+}
+
+/// Reason and message of `Degraded`; no message where nothing is wrong.
+fn problems(state: &NodeState) -> (&'static str, String) {
+    let mut messages = state.problems.clone();
+    let mut reason = if messages.is_empty() { "AllWell" } else { "ChangeRefused" };
+    if !state.unmanaged.is_empty() {
+        reason = if messages.is_empty() { "UnmanagedPods" } else { reason };
+        messages.push(format!("{} pods are not managed", state.unmanaged.len()));
+    }
+    if !state.invalid.is_empty() {
+        reason = if messages.is_empty() { "InvalidObjects" } else { reason };
+        messages.push(format!("{} objects are invalid", state.invalid.len()));
+    }
+    (reason, messages.join("; "))
+}
+
+/// As the API server stores it: a status is compared with what was written.
+fn whole_seconds(time: std::time::SystemTime) -> Option<Time> {
+    let seconds = time.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs();
+    Timestamp::from_second(i64::try_from(seconds).ok()?).ok().map(Time)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use wardline_policy::model::ObjectName;
+
+    use super::*;
+    use crate::index::Kind;
+
+    #[test]
+    fn degraded_says_what_is_wrong() {
+        let unmanaged = BTreeMap::from([(ObjectName::new("shop", "web"), "no host-side veth".to_owned())]);
+        let invalid = crate::index::InvalidObject {
+            kind: Kind::NetworkPolicy,
+            name: "shop/broken".into(),
+            cause: "spec.podSelector: bad".into(),
+        };
+        let table = [
+            (NodeState::default(), ("AllWell", "")),
+            (
+                NodeState { unmanaged: unmanaged.clone(), ..NodeState::default() },
+                ("UnmanagedPods", "1 pods are not managed"),
+            ),
+            (
+                NodeState { invalid: vec![invalid], unmanaged, problems: vec!["limits.rules is 5".into()], ..NodeState::default() },
+                ("ChangeRefused", "limits.rules is 5; 1 pods are not managed; 1 objects are invalid"),
+            ),
+        ];
+        for (state, (reason, message)) in table {
+            assert_eq!(problems(&state), (reason, message.to_owned()));
+        }
+    }
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From API objects to what the index keeps of them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use wardline_crds::NetworkLogging;
+use wardline_policy::model::{ObjectName, Policy};
+
+use super::{ObjectKey, Seen};
+use crate::index::{Event, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
+
+/// Ours, and GKE's, which means the same.
+const LOG_DENIES: [&str; 2] = ["wardline.io/enable-deny-logging", "policy.network.gke.io/enable-deny-logging"];
+
+fn update<K, T>(seen: Seen<K>, convert: impl FnOnce(K) -> Result<T, String>) -> Update<T> {
+    match seen {
+        Seen::Gone => Update::Gone,
+        Seen::Undecodable(cause) => Update::Invalid(cause),
+        Seen::Here(object) => convert(object).map_or_else(Update::Invalid, Update::Set),
+    }
+}
+
+fn object_name(key: &ObjectKey) -> ObjectName {
+    ObjectName { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) }
+}
+
+pub(super) fn namespace(key: &ObjectKey, seen: Seen<Namespace>) -> Event {
+    let update = update(seen, |namespace| {
+        let annotations = namespace.metadata.annotations.unwrap_or_default();
+        Ok(NamespaceInfo {
+            labels: namespace.metadata.labels.unwrap_or_default(),
+            log_denies: LOG_DENIES.iter().any(|key| annotations.get(*key).is_some_and(|value| value == "true")),
+        })
+    });
+    Event::Namespace(Arc::clone(&key.name), update)
+}
+
+pub(super) fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
+    let update = update(seen, |pod| {
+        Ok(PodInfo {
+            uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().into(),
+            policy: wardline_policy::convert::pod(&pod).map(|(_, pod)| Arc::new(pod)),
+            workload: workload(&pod.metadata),
+        })
+    });
+    Event::Pod(object_name(key), update)
+}
+
+pub(super) fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
+    let update = update(seen, |policy| Policy::try_from(&policy).map_err(|error| error.to_string()));
+    Event::Policy(object_name(key), update)
+}
+
+pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
+    let update = update(seen, |node| {
+        let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
+        let addresses: Vec<IpAddr> = addresses.iter().filter_map(|address| address.address.parse().ok()).collect();
+        Ok(NodeInfo { uid: node.metadata.uid.unwrap_or_default(), addresses })
+    });
+    Event::Node(Arc::clone(&key.name), update)
+}
+
+pub(super) fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {
+    Event::Logging(update(seen, |logging| {
+        let cluster = &logging.spec.cluster;
+        for (side, log, delegate) in [
+            ("allow", cluster.allow.log, cluster.allow.delegate),
+            ("deny", cluster.deny.log, cluster.deny.delegate),
+        ] {
+            if delegate && !log {
+                return Err(format!("spec.cluster.{side}.delegate: needs spec.cluster.{side}.log"));
+            }
+        }
+        Ok(LoggingSpec {
+            generation: logging.metadata.generation.unwrap_or_default(),
+            allow: Logged::from_switches(cluster.allow.log, cluster.allow.delegate),
+            deny: Logged::from_switches(cluster.deny.log, cluster.deny.delegate),
+        })
+    }))
+}
+
+/// The controlling owner; a ReplicaSet of a Deployment is told as the Deployment, whose name is the ReplicaSet's less
+/// the hash that the pod carries as a label.
+fn workload(metadata: &ObjectMeta) -> Option<Workload> {
+    let owner = metadata.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))?;
+    let labels = metadata.labels.as_ref();
+    let deployment = (owner.kind == "ReplicaSet").then(|| deployment(&owner.name, labels)).flatten();
+    Some(match deployment {
+        Some(name) => Workload { kind: "Deployment".into(), name: name.into() },
+        None => Workload { kind: owner.kind.as_str().into(), name: owner.name.as_str().into() },
+    })
+}
+
+fn deployment<'a>(replica_set: &'a str, labels: Option<&BTreeMap<String, String>>) -> Option<&'a str> {
+    let hash = labels?.get("pod-template-hash")?;
+    replica_set.strip_suffix(hash.as_str())?.strip_suffix('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+    use super::*;
+
+    fn owned(kind: &str, name: &str, hash: Option<&str>) -> ObjectMeta {
+        ObjectMeta {
+            labels: hash.map(|hash| BTreeMap::from([("pod-template-hash".to_owned(), hash.to_owned())])),
+            owner_references: Some(vec![OwnerReference {
+                kind: kind.into(),
+                name: name.into(),
+                controller: Some(true),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        }
+    }
+
+    #[test]
+    fn the_workload_is_the_owner_that_a_person_knows() {
+        let table = [
+            (owned("ReplicaSet", "web-5d9c", Some("5d9c")), Some(("Deployment", "web"))),
+            (owned("ReplicaSet", "own-replicas", None), Some(("ReplicaSet", "own-replicas"))),
+            (owned("ReplicaSet", "web-5d9c", Some("other")), Some(("ReplicaSet", "web-5d9c"))),
+            (owned("StatefulSet", "db", None), Some(("StatefulSet", "db"))),
+            (owned("DaemonSet", "agent", None), Some(("DaemonSet", "agent"))),
+            (ObjectMeta::default(), None),
+        ];
+        for (metadata, expected) in table {
+            let found = workload(&metadata);
+            let found = found.as_ref().map(|w| (&*w.kind, &*w.name));
+            assert_eq!(found, expected, "{metadata:?}");
+        }
+    }
+}
