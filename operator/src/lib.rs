@@ -25,6 +25,7 @@ mod metrics;
 mod network_logging;
 mod nodes;
 mod run;
+mod status;
 #[cfg(test)]
 mod testing;
 mod undecodable;

@@ -17,7 +17,7 @@ use wardline_crds::DataplaneNode;
 
 use crate::args::Args;
 use crate::caches::Caches;
-use crate::context::Context;
+use crate::context::{Context, lock};
 use crate::metrics::Metrics;
 
 pub(crate) fn args() -> Args {
@@ -84,6 +84,13 @@ impl FakeApi {
         ))
     }
 
+    /// The same operator a moment later, with other caches.
+    pub(crate) fn context_after(&self, caches: Caches, before: &Context) -> Arc<Context> {
+        let after = self.context(caches);
+        lock(&after.applied).clone_from(&lock(&before.applied));
+        after
+    }
+
     async fn handle(self, request: Request<Body>) -> Result<Response<Body>, std::convert::Infallible> {
         let (parts, body) = request.into_parts();
         let body = body.collect_bytes().await.unwrap();
@@ -132,7 +139,7 @@ impl Cached {
             ($kind:ty, $objects:expr) => {{
                 let (reader, mut writer) = store::<$kind>();
                 writer.apply_watcher_event(&Event::Init);
-                for object in $objects {
+                for object in Vec::<Value>::from_iter($objects) {
                     writer.apply_watcher_event(&Event::InitApply(serde_json::from_value(object).unwrap()));
                 }
                 writer.apply_watcher_event(&Event::InitDone);

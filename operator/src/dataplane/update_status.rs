@@ -2,19 +2,17 @@
 //! From what there is now to `Dataplane.status` and Events. The status is computed whole and written on change only.
 
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use kube::Resource;
 use wardline_crds::condition::{NewCondition, Status, set_condition};
 use wardline_crds::{Dataplane, DataplaneNodeCounts, DataplaneStatus};
 
 use super::Rollout;
 use super::dereference::Observed;
-use crate::MANAGER;
 use crate::announce::{Watched, transitions};
 use crate::context::Context;
 use crate::error::Error;
 use crate::nodes::Nodes;
+use crate::status;
 
 /// How the stages before ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,27 +35,18 @@ pub(super) async fn update(
 ) -> Result<(), Error> {
     let old = dataplane.status.clone().unwrap_or_default();
     let generation = dataplane.metadata.generation.unwrap_or_default();
-    let new = status(&old, generation, outcome, observed, Timestamp::now());
+    let new = compute(&old, generation, outcome, observed, Timestamp::now());
     if dataplane.status.as_ref() == Some(&new) {
         return Ok(());
     }
-    let name = dataplane.name_any();
-    let patch = json!({
-        "apiVersion": Dataplane::api_version(&()), "kind": Dataplane::kind(&()),
-        "metadata": {"name": name, "uid": dataplane.metadata.uid}, "status": new,
-    });
-    let api: Api<Dataplane> = Api::all(context.client.clone());
-    let patched = api
-        .patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))
-        .await;
-    patched.map_err(Error::api("update status of", format!("Dataplane {name}")))?;
+    status::apply(context, dataplane, &new).await?;
     let watched = [Watched::Good("Ready"), Watched::Bad("Degraded")];
     let events = transitions(&watched, &old.conditions, &new.conditions, "Reconcile");
     context.announce(&dataplane.object_ref(&()), events).await;
     Ok(())
 }
 
-fn status(
+fn compute(
     old: &DataplaneStatus,
     generation: i64,
     outcome: &Outcome,
@@ -224,7 +213,7 @@ mod tests {
              "3 3 3 Ready=False/ApplyFailed Available=True/EnoughNodesReady Progressing=False/RolledOut Degraded=True/ApplyFailed"),
         ] {
             let observed = Observed { rollout, ..Observed::default() };
-            let status = status(&DataplaneStatus::default(), 4, outcome, &observed, Timestamp::UNIX_EPOCH);
+            let status = compute(&DataplaneStatus::default(), 4, outcome, &observed, Timestamp::UNIX_EPOCH);
             assert_eq!(summary(&status), expected, "{what}");
             assert_eq!(status.observed_generation, 4);
         }
@@ -237,13 +226,13 @@ mod tests {
             ..Observed::default()
         };
         let later = Timestamp::UNIX_EPOCH + k8s_openapi::jiff::SignedDuration::from_secs(60);
-        let first = status(
+        let first = compute(
             &DataplaneStatus::default(),
             1,
             &Outcome::Applied,
             &observed,
             Timestamp::UNIX_EPOCH,
         );
-        assert_eq!(status(&first, 1, &Outcome::Applied, &observed, later), first);
+        assert_eq!(compute(&first, 1, &Outcome::Applied, &observed, later), first);
     }
 }

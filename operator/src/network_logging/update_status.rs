@@ -2,17 +2,15 @@
 //! From the verdict on the spec and the nodes' words to `NetworkLogging.status` and Events.
 
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams};
-use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use kube::Resource;
 use wardline_crds::condition::{NewCondition, Status, set_condition};
 use wardline_crds::validate::SpecError;
 use wardline_crds::{Delegated, LoggingNodeCounts, NetworkLogging, NetworkLoggingStatus};
 
-use crate::MANAGER;
 use crate::announce::{Announcement, Watched, transitions};
 use crate::context::Context;
 use crate::error::Error;
+use crate::status;
 
 pub(super) async fn update(
     context: &Context,
@@ -21,20 +19,11 @@ pub(super) async fn update(
     nodes: LoggingNodeCounts,
 ) -> Result<(), Error> {
     let old = logging.status.clone().unwrap_or_default();
-    let new = status(logging, refused, nodes, Timestamp::now());
+    let new = compute(logging, refused, nodes, Timestamp::now());
     if logging.status.as_ref() == Some(&new) {
         return Ok(());
     }
-    let name = logging.name_any();
-    let patch = json!({
-        "apiVersion": NetworkLogging::api_version(&()), "kind": NetworkLogging::kind(&()),
-        "metadata": {"name": name, "uid": logging.metadata.uid}, "status": new,
-    });
-    let api: Api<NetworkLogging> = Api::all(context.client.clone());
-    let patched = api
-        .patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&patch))
-        .await;
-    patched.map_err(Error::api("update status of", format!("NetworkLogging {name}")))?;
+    status::apply(context, logging, &new).await?;
     context.announce(&logging.object_ref(&()), events(&old, &new)).await;
     Ok(())
 }
@@ -65,7 +54,7 @@ fn events(old: &NetworkLoggingStatus, new: &NetworkLoggingStatus) -> Vec<Announc
     events
 }
 
-fn status(
+fn compute(
     logging: &NetworkLogging,
     refused: Option<&SpecError>,
     nodes: LoggingNodeCounts,
@@ -131,7 +120,7 @@ fn describe(logging: &NetworkLogging) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use wardline_crds::validate;
 
     use super::*;
@@ -167,7 +156,7 @@ mod tests {
             let object = logging(&cluster);
             let refused = validate::network_logging(&object.spec).err();
             let nodes = LoggingNodeCounts { desired, applied };
-            let status = status(&object, refused.as_ref(), nodes, Timestamp::UNIX_EPOCH);
+            let status = compute(&object, refused.as_ref(), nodes, Timestamp::UNIX_EPOCH);
             let mut words: Vec<String> = status
                 .conditions
                 .iter()
@@ -198,7 +187,7 @@ mod tests {
             let mut object = logging(cluster);
             object.status = Some(old.clone());
             let refused = validate::network_logging(&object.spec).err();
-            let new = status(&object, refused.as_ref(), nodes(applied), Timestamp::UNIX_EPOCH);
+            let new = compute(&object, refused.as_ref(), nodes(applied), Timestamp::UNIX_EPOCH);
             let found: Vec<String> = events(&old, &new).into_iter().map(|event| event.reason).collect();
             assert_eq!(found, expected, "{what}");
             old = new;
@@ -209,7 +198,7 @@ mod tests {
     fn refused_at_first_sight() {
         let object = logging(&json!({"deny": {"delegate": true}}));
         let refused = validate::network_logging(&object.spec).err();
-        let new = status(
+        let new = compute(
             &object,
             refused.as_ref(),
             LoggingNodeCounts::default(),
