@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::cluster::Lab;
 use crate::evidence;
@@ -31,8 +32,17 @@ pub struct TestNamespace {
     pub name: String,
 }
 
+/// Waits until no other test of this process runs, until the guard is dropped.
+///
+/// Tests switch the cluster's log and kill daemons, so they cannot run side by side, whatever `--test-threads` says.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    ALONE.lock().await
+}
+
 /// Runs a test in a namespace of its own. Prints evidence if it fails, and removes the namespace either way.
 pub async fn with_namespace(hint: &str, test: impl AsyncFnOnce(&TestNamespace) -> Result<()>) -> Result<()> {
+    let _alone = alone().await;
     let lab = Lab::connect().await?;
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

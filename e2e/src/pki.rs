@@ -13,10 +13,11 @@ use crate::command::run;
 use crate::layout::{API_SERVER, CONTROL_PLANE, Layout, NODES};
 
 /// Those who have a kubeconfig in `pki/`: file name, and the certificate's subject, which is the Kubernetes identity.
-const CLIENTS: [(&str, &str); 4] = [
+const CLIENTS: [(&str, &str); 5] = [
     ("admin", "/O=system:masters/CN=admin"),
     ("controller-manager", "/CN=system:kube-controller-manager"),
     ("scheduler", "/CN=system:kube-scheduler"),
+    ("kube-proxy", "/CN=system:kube-proxy"),
     ("kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client"),
 ];
 

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `lab`: brings the two-node cluster up and down.
+//! `lab`: brings the two-node cluster up and down, and Wardline into it.
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{down, images, node, up};
+use wardline_e2e::{demo, down, images, node, status, up, wardline};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
   export KUBECONFIG=target/lab/kubeconfig
   target/lab/bin/kubectl get pods -A -o wide
+  lab install                                # Wardline, built from this checkout
   lab enter node1 ip link                    # a command as node1 sees the world
   lab down                                   # ends it, and fails if anything is left";
 
@@ -31,6 +33,12 @@ enum Cmd {
     Down,
     /// Build Wardline's images into target/images, and import them into the nodes where the cluster is up
     Images(images::Options),
+    /// Build the images, and install Wardline into the running cluster by its chart
+    Install(images::Options),
+    /// Bring everything up, open connections between pods, and show each beside its record
+    Demo(images::Options),
+    /// Show what runs: processes, nodes, and Wardline on them
+    Status,
     /// Run a command in a node's network, mount and process namespaces
     Enter {
         /// node1 or node2
@@ -82,15 +90,21 @@ fn run(command: Cmd) -> Result<()> {
             print!("{}", node::enter(&layout, spec, &words)?);
             Ok(())
         }
-        other @ Cmd::Up => tokio::runtime::Runtime::new()
+        command @ (Cmd::Up | Cmd::Install(_) | Cmd::Demo(_) | Cmd::Status) => tokio::runtime::Runtime::new()
             .context("failed to start a runtime")?
-            .block_on(run_async(&layout, other)),
+            .block_on(run_async(&layout, command)),
     }
 }
 
 async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
     match command {
         Cmd::Up => up::up(layout).await,
+        Cmd::Install(options) => {
+            let built = images::build(layout, &options)?;
+            wardline::install(&Lab::connect().await?, &options, &built).await
+        }
+        Cmd::Demo(options) => demo::demo(layout, &options).await,
+        Cmd::Status => status::show(layout).await,
         Cmd::Down | Cmd::Enter { .. } | Cmd::Images(_) | Cmd::Node { .. } => Ok(()),
     }
 }

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Switching the policy log of the whole cluster.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::cluster::Lab;
+use crate::layout::NODES;
+use crate::progress::wait_until;
+
+/// Logs every allow and every deny, or nothing; waits until every node does as it is told.
+pub async fn set(lab: &Lab, log: bool) -> Result<()> {
+    let object = format!(
+        "
+apiVersion: wardline.io/v1alpha1
+kind: NetworkLogging
+metadata: {{name: default}}
+spec: {{cluster: {{allow: {{log: {log}, delegate: false}}, deny: {{log: {log}, delegate: false}}}}}}
+"
+    );
+    lab.apply("", &object).await?;
+    let logging = lab.get("wardline.io/v1alpha1", "NetworkLogging", "", "default").await?;
+    let generation = logging
+        .metadata
+        .generation
+        .context("failed to read the generation of NetworkLogging default")?;
+    for node in &NODES {
+        let what = format!("{} to apply NetworkLogging generation {generation}", node.name);
+        wait_until(&what, Duration::from_mins(1), async || {
+            let object = lab.get("wardline.io/v1alpha1", "DataplaneNode", "", node.name).await?;
+            let applied = object.data["status"]["logging"]["appliedGeneration"].as_i64();
+            Ok((applied == Some(generation)).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Installing Wardline into the lab, the way that users do: by its chart.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, ListParams};
+
+use crate::cluster::{Lab, SYSTEM_NAMESPACE};
+use crate::command::output_of;
+use crate::evidence;
+use crate::images::{self, Built, Options};
+use crate::layout::{CONTROL_PLANE, NODES};
+use crate::progress::{step, wait_until};
+
+/// Imports the images, installs or upgrades the chart, and waits until every node enforces.
+pub async fn install(lab: &Lab, options: &Options, built: &[Built]) -> Result<()> {
+    let changed = images::import(lab.layout(), built)?;
+    step("installing Wardline by its chart");
+    output_of(&mut helm(lab, options))?;
+    if changed {
+        restart(lab).await?;
+    }
+    if let Err(error) = wait_ready(lab).await {
+        return Err(error).context(evidence::collect(lab, SYSTEM_NAMESPACE).await);
+    }
+    Ok(())
+}
+
+fn helm(lab: &Lab, options: &Options) -> Command {
+    let mut command = Command::new(lab.layout().bin("helm"));
+    command
+        .args(["upgrade", "--install", "wardline"])
+        .arg(lab.layout().workspace().join("charts/wardline"));
+    command
+        .arg(format!("--namespace={SYSTEM_NAMESPACE}"))
+        .arg("--create-namespace");
+    command.arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()));
+    // Nothing of the administrator's own Helm is read or written.
+    for (variable, folder) in [
+        ("HELM_CONFIG_HOME", "config"),
+        ("HELM_CACHE_HOME", "cache"),
+        ("HELM_DATA_HOME", "data"),
+    ] {
+        command.env(variable, lab.layout().lab().join("helm").join(folder));
+    }
+    // No kube-proxy runs in the lab, so the Service of the API server leads nowhere.
+    let values = [
+        ("apiServer.host", CONTROL_PLANE.to_owned()),
+        ("apiServer.port", "6443".to_owned()),
+        ("operator.image.repository", format!("{}/operator", options.prefix)),
+        ("operator.image.tag", options.version.clone()),
+        ("node.image.repository", format!("{}/node", options.prefix)),
+        ("node.image.tag", options.version.clone()),
+    ];
+    for (name, value) in values {
+        command.arg("--set-string").arg(format!("{name}={value}"));
+    }
+    command
+}
+
+/// Images keep their tag while one works on them, and a pod that runs does not look again: its successor does.
+async fn restart(lab: &Lab) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(lab.client().clone(), SYSTEM_NAMESPACE);
+    pods.delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await
+        .context("failed to restart Wardline's pods")?;
+    Ok(())
+}
+
+/// Waits until the Dataplane says that every node is ready, and so do the nodes themselves.
+pub async fn wait_ready(lab: &Lab) -> Result<()> {
+    wait_until("Dataplane default to be Ready", Duration::from_mins(2), async || {
+        let dataplane = lab.get("wardline.io/v1alpha1", "Dataplane", "", "default").await?;
+        let generation = dataplane.metadata.generation;
+        let status = &dataplane.data["status"];
+        let observed = status["observedGeneration"].as_i64();
+        Ok((is_true(status, "Ready") && observed == generation).then_some(()))
+    })
+    .await?;
+    for node in &NODES {
+        wait_until(
+            &format!("DataplaneNode {} to be Ready", node.name),
+            Duration::from_mins(1),
+            async || {
+                let object = lab.get("wardline.io/v1alpha1", "DataplaneNode", "", node.name).await?;
+                Ok(is_true(&object.data["status"], "Ready").then_some(()))
+            },
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// Whether a condition of a status is `True`.
+pub fn is_true(status: &serde_json::Value, condition: &str) -> bool {
+    let conditions = status["conditions"].as_array();
+    conditions.is_some_and(|all| {
+        all.iter()
+            .any(|one| one["type"] == condition && one["status"] == "True")
+    })
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The daemon dies while traffic flows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use wardline_e2e::cluster::LabNode;
+use wardline_e2e::fence::Fences;
+use wardline_e2e::namespace::{TestNamespace, with_namespace};
+use wardline_e2e::progress::wait_until;
+use wardline_e2e::records::Record;
+use wardline_e2e::traffic::{Protocol, Summary};
+use wardline_e2e::{logging, wardline};
+
+use crate::{WEB_TAKES_FRIENDS, lines, of_client};
+
+/// Echoes are 10 ms apart here, so that a short gap shows.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// Datagrams that a busy machine may lose on its own, of several thousand.
+const NOISE: usize = 2;
+
+#[tokio::test]
+async fn a_killed_daemon_changes_no_verdict_and_its_account_balances_afterwards() -> Result<()> {
+    with_namespace("killed", async |namespace: &TestNamespace| {
+        logging::set(&namespace.lab, true).await?;
+        let fences = Fences::create(namespace).await?;
+        namespace.server("web", "node1").await?;
+        for (client, node) in [
+            ("friend1", "node1"),
+            ("friend2", "node2"),
+            ("foe1", "node1"),
+            ("foe2", "node2"),
+        ] {
+            namespace.client(client, node).await?;
+        }
+        fences.ready().await?;
+        // Over UDP too: a lost datagram is not sent again, and so it shows.
+        let both = WEB_TAKES_FRIENDS.replace(
+            "[{protocol: TCP, port: 8080}]",
+            "[{protocol: TCP, port: 8080}, {protocol: UDP, port: 8080}]",
+        );
+        namespace.apply(&both).await?;
+        namespace.until_reach("fence-node2", "web", false).await?;
+
+        let stream = namespace.hold("friend1", "web", Protocol::Tcp, INTERVAL).await?;
+        let datagrams = namespace.hold("friend2", "web", Protocol::Udp, INTERVAL).await?;
+        let mut ports = Vec::new();
+        try_all(namespace, &mut ports).await?;
+        let node = namespace.lab.node("node1")?;
+        let killed = node.kill_daemon()?;
+        // Whoever comes back first, the kubelet or these attempts: the verdicts are the same.
+        for _ in 0..3 {
+            try_all(namespace, &mut ports).await?;
+        }
+        wait_until("a new daemon on node1", Duration::from_mins(2), async || {
+            Ok((node.daemon_pid()? != killed && node.metrics().await.is_ok()).then_some(()))
+        })
+        .await?;
+        wardline::wait_ready(&namespace.lab).await?;
+        try_all(namespace, &mut ports).await?;
+        datagrams.until_echoes(100).await?;
+        ports.extend([stream.local_port(), datagrams.local_port()].into_iter().flatten());
+        check_flow("the stream", &stream.finish().await?, 0)?;
+        check_flow("the datagrams", &datagrams.finish().await?, NOISE)?;
+
+        let records = fences.settled_records().await?;
+        check_once(&records, &ports)?;
+        check_balance(node).await
+    })
+    .await
+}
+
+/// Each client once, the refused ones at the same time as the admitted.
+async fn try_all(namespace: &TestNamespace, ports: &mut Vec<u16>) -> Result<()> {
+    let attempt = |client| namespace.attempt(client, "web", Protocol::Tcp);
+    let (near, far, foe1, foe2) =
+        tokio::try_join!(attempt("friend1"), attempt("friend2"), attempt("foe1"), attempt("foe2"))?;
+    for admitted in [near, far] {
+        ensure!(admitted.ok, "an admitted client was refused: {admitted:?}");
+        ports.push(admitted.local_port.context("failed to read the client's port")?);
+    }
+    for refused in [foe1, foe2] {
+        ensure!(refused.timed_out(), "a client was not refused: {refused:?}");
+    }
+    Ok(())
+}
+
+fn check_flow(what: &str, fared: &Summary, noise: usize) -> Result<()> {
+    ensure!(
+        fared.missing.len() <= noise,
+        "{what} lost {} of {}: {:?}",
+        fared.missing.len(),
+        fared.sent,
+        fared.missing
+    );
+    ensure!(fared.twice.is_empty(), "{what} saw messages twice: {:?}", fared.twice);
+    Ok(())
+}
+
+/// Every admitted connection has one record, before, while and after the daemon was away; no record is there twice.
+fn check_once(records: &[Record], ports: &[u16]) -> Result<()> {
+    let mut allowed: BTreeMap<u16, usize> = ports.iter().map(|port| (*port, 0)).collect();
+    for record in records.iter().filter(|record| record.disposition == "allow") {
+        let port = record.connection.src_port.context("an allow record has no port")?;
+        *allowed.entry(port).or_default() += 1;
+    }
+    let wrong: Vec<_> = allowed.iter().filter(|(_, times)| **times != 1).collect();
+    ensure!(
+        wrong.is_empty(),
+        "not one record each, by source port: {wrong:?}\n{}",
+        lines(records)
+    );
+    for foe in ["foe1", "foe2"] {
+        let denied = of_client(records, foe);
+        ensure!(
+            !denied.is_empty() && denied.iter().all(|record| record.disposition == "deny"),
+            "{foe}: {denied:?}"
+        );
+    }
+    let mut seen: Vec<String> = records
+        .iter()
+        .map(|record| format!("{} {:?}", record.node_name, record.seq))
+        .collect();
+    let all = seen.len();
+    seen.sort();
+    seen.dedup();
+    ensure!(
+        seen.len() == all,
+        "a sequence number is there twice:\n{}",
+        lines(records)
+    );
+    Ok(())
+}
+
+/// What asked for a record was written or told as lost, to the last one.
+async fn check_balance(node: LabNode<'_>) -> Result<()> {
+    wait_until("the account of node1 to balance", Duration::from_secs(30), async || {
+        let metrics = node.metrics().await?;
+        let sum = |name: &str| metrics.sum(name, &[]).unwrap_or(0.0);
+        let imbalance = metrics.sum("wardline_log_imbalance", &[]);
+        let (due, written) = (sum("wardline_log_due_total"), sum("wardline_log_written_total"));
+        let told = written + sum("wardline_log_lost_total");
+        ensure!((due - told).abs() < 0.5, "due {due}, written and lost {told}");
+        ensure!(
+            imbalance.is_none_or(|value| value.abs() < 0.5),
+            "imbalance {imbalance:?}"
+        );
+        Ok(Some(()))
+    })
+    .await
+}
