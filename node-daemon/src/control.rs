@@ -67,7 +67,18 @@ impl Control {
         kept_limits: Vec<KeptLimit>,
     ) -> (Self, watch::Receiver<NodeState>) {
         let (state, receiver) = watch::channel(NodeState::default());
-        (Self { index: Index::new(node), datapath, names, state, metrics, kept_limits, refused: None }, receiver)
+        (
+            Self {
+                index: Index::new(node),
+                datapath,
+                names,
+                state,
+                metrics,
+                kept_limits,
+                refused: None,
+            },
+            receiver,
+        )
     }
 
     /// Works until cancelled.
@@ -82,7 +93,9 @@ impl Control {
     ) -> std::io::Result<()> {
         self.index.set_interfaces(interfaces::scan()?);
         loop {
-            let batch = runtime.block_on(cancel.run_until_cancelled(next_batch(&mut messages))).unwrap_or(Batch::Closed);
+            let batch = runtime
+                .block_on(cancel.run_until_cancelled(next_batch(&mut messages)))
+                .unwrap_or(Batch::Closed);
             self.metrics.control_alive();
             match batch {
                 Batch::Closed => return Ok(()),
@@ -137,7 +150,11 @@ impl Control {
     fn publish(&self, desired: &Desired, result: Result<Applied, ApplyError>) {
         let mut state = self.state.borrow().clone();
         state.invalid = self.index.invalid_objects().collect();
-        state.unmanaged = desired.unmanaged.iter().map(|(pod, cause)| (pod.clone(), (*cause).to_owned())).collect();
+        state.unmanaged = desired
+            .unmanaged
+            .iter()
+            .map(|(pod, cause)| (pod.clone(), (*cause).to_owned()))
+            .collect();
         state.problems = self.kept_limits.iter().map(describe).collect();
         match result {
             Ok(applied) => {
@@ -155,7 +172,9 @@ impl Control {
             }
         }
         for (pod, directions) in self.datapath.bypassed() {
-            state.problems.push(format!("another program is ahead of ours at pod {pod} ({directions:?})"));
+            state.problems.push(format!(
+                "another program is ahead of ours at pod {pod} ({directions:?})"
+            ));
         }
         self.metrics.set_node(&state);
         self.state.send_if_modified(|old| {
@@ -180,15 +199,23 @@ impl Control {
             node.addresses.iter().map(move |address| (*address, Arc::clone(&party)))
         });
         let pods = self.index.pods().flat_map(|(name, info)| {
-            let party = Arc::new(Party::Pod(PodName { pod: name.clone(), workload: info.workload.clone() }));
-            info.addresses().iter().map(move |address| (*address, Arc::clone(&party)))
+            let party = Arc::new(Party::Pod(PodName {
+                pod: name.clone(),
+                workload: info.workload.clone(),
+            }));
+            info.addresses()
+                .iter()
+                .map(move |address| (*address, Arc::clone(&party)))
         });
         nodes.chain(pods).collect()
     }
 }
 
 fn pod_name(index: &Index, pod: &ObjectName) -> PodName {
-    PodName { pod: pod.clone(), workload: index.pod(pod).and_then(|info| info.workload.clone()) }
+    PodName {
+        pod: pod.clone(),
+        workload: index.pod(pod).and_then(|info| info.workload.clone()),
+    }
 }
 
 fn describe(kept: &KeptLimit) -> String {

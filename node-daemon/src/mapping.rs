@@ -23,11 +23,23 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `length` bytes from `offset`, a multiple of the page size.
     pub(crate) fn new(fd: BorrowedFd<'_>, offset: usize, length: usize, writable: bool) -> io::Result<Self> {
-        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let protection = if writable {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_READ
+        };
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address that the kernel picks overlaps nothing of ours.
-        let start =
-            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd.as_raw_fd(), offset) };
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                protection,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                offset,
+            )
+        };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -64,7 +76,10 @@ impl Mapping {
     /// # Panics
     /// When the range lies outside the mapping.
     pub(crate) fn copy_to(&self, offset: usize, bytes: &mut [u8]) {
-        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length), "{offset} is outside");
+        assert!(
+            offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length),
+            "{offset} is outside"
+        );
         // SAFETY: inside the mapping, which `bytes` cannot overlap, being borrowed from Rust's own memory.
         unsafe { std::ptr::copy_nonoverlapping(self.start.as_ptr().add(offset), bytes.as_mut_ptr(), bytes.len()) }
     }
@@ -97,5 +112,9 @@ pub(crate) fn wait_for_programs() -> io::Result<()> {
     // Packet programs run under RCU, and this command waits for a grace period of it (kernel/sched/membarrier.c).
     // SAFETY: membarrier has no memory arguments.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

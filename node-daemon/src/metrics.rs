@@ -14,7 +14,7 @@ use crate::datapath::Ledger;
 use crate::events::Imbalance;
 
 /// How long the control thread may be busy before the daemon counts as hanging.
-const HANGING: Duration = Duration::from_secs(60);
+const HANGING: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -60,8 +60,11 @@ impl Metrics {
         };
         let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 16)?;
         let apply = Histogram::with_opts(
-            HistogramOpts::new("wardline_apply_seconds", "Time from a batch of changes to their being in force.")
-                .buckets(buckets),
+            HistogramOpts::new(
+                "wardline_apply_seconds",
+                "Time from a batch of changes to their being in force.",
+            )
+            .buckets(buckets),
         )?;
         registry.register(Box::new(apply.clone()))?;
         let outcome = ["direction", "verdict"];
@@ -72,19 +75,40 @@ impl Metrics {
                 &["direction", "verdict", "reason"],
             )?,
             due: counters("wardline_log_due_total", "Verdicts that ask for a record.", &outcome)?,
-            written: counters("wardline_log_written_total", "Verdicts whose record is written.", &outcome)?,
-            lost: counters("wardline_log_lost_total", "Verdicts whose record is lost, each told by a line.", &outcome)?,
+            written: counters(
+                "wardline_log_written_total",
+                "Verdicts whose record is written.",
+                &outcome,
+            )?,
+            lost: counters(
+                "wardline_log_lost_total",
+                "Verdicts whose record is lost, each told by a line.",
+                &outcome,
+            )?,
             imbalance: gauges(
                 "wardline_log_imbalance",
                 "Due less written and lost when a generation was closed last; other than 0 is a bug.",
                 &outcome,
             )?,
             write_errors: counter("wardline_log_write_errors_total", "Failed writes of the policy log.")?,
-            rotations: counter("wardline_log_rotations_total", "Policy log files begun because one was full.")?,
-            backlog: gauge("wardline_log_backlog_bytes", "Bytes of events in the kernel that are not read yet.")?,
+            rotations: counter(
+                "wardline_log_rotations_total",
+                "Policy log files begun because one was full.",
+            )?,
+            backlog: gauge(
+                "wardline_log_backlog_bytes",
+                "Bytes of events in the kernel that are not read yet.",
+            )?,
             endpoints: gauges("wardline_endpoints", "Pods of the node.", &["state"])?,
-            connections: gauge("wardline_conntrack_entries", "Entries of the connection table when last swept.")?,
-            invalid: gauges("wardline_invalid_objects", "Objects that are not in force as they stand.", &["kind"])?,
+            connections: gauge(
+                "wardline_conntrack_entries",
+                "Entries of the connection table when last swept.",
+            )?,
+            invalid: gauges(
+                "wardline_invalid_objects",
+                "Objects that are not in force as they stand.",
+                &["kind"],
+            )?,
             refused: gauge("wardline_change_refused", "1 while a change is not in force.")?,
             apply,
             registry,
@@ -104,7 +128,11 @@ impl Metrics {
     }
 
     pub fn is_alive(&self) -> bool {
-        self.alive.lock().unwrap_or_else(std::sync::PoisonError::into_inner).elapsed() < HANGING
+        self.alive
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .elapsed()
+            < HANGING
     }
 
     pub fn observe_apply(&self, elapsed: Duration) {
@@ -114,7 +142,9 @@ impl Metrics {
     pub fn set_node(&self, state: &NodeState) {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.endpoints.with_label_values(&["managed"]).set(count(state.managed));
-        self.endpoints.with_label_values(&["unmanaged"]).set(count(state.unmanaged.len()));
+        self.endpoints
+            .with_label_values(&["unmanaged"])
+            .set(count(state.unmanaged.len()));
         self.refused.set(i64::from(!state.synced));
         self.invalid.reset();
         for object in &state.invalid {
@@ -135,7 +165,10 @@ impl Metrics {
         for direction in Direction::ALL {
             for reason in Reason::ALL {
                 let labels = [direction.as_str(), reason.verdict().as_str(), reason.as_str()];
-                raise(&self.packets.with_label_values(&labels), packets[direction.index()][reason as usize]);
+                raise(
+                    &self.packets.with_label_values(&labels),
+                    packets[direction.index()][reason as usize],
+                );
             }
             for verdict in Verdict::ALL {
                 let labels = [direction.as_str(), verdict.as_str()];

@@ -55,7 +55,9 @@ fn check_release(release: &str) -> Result<(), PreflightError> {
         return Err(PreflightError::Release(release.to_owned()));
     };
     if (major, minor) < OLDEST {
-        return Err(PreflightError::KernelTooOld { release: release.to_owned() });
+        return Err(PreflightError::KernelTooOld {
+            release: release.to_owned(),
+        });
     }
     Ok(())
 }
@@ -70,7 +72,10 @@ mod tests {
             ("6.6.0", "ok"),
             ("6.18.44-fc", "ok"),
             ("7.0", "ok"),
-            ("6.1.0-28-amd64", "kernel 6.1.0-28-amd64 is too old: Wardline needs 6.6 or later"),
+            (
+                "6.1.0-28-amd64",
+                "kernel 6.1.0-28-amd64 is too old: Wardline needs 6.6 or later",
+            ),
             ("5.10.0", "kernel 5.10.0 is too old: Wardline needs 6.6 or later"),
             ("linux", "failed to read the kernel's release \"linux\""),
         ] {

@@ -40,7 +40,12 @@ pub async fn run(args: Args) -> Result<()> {
         println!("kernel {kernel}: everything that Wardline needs is there");
         return Ok(());
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = args.node_name, kernel, "starting");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = args.node_name,
+        kernel,
+        "starting"
+    );
     Daemon::new(args, config, kernel).await?.run().await
 }
 
@@ -65,7 +70,12 @@ struct Parts {
 impl Parts {
     fn new() -> Self {
         let (failed, failures) = mpsc::channel(1);
-        Self { tasks: TaskTracker::new(), cancel: CancellationToken::new(), failed, failures }
+        Self {
+            tasks: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            failed,
+            failures,
+        }
     }
 
     /// A thread that must not end before the daemon is cancelled.
@@ -96,14 +106,28 @@ impl Daemon {
     async fn new(args: Args, config: DaemonConfig, kernel: String) -> Result<Self> {
         let names = Arc::new(Names::open(&args.state_dir)?);
         let metrics = Arc::new(Metrics::new()?);
-        let client = kube::Client::try_default().await.context("failed to find the API server")?;
-        Ok(Self { args, config, kernel, client, names, metrics, parts: Parts::new() })
+        let client = kube::Client::try_default()
+            .await
+            .context("failed to find the API server")?;
+        Ok(Self {
+            args,
+            config,
+            kernel,
+            client,
+            names,
+            metrics,
+            parts: Parts::new(),
+        })
     }
 
     async fn run(mut self) -> Result<()> {
         let paths = PinPaths::new(&self.args.bpffs);
         let (datapath, handles) = Datapath::load(&paths, &self.config, Arc::clone(&self.names))?;
-        let Handles { accounts, conntrack, kept_limits } = handles;
+        let Handles {
+            accounts,
+            conntrack,
+            kept_limits,
+        } = handles;
         let (control, state) = Control::new(
             &self.args.node_name,
             datapath,
@@ -152,13 +176,21 @@ impl Daemon {
             cluster: (!logging.cluster_name.is_empty()).then(|| logging.cluster_name.as_str().into()),
         };
         let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.into());
-        Ok(PolicyLog::open(accounts, file, Arc::clone(&self.names), origin, aggregation)?)
+        Ok(PolicyLog::open(
+            accounts,
+            file,
+            Arc::clone(&self.names),
+            origin,
+            aggregation,
+        )?)
     }
 
     fn start_control(&self, control: Control, inbox: mpsc::Receiver<Message>) {
         let (runtime, cancel) = (Handle::current(), self.parts.cancel.clone());
         self.parts.thread("control", move || {
-            control.run(&runtime, inbox, &cancel).context("failed to read the node's interfaces")
+            control
+                .run(&runtime, inbox, &cancel)
+                .context("failed to read the node's interfaces")
         });
     }
 
@@ -178,7 +210,11 @@ impl Daemon {
         let (metrics, cancel) = (Arc::clone(&self.metrics), self.parts.cancel.clone());
         self.parts.task("conntrack sweeper", async move {
             let conntrack = Arc::new(conntrack);
-            while cancel.run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL)).await.is_some() {
+            while cancel
+                .run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL))
+                .await
+                .is_some()
+            {
                 let conntrack = Arc::clone(&conntrack);
                 let now = monotonic().context("failed to read clock")?;
                 match tokio::task::spawn_blocking(move || conntrack.sweep(now)).await? {
@@ -212,7 +248,9 @@ fn start_logging(config: &DaemonConfig) {
     let level = format!("{:?}", config.log_level).to_lowercase();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("wardline={level},warn")));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.init(),

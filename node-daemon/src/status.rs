@@ -36,7 +36,12 @@ pub struct StatusWriter {
 
 impl StatusWriter {
     pub fn new(client: Client, node: &str, kernel: &str) -> Self {
-        Self { client, node: node.to_owned(), kernel: kernel.to_owned(), conditions: Vec::new() }
+        Self {
+            client,
+            node: node.to_owned(),
+            kernel: kernel.to_owned(),
+            conditions: Vec::new(),
+        }
     }
 
     /// Follows the state until cancelled.
@@ -71,11 +76,15 @@ impl StatusWriter {
 
     fn status(&mut self, state: &NodeState) -> DataplaneNodeStatus {
         self.set_conditions(state);
-        let unmanaged = state.unmanaged.iter().take(MAX_LISTED).map(|(pod, message)| UnmanagedEndpoint {
-            namespace: pod.namespace.to_string(),
-            name: pod.name.to_string(),
-            message: message.clone(),
-        });
+        let unmanaged = state
+            .unmanaged
+            .iter()
+            .take(MAX_LISTED)
+            .map(|(pod, message)| UnmanagedEndpoint {
+                namespace: pod.namespace.to_string(),
+                name: pod.name.to_string(),
+                message: message.clone(),
+            });
         let invalid_objects = state.invalid.iter().take(MAX_LISTED).map(|object| {
             let (namespace, name) = object.name.split_once('/').unwrap_or(("", &object.name));
             InvalidObject {
@@ -87,13 +96,21 @@ impl StatusWriter {
         });
         DataplaneNodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: KernelStatus { release: self.kernel.clone(), attach: Some(AttachKind::Tcx) },
+            kernel: KernelStatus {
+                release: self.kernel.clone(),
+                attach: Some(AttachKind::Tcx),
+            },
             endpoints: EndpointsStatus {
                 managed: i64::try_from(state.managed).unwrap_or(i64::MAX),
                 unmanaged: unmanaged.collect(),
             },
-            policy: NodePolicyStatus { synced: state.synced, last_applied_time: state.last_applied.and_then(whole_seconds) },
-            logging: NodeLoggingStatus { applied_generation: state.logging_generation },
+            policy: NodePolicyStatus {
+                synced: state.synced,
+                last_applied_time: state.last_applied.and_then(whole_seconds),
+            },
+            logging: NodeLoggingStatus {
+                applied_generation: state.logging_generation,
+            },
             invalid_objects: invalid_objects.collect(),
             conditions: self.conditions.clone(),
         }
@@ -102,13 +119,24 @@ impl StatusWriter {
     fn set_conditions(&mut self, state: &NodeState) {
         let now = Timestamp::now();
         let mut set = |type_, status, reason, message: &str| {
-            let new = NewCondition { type_, status, reason, message, generation: None };
+            let new = NewCondition {
+                type_,
+                status,
+                reason,
+                message,
+                generation: None,
+            };
             set_condition(&mut self.conditions, &new, now);
         };
         if state.synced {
             set("Ready", Status::True, "InForce", "policies are in force");
         } else if state.last_applied.is_some() {
-            set("Ready", Status::False, "ChangeRefused", "a change is not in force; what was in force stays");
+            set(
+                "Ready",
+                Status::False,
+                "ChangeRefused",
+                "a change is not in force; what was in force stays",
+            );
         } else {
             set("Ready", Status::False, "Starting", "policies are not in force yet");
         }
@@ -130,7 +158,9 @@ impl StatusWriter {
         match api.patch_status(&self.node, &parameters, &Patch::Apply(&patch)).await {
             Err(kube::Error::Api(response)) if response.code == 404 => {
                 self.create(&api).await?;
-                api.patch_status(&self.node, &parameters, &Patch::Apply(&patch)).await.map(drop)
+                api.patch_status(&self.node, &parameters, &Patch::Apply(&patch))
+                    .await
+                    .map(drop)
             }
             result => result.map(drop),
         }
@@ -147,7 +177,10 @@ impl StatusWriter {
             ..OwnerReference::default()
         };
         let mut object = DataplaneNode::new(&self.node, DataplaneNodeSpec::default());
-        object.metadata = ObjectMeta { owner_references: Some(vec![owner]), ..object.metadata };
+        object.metadata = ObjectMeta {
+            owner_references: Some(vec![owner]),
+            ..object.metadata
+        };
         match api.create(&PostParams::default(), &object).await {
             Err(kube::Error::Api(response)) if response.code == 409 => Ok(()),
             result => result.map(drop),
@@ -158,7 +191,11 @@ impl StatusWriter {
 /// Reason and message of `Degraded`; no message where nothing is wrong.
 fn problems(state: &NodeState) -> (&'static str, String) {
     let mut messages = state.problems.clone();
-    let mut reason = if messages.is_empty() { "AllWell" } else { "ChangeRefused" };
+    let mut reason = if messages.is_empty() {
+        "AllWell"
+    } else {
+        "ChangeRefused"
+    };
     if !state.unmanaged.is_empty() {
         reason = if messages.is_empty() { "UnmanagedPods" } else { reason };
         messages.push(format!("{} pods are not managed", state.unmanaged.len()));
@@ -196,12 +233,23 @@ mod tests {
         let table = [
             (NodeState::default(), ("AllWell", "")),
             (
-                NodeState { unmanaged: unmanaged.clone(), ..NodeState::default() },
+                NodeState {
+                    unmanaged: unmanaged.clone(),
+                    ..NodeState::default()
+                },
                 ("UnmanagedPods", "1 pods are not managed"),
             ),
             (
-                NodeState { invalid: vec![invalid], unmanaged, problems: vec!["limits.rules is 5".into()], ..NodeState::default() },
-                ("ChangeRefused", "limits.rules is 5; 1 pods are not managed; 1 objects are invalid"),
+                NodeState {
+                    invalid: vec![invalid],
+                    unmanaged,
+                    problems: vec!["limits.rules is 5".into()],
+                    ..NodeState::default()
+                },
+                (
+                    "ChangeRefused",
+                    "limits.rules is 5; 1 pods are not managed; 1 objects are invalid",
+                ),
             ),
         ];
         for (state, (reason, message)) in table {

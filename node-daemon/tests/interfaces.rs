@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Needs root: makes network namespaces of its own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
 use std::net::IpAddr;
 use std::process::Command;
 
 use wardline_node::interfaces;
 
 fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split_whitespace()).status().expect("ip(8) runs");
+    let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
     assert!(status.success(), "ip {arguments}: {status}");
 }
 
@@ -24,11 +26,16 @@ impl Drop for Namespaces {
 
 #[test]
 fn finds_the_pod_behind_a_veth() {
-    let (node, pod) = (format!("wl-node-{}", std::process::id()), format!("wl-pod-{}", std::process::id()));
+    let (node, pod) = (
+        format!("wl-node-{}", std::process::id()),
+        format!("wl-pod-{}", std::process::id()),
+    );
     let _namespaces = Namespaces(vec![node.clone(), pod.clone()]);
     ip(&format!("netns add {node}"));
     ip(&format!("netns add {pod}"));
-    ip(&format!("-n {node} link add veth7 type veth peer name eth0 netns {pod}"));
+    ip(&format!(
+        "-n {node} link add veth7 type veth peer name eth0 netns {pod}"
+    ));
     ip(&format!("-n {node} link add both0 type veth peer name both1"));
     ip(&format!("-n {node} addr add 10.9.0.1/24 dev veth7"));
     ip(&format!("-n {pod} addr add 10.9.0.7/24 dev eth0"));
@@ -45,8 +52,15 @@ fn finds_the_pod_behind_a_veth() {
             .join()
             .expect("the scan ends")
     });
-    let veths: Vec<_> = scanned.veths.values().map(|v| (v.name.as_str(), v.addresses.clone())).collect();
+    let veths: Vec<_> = scanned
+        .veths
+        .values()
+        .map(|v| (v.name.as_str(), v.addresses.clone()))
+        .collect();
     let expected: Vec<IpAddr> = vec!["10.9.0.7".parse().unwrap(), "fd00:9::7".parse().unwrap()];
     assert_eq!(veths, [("veth7", expected.into_iter().collect())]);
-    assert!(scanned.local.contains(&"10.9.0.1".parse::<IpAddr>().unwrap()), "{scanned:?}");
+    assert!(
+        scanned.local.contains(&"10.9.0.1".parse::<IpAddr>().unwrap()),
+        "{scanned:?}"
+    );
 }

@@ -32,14 +32,21 @@ pub async fn serve_health(
     cancel: CancellationToken,
 ) -> anyhow::Result<()> {
     let router = Router::new()
-        .route("/healthz", get(async move || answer(metrics.is_alive(), "the control thread hangs")))
-        .route("/readyz", get(async move || answer(state.borrow().synced, "policies are not in force yet")));
+        .route(
+            "/healthz",
+            get(async move || answer(metrics.is_alive(), "the control thread hangs")),
+        )
+        .route(
+            "/readyz",
+            get(async move || answer(state.borrow().synced, "policies are not in force yet")),
+        );
     serve("health", address, router, cancel).await
 }
 
 async fn serve(what: &str, address: SocketAddr, router: Router, cancel: CancellationToken) -> anyhow::Result<()> {
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("failed to serve {what} on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("failed to serve {what} on {address}"))?;
     axum::serve(listener, router)
         .with_graceful_shutdown(cancel.cancelled_owned())
         .await
@@ -54,5 +61,9 @@ fn scrape(metrics: &Metrics) -> Response {
 }
 
 fn answer(ok: bool, why_not: &'static str) -> Response {
-    if ok { "ok".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, why_not).into_response() }
+    if ok {
+        "ok".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, why_not).into_response()
+    }
 }

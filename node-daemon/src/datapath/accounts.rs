@@ -130,7 +130,10 @@ impl Accounts {
 
     /// Whether only the policies that ask for records are named in those of allows.
     pub fn is_allow_delegated(&self) -> bool {
-        let mode = self.settings.u8(std::mem::offset_of!(abi::Settings, log_allow)).load(Ordering::Acquire);
+        let mode = self
+            .settings
+            .u8(std::mem::offset_of!(abi::Settings, log_allow))
+            .load(Ordering::Acquire);
         mode == u8::from(abi::LogMode::Delegated)
     }
 
@@ -147,8 +150,15 @@ impl Accounts {
         for (slot, share) in self.shares(generation)? {
             closed.overflow[slot as usize % DIRECTIONS] += share.overflow;
         }
-        closed.denies = self.denies.entries()?.into_iter().filter(|(key, _)| key.generation == generation).collect();
-        closed.denies.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        closed.denies = self
+            .denies
+            .entries()?
+            .into_iter()
+            .filter(|(key, _)| key.generation == generation)
+            .collect();
+        closed
+            .denies
+            .sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
         Ok(closed)
     }
 

@@ -31,7 +31,10 @@ impl Attached {
     /// The directions in which another program is ahead of ours.
     pub(super) fn bypassed(&self, ifindex: u32) -> Vec<Direction> {
         let links = Direction::ALL.into_iter().zip(&self.links);
-        links.filter(|(direction, link)| !is_first(link, ifindex, *direction).unwrap_or(true)).map(|(d, _)| d).collect()
+        links
+            .filter(|(direction, link)| !is_first(link, ifindex, *direction).unwrap_or(true))
+            .map(|(d, _)| d)
+            .collect()
     }
 
     pub(super) fn detach(self) {
@@ -52,7 +55,9 @@ unsafe impl Send for Attacher {}
 
 impl std::fmt::Debug for Attacher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Attacher").field("links", &self.links).finish_non_exhaustive()
+        f.debug_struct("Attacher")
+            .field("links", &self.links)
+            .finish_non_exhaustive()
     }
 }
 
@@ -67,7 +72,9 @@ impl Attacher {
                 return Err(error);
             }
         };
-        Ok(Attached { links: [ingress, egress] })
+        Ok(Attached {
+            links: [ingress, egress],
+        })
     }
 
     /// Links that an earlier life pinned for an endpoint that is no more.
@@ -83,7 +90,11 @@ impl Attacher {
     pub(super) fn sweep(&self, live: &std::collections::HashSet<u32>) -> io::Result<()> {
         for entry in fs::read_dir(&self.links)? {
             let name = entry?.file_name();
-            let uid = name.to_string_lossy().split('-').next().and_then(|uid| uid.parse().ok());
+            let uid = name
+                .to_string_lossy()
+                .split('-')
+                .next()
+                .and_then(|uid| uid.parse().ok());
             if let Some(uid) = uid
                 && !live.contains(&uid)
             {
@@ -157,10 +168,11 @@ fn attach_tcx(program: &Program<'_>, ifindex: u32) -> io::Result<Link> {
         ..Default::default()
     };
     // SAFETY: the program is loaded and outlives the call; the options are valid for the call.
-    let link = unsafe {
-        libbpf_sys::bpf_program__attach_tcx(program.as_libbpf_object().as_ptr(), index, &raw const options)
+    let link =
+        unsafe { libbpf_sys::bpf_program__attach_tcx(program.as_libbpf_object().as_ptr(), index, &raw const options) };
+    let Some(link) = NonNull::new(link) else {
+        return Err(io::Error::last_os_error());
     };
-    let Some(link) = NonNull::new(link) else { return Err(io::Error::last_os_error()) };
     // SAFETY: the pointer is a link that libbpf just made and nobody else owns.
     Ok(unsafe { Link::from_ptr(link) })
 }

@@ -9,7 +9,6 @@ use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey};
 
 use super::map::{MapError, TypedMap};
 
-
 /// What a sweep found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -43,7 +42,11 @@ impl ConntrackSweeper {
         live: Arc<RwLock<HashSet<u32>>>,
         timeouts: Timeouts,
     ) -> Result<Self, MapError> {
-        Ok(Self { map: TypedMap::new(handle)?, live, timeouts })
+        Ok(Self {
+            map: TypedMap::new(handle)?,
+            live,
+            timeouts,
+        })
     }
 
     /// Reads the whole table once. A packet may refresh an entry between the reading and the deletion; its flow is
@@ -52,7 +55,10 @@ impl ConntrackSweeper {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner).clone();
         let tick = now_ns >> abi::TICK_SHIFT;
         let entries = self.map.entries()?;
-        let mut swept = Swept { entries: entries.len(), deleted: 0 };
+        let mut swept = Swept {
+            entries: entries.len(),
+            deleted: 0,
+        };
         for (key, entry) in &entries {
             let is_gone = !live.is_empty() && !live.contains(&key.endpoint);
             if is_gone || self.is_expired(key, entry, tick) {

@@ -80,7 +80,12 @@ pub(super) struct Endpoints {
 
 impl Endpoints {
     pub(super) fn new(entries: EntryMaps, words: Mapping) -> Self {
-        Self { entries, words, slots_in_use: BTreeSet::new(), managed: BTreeMap::new() }
+        Self {
+            entries,
+            words,
+            slots_in_use: BTreeSet::new(),
+            managed: BTreeMap::new(),
+        }
     }
 
     /// What an earlier life of the daemon left at the interface, if it is still the same pod.
@@ -98,7 +103,9 @@ impl Endpoints {
 
     /// A pair of slots that nobody uses.
     pub(super) fn free_slot(&mut self, taken: &BTreeSet<u32>) -> Option<u32> {
-        (0..abi::MAX_SLOTS).step_by(2).find(|slot| !self.slots_in_use.contains(slot) && !taken.contains(slot))
+        (0..abi::MAX_SLOTS)
+            .step_by(2)
+            .find(|slot| !self.slots_in_use.contains(slot) && !taken.contains(slot))
     }
 
     /// Puts the entry in force and the programs in place. The slots' words must be set before.
@@ -109,7 +116,8 @@ impl Endpoints {
         attacher: &Attacher,
     ) -> Result<(), EndpointError> {
         let was_there = self.entries.get(ifindex)?.is_some();
-        self.entries.set(ifindex, entry(&endpoint.spec, endpoint.uid, endpoint.slot))?;
+        self.entries
+            .set(ifindex, entry(&endpoint.spec, endpoint.uid, endpoint.slot))?;
         let attached = match attacher.attach(ifindex, endpoint.uid) {
             Ok(links) => links,
             Err(error) => {
@@ -121,14 +129,30 @@ impl Endpoints {
             }
         };
         self.slots_in_use.insert(endpoint.slot);
-        let NewEndpoint { spec, uid, slot, tables } = endpoint;
-        self.managed.insert(ifindex, Managed { spec, uid, slot, tables, attached });
+        let NewEndpoint {
+            spec,
+            uid,
+            slot,
+            tables,
+        } = endpoint;
+        self.managed.insert(
+            ifindex,
+            Managed {
+                spec,
+                uid,
+                slot,
+                tables,
+                attached,
+            },
+        );
         Ok(())
     }
 
     /// Writes a pod's entry again if what it says has changed.
     pub(super) fn refresh(&mut self, ifindex: u32, spec: &EndpointSpec) -> Result<(), MapError> {
-        let Some(managed) = self.managed.get_mut(&ifindex) else { return Ok(()) };
+        let Some(managed) = self.managed.get_mut(&ifindex) else {
+            return Ok(());
+        };
         if managed.spec != *spec {
             self.entries.set(ifindex, entry(spec, managed.uid, managed.slot))?;
             managed.spec = spec.clone();
@@ -154,8 +178,15 @@ impl Endpoints {
     /// The one store that changes a slot's policy. The revision goes up, so the word is one that the slot never had.
     pub(super) fn set_word(&self, slot: u32, policy: SlotPolicy) {
         let revision = self.word(slot).revision.wrapping_add(1);
-        let word = PolicyWord { table: policy.table, peers: policy.peers, cidrs: policy.cidrs, revision };
-        let Ok(word) = word.pack() else { unreachable!("ids are given out within the word's bits") };
+        let word = PolicyWord {
+            table: policy.table,
+            peers: policy.peers,
+            cidrs: policy.cidrs,
+            revision,
+        };
+        let Ok(word) = word.pack() else {
+            unreachable!("ids are given out within the word's bits")
+        };
         // Release: the map updates before it are seen by whoever sees the word.
         self.words.u64(slot as usize * 8).store(word, Ordering::Release);
     }
@@ -191,7 +222,10 @@ pub(super) fn slot_of(slot: u32, direction: Direction) -> u32 {
 
 fn entry(spec: &EndpointSpec, uid: u32, slot: u32) -> abi::Endpoint {
     let address = |is_wanted: fn(&IpAddr) -> bool| {
-        spec.addresses.iter().find(|ip| is_wanted(ip)).map_or_else(Address::default, |ip| Address::from(*ip))
+        spec.addresses
+            .iter()
+            .find(|ip| is_wanted(ip))
+            .map_or_else(Address::default, |ip| Address::from(*ip))
     };
     abi::Endpoint {
         uid,
@@ -205,6 +239,12 @@ fn entry(spec: &EndpointSpec, uid: u32, slot: u32) -> abi::Endpoint {
 
 /// Who the endpoint is, for the journal.
 pub(super) fn meaning(uid: u32, spec: &EndpointSpec, name: crate::names::PodName) -> crate::names::Meaning {
-    let name = crate::names::EndpointName { name, pod_uid: Arc::clone(&spec.pod_uid) };
-    crate::names::Meaning::Endpoint { uid, name: Arc::new(name) }
+    let name = crate::names::EndpointName {
+        name,
+        pod_uid: Arc::clone(&spec.pod_uid),
+    };
+    crate::names::Meaning::Endpoint {
+        uid,
+        name: Arc::new(name),
+    }
 }

@@ -34,11 +34,18 @@ impl Ids {
         let map = TypedMap::<u32, Counters>::new(handle)?;
         let mut counters = map.get(&0)?.unwrap_or_default();
         if counters.epoch == 0 {
-            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let now = std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default();
             counters.epoch = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
             map.set(&0, &counters)?;
         }
-        Ok(Self { counters, stored: counters, map, tables_in_use: std::collections::HashSet::new() })
+        Ok(Self {
+            counters,
+            stored: counters,
+            map,
+            tables_in_use: std::collections::HashSet::new(),
+        })
     }
 
     pub(super) fn epoch(&self) -> u64 {

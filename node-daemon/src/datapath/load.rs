@@ -26,7 +26,10 @@ impl PinPaths {
     /// `bpffs` is the mount point of a bpf file system.
     pub fn new(bpffs: &Path) -> Self {
         let version = bpffs.join("wardline").join(format!("v{}", abi::ABI_VERSION));
-        Self { maps: version.join("maps"), links: version.join("links") }
+        Self {
+            maps: version.join("maps"),
+            links: version.join("links"),
+        }
     }
 
     pub(super) fn create(&self) -> io::Result<()> {
@@ -48,7 +51,10 @@ pub(super) fn load(
     paths: &PinPaths,
     limits: &Limits,
 ) -> Result<(&'static mut WardlineSkel<'static>, Vec<KeptLimit>), LoadError> {
-    paths.create().map_err(|cause| LoadError::Pins { path: paths.maps.clone(), cause })?;
+    paths.create().map_err(|cause| LoadError::Pins {
+        path: paths.maps.clone(),
+        cause,
+    })?;
     let object: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
     let mut open = WardlineSkelBuilder::default().open(object).map_err(LoadError::open)?;
     let kept = size_and_pin(&mut open, paths, limits)?;
@@ -91,7 +97,11 @@ fn size_and_pin(
         let pinned = MapHandle::from_pinned_path(&path).ok().map(|map| map.max_entries());
         if let Some(size) = size {
             if let Some(in_force) = pinned.filter(|in_force| *in_force != size) {
-                kept.push(KeptLimit { map: name, wanted: size, in_force });
+                kept.push(KeptLimit {
+                    map: name,
+                    wanted: size,
+                    in_force,
+                });
             }
             map.set_max_entries(pinned.unwrap_or(size)).map_err(LoadError::open)?;
         }
@@ -102,7 +112,7 @@ fn size_and_pin(
 
 /// The idle times that the programs run with.
 pub(super) fn timeouts(skel: &WardlineSkel<'_>) -> Result<Timeouts, LoadError> {
-    let Some(data) = skel.maps.rodata_data.as_deref() else {
+    let Some(data) = skel.maps.rodata_data else {
         return Err(LoadError::Load("the object has no load-time settings".to_owned()));
     };
     Ok(Timeouts {
@@ -127,9 +137,11 @@ pub(super) fn user_map(paths: &PinPaths, name: &str, value_size: usize) -> Resul
         ..Default::default()
     };
     let size = u32::try_from(value_size).unwrap_or(u32::MAX);
-    let mut map =
-        MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options).map_err(LoadError::load)?;
-    map.pin(&path).map_err(|cause| LoadError::Pins { path, cause: io::Error::other(cause) })?;
+    let mut map = MapHandle::create(MapType::Array, Some(name), 4, size, 1, &options).map_err(LoadError::load)?;
+    map.pin(&path).map_err(|cause| LoadError::Pins {
+        path,
+        cause: io::Error::other(cause),
+    })?;
     debug_assert!(map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).is_ok());
     Ok(map)
 }

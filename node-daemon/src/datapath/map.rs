@@ -30,7 +30,10 @@ where
     /// # Errors
     /// When the map's key or value size is not that of the types.
     pub(super) fn new(handle: MapHandle) -> Result<Self, MapError> {
-        let map = Self { handle, types: PhantomData };
+        let map = Self {
+            handle,
+            types: PhantomData,
+        };
         if map.handle.key_size() as usize != size_of::<K>() || map.handle.value_size() as usize != size_of::<V>() {
             let source = libbpf_rs::Error::from_raw_os_error(libc::EINVAL);
             return Err(map.error("open", source));
@@ -50,7 +53,9 @@ where
     }
 
     pub(super) fn set(&self, key: &K, value: &V) -> Result<(), MapError> {
-        self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::ANY).map_err(|e| self.error("write", e))
+        self.handle
+            .update(key.as_bytes(), value.as_bytes(), MapFlags::ANY)
+            .map_err(|e| self.error("write", e))
     }
 
     /// Deletes a key; that it is not there is no error.
@@ -63,7 +68,10 @@ where
 
     /// All keys. Those that come or go meanwhile may be missing or stale.
     pub(super) fn keys(&self) -> Vec<K> {
-        self.handle.keys().filter_map(|key| K::read_from_bytes(&key).ok()).collect()
+        self.handle
+            .keys()
+            .filter_map(|key| K::read_from_bytes(&key).ok())
+            .collect()
     }
 
     /// All entries of a hash, read in batches.
@@ -83,7 +91,11 @@ where
     }
 
     fn error(&self, action: &'static str, source: libbpf_rs::Error) -> MapError {
-        MapError { action, map: self.handle.name().to_string_lossy().into_owned(), source }
+        MapError {
+            action,
+            map: self.handle.name().to_string_lossy().into_owned(),
+            source,
+        }
     }
 }
 
@@ -96,7 +108,10 @@ pub(super) struct PerCpuArray<V> {
 
 impl<V: FromBytes + IntoBytes + Immutable + FromZeros> PerCpuArray<V> {
     pub(super) fn new(handle: MapHandle) -> Self {
-        Self { handle, types: PhantomData }
+        Self {
+            handle,
+            types: PhantomData,
+        }
     }
 
     /// The value of every CPU.
@@ -106,7 +121,11 @@ impl<V: FromBytes + IntoBytes + Immutable + FromZeros> PerCpuArray<V> {
             .lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY)
             .map_err(|error| self.error("read", error))?
             .unwrap_or_default();
-        Ok(values.iter().filter_map(|bytes| V::read_from_prefix(bytes).ok()).map(|(value, _)| value).collect())
+        Ok(values
+            .iter()
+            .filter_map(|bytes| V::read_from_prefix(bytes).ok())
+            .map(|(value, _)| value)
+            .collect())
     }
 
     /// Sets every CPU's value to zero.
@@ -119,6 +138,10 @@ impl<V: FromBytes + IntoBytes + Immutable + FromZeros> PerCpuArray<V> {
     }
 
     fn error(&self, action: &'static str, source: libbpf_rs::Error) -> MapError {
-        MapError { action, map: self.handle.name().to_string_lossy().into_owned(), source }
+        MapError {
+            action,
+            map: self.handle.name().to_string_lossy().into_owned(),
+            source,
+        }
     }
 }

@@ -76,7 +76,11 @@ impl LoadError {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     #[error("{limit} is {size}, and {needed} entries are needed")]
-    Full { limit: &'static str, size: u32, needed: usize },
+    Full {
+        limit: &'static str,
+        size: u32,
+        needed: usize,
+    },
     #[error(transparent)]
     Map(#[from] MapError),
     #[error(transparent)]
@@ -182,11 +186,21 @@ impl Datapath {
             ids,
             limits: config.limits.clone(),
             names,
-            loaded: Loaded { sweep: true, ..Loaded::default() },
+            loaded: Loaded {
+                sweep: true,
+                ..Loaded::default()
+            },
             live,
         };
         datapath.set_enforcement(config);
-        Ok((datapath, Handles { accounts, conntrack, kept_limits }))
+        Ok((
+            datapath,
+            Handles {
+                accounts,
+                conntrack,
+                kept_limits,
+            },
+        ))
     }
 
     /// Brings the kernel to `desired`. `name` tells who a pod is, for records.
@@ -199,7 +213,10 @@ impl Datapath {
         let result = self.apply_policy(desired, &name);
         if matches!(result, Err(ref error) if !matches!(error, ApplyError::Full { .. })) {
             // Keys of ours may be in the kernel that the mirror does not know: begin with fresh ids next time.
-            self.loaded = Loaded { sweep: true, ..Loaded::default() };
+            self.loaded = Loaded {
+                sweep: true,
+                ..Loaded::default()
+            };
         }
         result
     }
@@ -210,9 +227,11 @@ impl Datapath {
         let in_use = self.tables_in_force();
         let occurring = self.loaded.peers.classes();
         let is_stale = |key: &TableKey, class: &u32| !in_use.contains(key) || !occurring.contains(class);
-        let stale = self.loaded.tables.iter().any(|(key, table)| {
-            !in_use.contains(key) || table.classes.keys().any(|class| is_stale(key, class))
-        });
+        let stale = self
+            .loaded
+            .tables
+            .iter()
+            .any(|(key, table)| !in_use.contains(key) || table.classes.keys().any(|class| is_stale(key, class)));
         // Before the first change of this life, and after one that failed, the mirror does not know what is in force.
         if self.loaded.generation == 0 || (!stale && !self.loaded.sweep) {
             return Ok(());
@@ -220,7 +239,12 @@ impl Datapath {
         wait_for_programs().map_err(ApplyError::Grace)?;
         let mut tables = std::mem::take(&mut self.loaded.tables);
         for (key, table) in &mut tables {
-            let classes: Vec<u32> = table.classes.keys().filter(|class| is_stale(key, class)).copied().collect();
+            let classes: Vec<u32> = table
+                .classes
+                .keys()
+                .filter(|class| is_stale(key, class))
+                .copied()
+                .collect();
             for class in classes {
                 self.delete_class(table, class)?;
                 table.classes.remove(&class);
@@ -258,8 +282,7 @@ impl Datapath {
     ) -> Result<Applied, ApplyError> {
         let tables = &desired.tables;
         self.check_limits(desired)?;
-        let wanted_peers =
-            Peers::wanted(tables, &desired.local, &mut self.loaded.meanings, &mut self.ids);
+        let wanted_peers = Peers::wanted(tables, &desired.local, &mut self.loaded.meanings, &mut self.ids);
         let in_place = self.loaded.generation != 0
             && (self.tables_in_force().iter().all(|key| tables.tables.contains_key(key))
                 || wanted_peers == self.loaded.peers);
@@ -267,7 +290,11 @@ impl Datapath {
         let entries = self.plan_tables(tables);
         let plan = self.plan_endpoints(desired);
         let mut told = std::mem::take(&mut self.loaded.meanings.untold);
-        told.extend(plan.new.iter().map(|(_, new)| endpoints::meaning(new.uid, &new.spec, name(&new.spec.pod))));
+        told.extend(
+            plan.new
+                .iter()
+                .map(|(_, new)| endpoints::meaning(new.uid, &new.spec, name(&new.spec.pod))),
+        );
         self.ids.store()?;
         self.names.tell(told)?;
 
@@ -275,7 +302,11 @@ impl Datapath {
             self.unwrite(&entries);
             return Err(error.into());
         }
-        let moves = if in_place { self.move_addresses(wanted_peers)? } else { self.begin_peers(wanted_peers)? };
+        let moves = if in_place {
+            self.move_addresses(wanted_peers)?
+        } else {
+            self.begin_peers(wanted_peers)?
+        };
         self.set_words(tables, &moves, plan, desired)
     }
 
@@ -284,11 +315,24 @@ impl Datapath {
         let tables = &desired.tables;
         let peers = tables.peers.len() + tables.cidrs.len() + desired.local.len();
         if peers > self.limits.peers as usize {
-            return Err(ApplyError::Full { limit: "limits.peers", size: self.limits.peers, needed: peers });
+            return Err(ApplyError::Full {
+                limit: "limits.peers",
+                size: self.limits.peers,
+                needed: peers,
+            });
         }
-        let rules = tables.tables.values().flat_map(|table| table.rules.values()).map(BTreeMap::len).sum();
+        let rules = tables
+            .tables
+            .values()
+            .flat_map(|table| table.rules.values())
+            .map(BTreeMap::len)
+            .sum();
         if rules > self.limits.rules as usize {
-            return Err(ApplyError::Full { limit: "limits.rules", size: self.limits.rules, needed: rules });
+            return Err(ApplyError::Full {
+                limit: "limits.rules",
+                size: self.limits.rules,
+                needed: rules,
+            });
         }
         Ok(())
     }
@@ -297,8 +341,14 @@ impl Datapath {
     fn plan_tables(&mut self, tables: &Tables) -> RuleEntries {
         let mut entries = RuleEntries::default();
         for (key, table) in &tables.tables {
-            let Loaded { meanings, tables: loaded, .. } = &mut self.loaded;
-            let loaded = loaded.entry(key.clone()).or_insert_with(|| meanings.table(key, &mut self.ids));
+            let Loaded {
+                meanings,
+                tables: loaded,
+                ..
+            } = &mut self.loaded;
+            let loaded = loaded
+                .entry(key.clone())
+                .or_insert_with(|| meanings.table(key, &mut self.ids));
             let more = meanings.extend(loaded, table, &mut self.ids);
             entries.rules.extend(more.rules);
             entries.ranges.extend(more.ranges);
@@ -307,8 +357,14 @@ impl Datapath {
     }
 
     fn write(&self, entries: &RuleEntries) -> Result<(), MapError> {
-        entries.rules.iter().try_for_each(|(key, rule)| self.rules.set(key, rule))?;
-        entries.ranges.iter().try_for_each(|(key, rule)| self.ranges.set(key, rule))
+        entries
+            .rules
+            .iter()
+            .try_for_each(|(key, rule)| self.rules.set(key, rule))?;
+        entries
+            .ranges
+            .iter()
+            .try_for_each(|(key, rule)| self.ranges.set(key, rule))
     }
 
     /// No word names these entries yet, so that they can go at once; one that stays is swept later.
@@ -320,7 +376,8 @@ impl Datapath {
     /// Changes classes of addresses where they stand. Returns the moves, for slots whose policy tells the difference.
     fn move_addresses(&mut self, wanted: Peers) -> Result<HashSet<(u32, u32)>, ApplyError> {
         let moves = self.loaded.peers.moves(&wanted);
-        self.peer_maps.update(self.loaded.generation, &self.loaded.peers, &wanted)?;
+        self.peer_maps
+            .update(self.loaded.generation, &self.loaded.peers, &wanted)?;
         self.loaded.peers = wanted;
         Ok(moves)
     }
@@ -347,7 +404,9 @@ impl Datapath {
         let mut applied = Applied::default();
         let ifindexes: Vec<u32> = self.endpoints.managed.keys().copied().collect();
         for ifindex in ifindexes {
-            let Some(managed) = self.endpoints.managed.get(&ifindex) else { continue };
+            let Some(managed) = self.endpoints.managed.get(&ifindex) else {
+                continue;
+            };
             if plan.removed.contains(&ifindex) {
                 continue;
             }
@@ -391,10 +450,13 @@ impl Datapath {
             cidrs: table.has_cidrs,
         });
         let word = self.endpoints.word(slot);
-        let in_force = SlotPolicy { table: word.table, peers: word.peers, cidrs: word.cidrs };
-        let is_moved = || {
-            loaded.is_some_and(|table| moves.iter().any(|(a, b)| table.classes.get(a) != table.classes.get(b)))
+        let in_force = SlotPolicy {
+            table: word.table,
+            peers: word.peers,
+            cidrs: word.cidrs,
         };
+        let is_moved =
+            || loaded.is_some_and(|table| moves.iter().any(|(a, b)| table.classes.get(a) != table.classes.get(b)));
         let changes = in_force != policy || is_moved();
         if changes {
             self.endpoints.set_word(slot, policy);
@@ -404,8 +466,13 @@ impl Datapath {
 
     fn plan_endpoints(&mut self, desired: &Desired) -> EndpointPlan {
         let mut plan = EndpointPlan::default();
-        let known: BTreeSet<u32> =
-            self.endpoints.managed.keys().copied().chain(self.endpoints.known()).collect();
+        let known: BTreeSet<u32> = self
+            .endpoints
+            .managed
+            .keys()
+            .copied()
+            .chain(self.endpoints.known())
+            .collect();
         let mut taken = BTreeSet::new();
         let mut unmet = Vec::new();
         for (ifindex, spec) in &desired.endpoints {
@@ -416,7 +483,12 @@ impl Datapath {
                 }
             } else if let Some(entry) = self.endpoints.inherited(*ifindex, spec, &self.names) {
                 taken.insert(entry.slot);
-                let new = NewEndpoint { spec: spec.clone(), uid: entry.uid, slot: entry.slot, tables };
+                let new = NewEndpoint {
+                    spec: spec.clone(),
+                    uid: entry.uid,
+                    slot: entry.slot,
+                    tables,
+                };
                 plan.inherited.push((*ifindex, new));
                 continue;
             }
@@ -425,20 +497,36 @@ impl Datapath {
             }
             unmet.push((*ifindex, spec.clone(), tables));
         }
-        plan.removed.extend(known.iter().filter(|ifindex| !desired.endpoints.contains_key(ifindex)));
+        plan.removed
+            .extend(known.iter().filter(|ifindex| !desired.endpoints.contains_key(ifindex)));
         for (ifindex, spec, tables) in unmet {
             let Some(slot) = self.endpoints.free_slot(&taken) else {
-                plan.refused.push((spec.pod.clone(), format!("all {} endpoints are in use", abi::MAX_ENDPOINTS)));
+                plan.refused.push((
+                    spec.pod.clone(),
+                    format!("all {} endpoints are in use", abi::MAX_ENDPOINTS),
+                ));
                 continue;
             };
             taken.insert(slot);
-            plan.new.push((ifindex, NewEndpoint { spec, uid: self.ids.next_endpoint(), slot, tables }));
+            plan.new.push((
+                ifindex,
+                NewEndpoint {
+                    spec,
+                    uid: self.ids.next_endpoint(),
+                    slot,
+                    tables,
+                },
+            ));
         }
         plan
     }
 
     fn tables_in_force(&self) -> HashSet<TableKey> {
-        self.endpoints.managed.values().flat_map(|managed| managed.tables.iter().flatten().cloned()).collect()
+        self.endpoints
+            .managed
+            .values()
+            .flat_map(|managed| managed.tables.iter().flatten().cloned())
+            .collect()
     }
 
     fn delete_class(&self, table: &LoadedTable, class: u32) -> Result<(), MapError> {
@@ -452,8 +540,11 @@ impl Datapath {
     fn sweep(&self) -> Result<(), ApplyError> {
         self.peer_maps.sweep(self.loaded.generation)?;
         let tables: HashMap<u32, &LoadedTable> = self.loaded.tables.values().map(|table| (table.id, table)).collect();
-        let is_live =
-            |table, class| tables.get(&table).is_some_and(|table| table.classes.contains_key(&class));
+        let is_live = |table, class| {
+            tables
+                .get(&table)
+                .is_some_and(|table| table.classes.contains_key(&class))
+        };
         for key in self.rules.keys().iter().filter(|key| !is_live(key.table, key.class)) {
             self.rules.delete(key)?;
         }
@@ -465,7 +556,13 @@ impl Datapath {
     }
 
     fn set_enforcement(&self, config: &DaemonConfig) {
-        let mode = |is_enforced| if is_enforced { abi::Enforcement::Enforce } else { abi::Enforcement::Audit };
+        let mode = |is_enforced| {
+            if is_enforced {
+                abi::Enforcement::Enforce
+            } else {
+                abi::Enforcement::Audit
+            }
+        };
         self.store_setting(
             std::mem::offset_of!(abi::Settings, policy),
             mode(config.enforcement == Enforcement::Enforce).into(),
@@ -504,4 +601,3 @@ fn tables_of(tables: &Tables, pod: &ObjectName) -> [Option<TableKey>; 2] {
     let EndpointTables { ingress, egress } = tables.endpoints.get(pod).cloned().unwrap_or_default();
     [ingress, egress]
 }
-

@@ -23,13 +23,27 @@ pub(super) struct Peers {
 impl Peers {
     /// What the tables ask for. The node's own addresses are always there, marked as such.
     pub(super) fn wanted(tables: &Tables, local: &BTreeSet<IpAddr>, meanings: &mut Meanings, ids: &mut Ids) -> Self {
-        let mut peer = |class: &Arc<Class>, flags| Peer { class: meanings.class(class, ids), flags };
-        let mut exact: HashMap<IpAddr, Peer> =
-            tables.peers.iter().map(|(address, class)| (*address, peer(class, 0))).collect();
-        let cidrs = tables.cidrs.iter().map(|(cidr, class)| (*cidr, peer(class, 0))).collect();
+        let mut peer = |class: &Arc<Class>, flags| Peer {
+            class: meanings.class(class, ids),
+            flags,
+        };
+        let mut exact: HashMap<IpAddr, Peer> = tables
+            .peers
+            .iter()
+            .map(|(address, class)| (*address, peer(class, 0)))
+            .collect();
+        let cidrs = tables
+            .cidrs
+            .iter()
+            .map(|(cidr, class)| (*cidr, peer(class, 0)))
+            .collect();
         let outside = Arc::new(Class::default());
         for address in local {
-            let class = tables.peers.get(address).or_else(|| longest(tables, address)).unwrap_or(&outside);
+            let class = tables
+                .peers
+                .get(address)
+                .or_else(|| longest(tables, address))
+                .unwrap_or(&outside);
             exact.insert(*address, peer(class, abi::PEER_LOCAL));
         }
         Self { exact, cidrs }
@@ -37,7 +51,12 @@ impl Peers {
 
     /// The classes that some address can have.
     pub(super) fn classes(&self) -> HashSet<u32> {
-        self.exact.values().chain(self.cidrs.values()).map(|peer| peer.class).chain([0]).collect()
+        self.exact
+            .values()
+            .chain(self.cidrs.values())
+            .map(|peer| peer.class)
+            .chain([0])
+            .collect()
     }
 
     /// The pairs of classes between which some address moves on the way from `self` to `wanted`.
@@ -65,7 +84,9 @@ impl Peers {
     }
 
     fn class_of(&self, address: &IpAddr) -> u32 {
-        self.exact.get(address).map_or_else(|| self.class_of_prefix(&IpNet::from(*address)), |peer| peer.class)
+        self.exact
+            .get(address)
+            .map_or_else(|| self.class_of_prefix(&IpNet::from(*address)), |peer| peer.class)
     }
 
     /// The class of the longest prefix that holds all of `cidr`.
@@ -80,7 +101,9 @@ impl Peers {
 
 fn longest<'a>(tables: &'a Tables, address: &IpAddr) -> Option<&'a Arc<Class>> {
     let holding = tables.cidrs.iter().filter(|(cidr, _)| cidr.contains(address));
-    holding.max_by_key(|(cidr, _)| cidr.prefix_len()).map(|(_, class)| class)
+    holding
+        .max_by_key(|(cidr, _)| cidr.prefix_len())
+        .map(|(_, class)| class)
 }
 
 /// The two peer maps.
@@ -114,19 +137,34 @@ impl PeerMaps {
 
     /// Deletes what belongs to another generation than `id`.
     pub(super) fn sweep(&self, id: u32) -> Result<(), MapError> {
-        self.exact.keys().iter().filter(|key| key.peers != id).try_for_each(|key| self.exact.delete(key))?;
-        self.cidrs.keys().iter().filter(|key| key.peers != id).try_for_each(|key| self.cidrs.delete(key))
+        self.exact
+            .keys()
+            .iter()
+            .filter(|key| key.peers != id)
+            .try_for_each(|key| self.exact.delete(key))?;
+        self.cidrs
+            .keys()
+            .iter()
+            .filter(|key| key.peers != id)
+            .try_for_each(|key| self.cidrs.delete(key))
     }
 }
 
 fn peer_key(peers: u32, address: &IpAddr) -> PeerKey {
-    PeerKey { peers, address: Address::from(*address) }
+    PeerKey {
+        peers,
+        address: Address::from(*address),
+    }
 }
 
 fn cidr_key(peers: u32, cidr: &IpNet) -> CidrKey {
     // 32 bits of generation, and 96 of the mapping where the prefix is an IPv4 one.
     let mapped = if cidr.addr().is_ipv4() { 96 } else { 0 };
-    CidrKey { prefixlen: 32 + mapped + u32::from(cidr.prefix_len()), peers, address: Address::from(cidr.network()) }
+    CidrKey {
+        prefixlen: 32 + mapped + u32::from(cidr.prefix_len()),
+        peers,
+        address: Address::from(cidr.network()),
+    }
 }
 
 #[cfg(test)]
@@ -143,16 +181,46 @@ mod tests {
 
     #[test]
     fn moves_are_seen_through_prefixes() {
-        let table: [(&str, Peers, Peers, &[(u32, u32)]); 6] = [
-            ("nothing", peers(&[("10.0.0.1", 1)], &[]), peers(&[("10.0.0.1", 1)], &[]), &[]),
-            ("a new address", peers(&[], &[]), peers(&[("10.0.0.1", 1)], &[]), &[(0, 1)]),
-            ("a new address inside a CIDR", peers(&[], &[("10.0.0.0/8", 4)]), peers(&[("10.0.0.1", 1)], &[("10.0.0.0/8", 4)]), &[(4, 1)]),
-            ("an address that goes", peers(&[("10.0.0.1", 1)], &[("10.0.0.0/8", 4)]), peers(&[], &[("10.0.0.0/8", 4)]), &[(1, 4)]),
-            ("a narrower CIDR", peers(&[], &[("10.0.0.0/8", 4)]), peers(&[], &[("10.0.0.0/8", 4), ("10.1.0.0/16", 5)]), &[(4, 5)]),
-            ("a CIDR that goes", peers(&[], &[("::/0", 4)]), peers(&[], &[]), &[(4, 0)]),
+        let table = [
+            (
+                "nothing",
+                peers(&[("10.0.0.1", 1)], &[]),
+                peers(&[("10.0.0.1", 1)], &[]),
+                vec![],
+            ),
+            (
+                "a new address",
+                peers(&[], &[]),
+                peers(&[("10.0.0.1", 1)], &[]),
+                vec![(0, 1)],
+            ),
+            (
+                "a new address inside a CIDR",
+                peers(&[], &[("10.0.0.0/8", 4)]),
+                peers(&[("10.0.0.1", 1)], &[("10.0.0.0/8", 4)]),
+                vec![(4, 1)],
+            ),
+            (
+                "an address that goes",
+                peers(&[("10.0.0.1", 1)], &[("10.0.0.0/8", 4)]),
+                peers(&[], &[("10.0.0.0/8", 4)]),
+                vec![(1, 4)],
+            ),
+            (
+                "a narrower CIDR",
+                peers(&[], &[("10.0.0.0/8", 4)]),
+                peers(&[], &[("10.0.0.0/8", 4), ("10.1.0.0/16", 5)]),
+                vec![(4, 5)],
+            ),
+            (
+                "a CIDR that goes",
+                peers(&[], &[("::/0", 4)]),
+                peers(&[], &[]),
+                vec![(4, 0)],
+            ),
         ];
         for (what, old, new, expected) in table {
-            assert_eq!(old.moves(&new), expected.iter().copied().collect(), "{what}");
+            assert_eq!(old.moves(&new), expected.into_iter().collect(), "{what}");
         }
     }
 }

@@ -47,14 +47,20 @@ impl Meanings {
         if **class == Class::default() {
             return 0;
         }
-        *self.classes.entry(Arc::clone(class)).or_insert_with(|| ids.next_class())
+        *self
+            .classes
+            .entry(Arc::clone(class))
+            .or_insert_with(|| ids.next_class())
     }
 
     fn attribution(&mut self, attribution: &Arc<Attribution>, ids: &mut Ids) -> u32 {
         let untold = &mut self.untold;
         *self.attributions.entry(Arc::clone(attribution)).or_insert_with(|| {
             let id = ids.next_attribution();
-            untold.push(Meaning::Attribution { id, attribution: Arc::clone(attribution) });
+            untold.push(Meaning::Attribution {
+                id,
+                attribution: Arc::clone(attribution),
+            });
             id
         })
     }
@@ -70,9 +76,16 @@ impl Meanings {
                 generation: policy.generation,
             })
             .collect();
-        let name = Arc::new(TableName { direction: key.direction, isolated_by });
+        let name = Arc::new(TableName {
+            direction: key.direction,
+            isolated_by,
+        });
         self.untold.push(Meaning::Table { id, name });
-        LoadedTable { id, has_cidrs: has_cidrs(key), classes: HashMap::new() }
+        LoadedTable {
+            id,
+            has_cidrs: has_cidrs(key),
+            classes: HashMap::new(),
+        }
     }
 
     /// The entries of `table`'s classes that `loaded` does not have yet; they are noted there.
@@ -91,31 +104,50 @@ impl Meanings {
 
     fn class_entries(&mut self, table: u32, class: u32, rules: &ClassRules, ids: &mut Ids, entries: &mut RuleEntries) {
         let has_ranges = |protocol| {
-            rules.keys().any(|key| key.protocol == protocol && matches!(key.ports, PortKey::Prefix { .. }))
+            rules
+                .keys()
+                .any(|key| key.protocol == protocol && matches!(key.ports, PortKey::Prefix { .. }))
         };
         for (key, attribution) in rules {
             let value = Rule {
                 attribution: self.attribution(attribution, ids),
-                flags: abi::RULE_ALLOW | if attribution.policies.iter().any(|p| p.log) { abi::RULE_LOG } else { 0 },
+                flags: abi::RULE_ALLOW
+                    | if attribution.policies.iter().any(|p| p.log) {
+                        abi::RULE_LOG
+                    } else {
+                        0
+                    },
             };
             match key.ports {
                 PortKey::Any => {
                     let flags = value.flags | if has_ranges(key.protocol) { abi::RULE_RANGES } else { 0 };
-                    entries.rules.push((rule_key(table, class, key.protocol, 0), Rule { flags, ..value }));
+                    entries
+                        .rules
+                        .push((rule_key(table, class, key.protocol, 0), Rule { flags, ..value }));
                 }
                 PortKey::Exact(port) => entries.rules.push((rule_key(table, class, key.protocol, port), value)),
                 PortKey::Prefix { first, length } => {
-                    entries.ranges.push((range_key(table, class, key.protocol, first, length), value));
-                    let any = wardline_policy::tables::RuleKey { protocol: key.protocol, ports: PortKey::Any };
+                    entries
+                        .ranges
+                        .push((range_key(table, class, key.protocol, first, length), value));
+                    let any = wardline_policy::tables::RuleKey {
+                        protocol: key.protocol,
+                        ports: PortKey::Any,
+                    };
                     if !rules.contains_key(&any) {
-                        let ask = Rule { attribution: 0, flags: abi::RULE_RANGES };
+                        let ask = Rule {
+                            attribution: 0,
+                            flags: abi::RULE_RANGES,
+                        };
                         entries.rules.push((rule_key(table, class, key.protocol, 0), ask));
                     }
                 }
             }
         }
         // Several prefixes of a protocol ask for the same any-port entry.
-        entries.rules.sort_unstable_by_key(|(key, _)| (key.table, key.class, key.protocol, key.port));
+        entries
+            .rules
+            .sort_unstable_by_key(|(key, _)| (key.table, key.class, key.protocol, key.port));
         entries.rules.dedup_by_key(|(key, _)| *key);
     }
 
@@ -127,14 +159,17 @@ impl Meanings {
             attributions.extend(table.classes.values().flat_map(BTreeMap::values).cloned());
         }
         self.classes.retain(|_, id| classes.contains(id));
-        self.attributions.retain(|attribution, _| attributions.contains(attribution));
+        self.attributions
+            .retain(|attribution, _| attributions.contains(attribution));
     }
 }
 
 /// All keys that a loaded table has in the kernel.
 pub(super) fn keys_of(table: &LoadedTable, class: u32) -> (Vec<RuleKey>, Vec<RangeKey>) {
     let (mut rules, mut ranges) = (Vec::new(), Vec::new());
-    let Some(entries) = table.classes.get(&class) else { return (rules, ranges) };
+    let Some(entries) = table.classes.get(&class) else {
+        return (rules, ranges);
+    };
     for key in entries.keys() {
         match key.ports {
             PortKey::Any => rules.push(rule_key(table.id, class, key.protocol, 0)),
@@ -149,13 +184,26 @@ pub(super) fn keys_of(table: &LoadedTable, class: u32) -> (Vec<RuleKey>, Vec<Ran
 }
 
 fn rule_key(table: u32, class: u32, protocol: ProtocolKey, port: u16) -> RuleKey {
-    RuleKey { table, class, port: port.to_be(), protocol: number(protocol), pad: 0 }
+    RuleKey {
+        table,
+        class,
+        port: port.to_be(),
+        protocol: number(protocol),
+        pad: 0,
+    }
 }
 
 fn range_key(table: u32, class: u32, protocol: ProtocolKey, port: u16, length: u8) -> RangeKey {
     // The LPM compares bytes from the front: table, class, protocol and pad are 80 bits, always whole.
     let prefixlen = 80 + u32::from(length);
-    RangeKey { prefixlen, table, class, protocol: number(protocol), pad: 0, port: port.to_be() }
+    RangeKey {
+        prefixlen,
+        table,
+        class,
+        protocol: number(protocol),
+        pad: 0,
+        port: port.to_be(),
+    }
 }
 
 fn number(protocol: ProtocolKey) -> u8 {

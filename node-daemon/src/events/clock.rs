@@ -11,7 +11,9 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn read() -> nix::Result<Self> {
-        Ok(Self { offset: nanoseconds(ClockId::CLOCK_REALTIME)?.saturating_sub(monotonic()?) })
+        Ok(Self {
+            offset: nanoseconds(ClockId::CLOCK_REALTIME)?.saturating_sub(monotonic()?),
+        })
     }
 
     /// Nanoseconds since the epoch.

@@ -26,7 +26,10 @@ pub(super) fn allow(event: &AllowEvent, clock: &Clock, only_annotated: bool) -> 
         remote_port: u16::from_be(event.remote_port),
         time: clock.wall(event.time),
         reason: allow_reason(Reason::try_from(event.reason)?),
-        verdict: Verdict::Allow { attribution: event.attribution, only_annotated },
+        verdict: Verdict::Allow {
+            attribution: event.attribution,
+            only_annotated,
+        },
     })
 }
 
@@ -59,6 +62,6 @@ pub(super) fn deny(key: &DenyKey, entry: &DenyEntry, clock: &Clock) -> Result<Ob
 fn direction(value: u8) -> Result<Direction, UnknownValue> {
     Ok(match abi::Direction::try_from(value)? {
         abi::Direction::Egress => Direction::Egress,
-        _ => Direction::Ingress,
+        abi::Direction::Ingress => Direction::Ingress,
     })
 }

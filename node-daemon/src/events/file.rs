@@ -37,7 +37,13 @@ impl LogFile {
             fs::create_dir_all(directory)?;
         }
         let (file, size, inode) = open(&options.path)?;
-        let mut log = Self { options, file, size, inode, rotations: 0 };
+        let mut log = Self {
+            options,
+            file,
+            size,
+            inode,
+            rotations: 0,
+        };
         log.cut_torn_line()?;
         Ok(log)
     }
@@ -88,7 +94,10 @@ impl LogFile {
         let from = self.size.saturating_sub(TAIL);
         reader.seek(SeekFrom::Start(from))?;
         reader.read_to_end(&mut bytes)?;
-        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last as u64 + 1);
+        let whole = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |last| last as u64 + 1);
         if from + whole < self.size && (whole > 0 || from == 0) {
             self.file.set_len(from + whole)?;
             self.size = from + whole;
@@ -152,7 +161,11 @@ impl LogFile {
     fn name_parts(&self) -> (String, String) {
         let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
         let extension = part(self.options.path.extension());
-        let extension = if extension.is_empty() { extension } else { format!(".{extension}") };
+        let extension = if extension.is_empty() {
+            extension
+        } else {
+            format!(".{extension}")
+        };
         (part(self.options.path.file_stem()), extension)
     }
 }
@@ -168,7 +181,11 @@ mod tests {
     use super::*;
 
     fn options(directory: &Path) -> FileOptions {
-        FileOptions { path: directory.join("policy_action.log"), max_size: 100, max_files: 2 }
+        FileOptions {
+            path: directory.join("policy_action.log"),
+            max_size: 100,
+            max_files: 2,
+        }
     }
 
     #[test]

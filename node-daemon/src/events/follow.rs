@@ -22,7 +22,10 @@ const RETRY: Duration = Duration::from_millis(500);
 pub fn follow(mut log: PolicyLog, metrics: &Metrics, cancel: &CancellationToken) -> Result<()> {
     // Edge-triggered: events that nobody was woken for do not end the wait, so that they are read in batches.
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(log.ring_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0))?;
+    epoll.add(
+        log.ring_fd(),
+        EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0),
+    )?;
     let (mut looked, mut shown) = (Instant::now(), None::<Instant>);
     while !cancel.is_cancelled() {
         let now = Instant::now();
@@ -64,7 +67,11 @@ fn wait(epoll: &Epoll) -> Result<()> {
 }
 
 fn show(log: &PolicyLog, metrics: &Metrics) -> Result<()> {
-    let figures = LogFigures { imbalance: log.imbalance(), rotations: log.rotations(), backlog: log.backlog() };
+    let figures = LogFigures {
+        imbalance: log.imbalance(),
+        rotations: log.rotations(),
+        backlog: log.backlog(),
+    };
     metrics.set_account(log.ledger(), &log.packets()?, &figures);
     Ok(())
 }

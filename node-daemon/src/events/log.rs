@@ -91,7 +91,8 @@ impl PolicyLog {
             ring.advance(ledger.ring_position);
         }
         let mut written = Written::default();
-        file.last_lines(|line| written.learn(line, accounts.epoch())).map_err(LogError::Write)?;
+        file.last_lines(|line| written.learn(line, accounts.epoch()))
+            .map_err(LogError::Write)?;
         let before = accounts.generation().wrapping_sub(1);
         let is_closed = ledger.closings > 0 && ledger.closed_generation == before;
         let clock = Clock::read().map_err(LogError::Clock)?;
@@ -127,25 +128,40 @@ impl PolicyLog {
             return Ok(false);
         }
         let clock = Clock::read().map_err(LogError::Clock)?;
-        let Self { accounts, names, origin, written, buffer, ledger, ahead, .. } = self;
+        let Self {
+            accounts,
+            names,
+            origin,
+            written,
+            buffer,
+            ledger,
+            ahead,
+            ..
+        } = self;
         let (mut counts, mut ahead_counts, mut events) = ([0; 2], [0; 2], 0);
         let generation = accounts.generation();
         let only_annotated = accounts.is_allow_delegated();
         let mut seq = String::new();
         buffer.clear();
-        let end = self.ring.read(start, BATCH, size_of::<AllowEvent>(), |position, bytes| {
-            events += 1;
-            let Ok(event) = AllowEvent::read_from_bytes(bytes) else { return };
-            let Ok(seen) = decode::allow(&event, &clock, only_annotated) else { return };
-            let direction = index(seen.direction);
-            counts[direction] += 1;
-            ahead_counts[direction] += u64::from(event.generation == generation);
-            let sequence = Sequence::Ring { position };
-            if !written.has(sequence) {
-                sequence.write(accounts.epoch(), &mut seq);
-                write_verdict(buffer, &seen, &seq, names, origin);
-            }
-        });
+        let end = self
+            .ring
+            .read(start, BATCH, size_of::<AllowEvent>(), |position, bytes| {
+                events += 1;
+                let Ok(event) = AllowEvent::read_from_bytes(bytes) else {
+                    return;
+                };
+                let Ok(seen) = decode::allow(&event, &clock, only_annotated) else {
+                    return;
+                };
+                let direction = index(seen.direction);
+                counts[direction] += 1;
+                ahead_counts[direction] += u64::from(event.generation == generation);
+                let sequence = Sequence::Ring { position };
+                if !written.has(sequence) {
+                    sequence.write(accounts.epoch(), &mut seq);
+                    write_verdict(buffer, &seen, &seq, names, origin);
+                }
+            });
         self.file.append(buffer).map_err(LogError::Write)?;
         for direction in 0..2 {
             ledger.written[direction][ALLOW] += counts[direction];
@@ -168,7 +184,10 @@ impl PolicyLog {
                 self.first_due = Some(now);
             }
         }
-        if self.first_due.is_some_and(|first| now.duration_since(first) >= self.aggregation) {
+        if self
+            .first_due
+            .is_some_and(|first| now.duration_since(first) >= self.aggregation)
+        {
             return self.close();
         }
         Ok(())
@@ -212,7 +231,9 @@ impl PolicyLog {
         let mut seq = String::new();
         self.buffer.clear();
         for (i, (key, entry)) in closed.denies.iter().enumerate() {
-            let Ok(seen) = decode::deny(key, entry, clock) else { continue };
+            let Ok(seen) = decode::deny(key, entry, clock) else {
+                continue;
+            };
             counts[index(seen.direction)] += entry.count;
             let sequence = Sequence::Closing { generation, index: i };
             if self.written.has(sequence) {
@@ -236,13 +257,23 @@ impl PolicyLog {
                 ("deny", "aggregates-full", closed.overflow[index(direction)]),
             ] {
                 if count > 0 {
-                    lost.push(Lost { direction, disposition, why, count, first: self.began, last: now });
+                    lost.push(Lost {
+                        direction,
+                        disposition,
+                        why,
+                        count,
+                        first: self.began,
+                        last: now,
+                    });
                 }
             }
         }
         let mut seq = String::new();
         for (i, line) in lost.iter().enumerate() {
-            let sequence = Sequence::Closing { generation, index: closed.denies.len() + i };
+            let sequence = Sequence::Closing {
+                generation,
+                index: closed.denies.len() + i,
+            };
             if !self.written.has(sequence) {
                 sequence.write(self.accounts.epoch(), &mut seq);
                 write_lost(&mut self.buffer, line, &seq, &self.origin);
@@ -266,8 +297,8 @@ impl PolicyLog {
         let mut ledger = self.ledger;
         add(&mut ledger.packets, &closed.packets);
         add(&mut ledger.due, &closed.due);
-        for direction in 0..2 {
-            ledger.written[direction][DENY] += denies[direction];
+        for (written, count) in ledger.written.iter_mut().zip(denies) {
+            written[DENY] += count;
         }
         for line in lost {
             let verdict = if line.disposition == "allow" { ALLOW } else { DENY };
@@ -286,7 +317,9 @@ impl PolicyLog {
             for (verdict, value) in row.iter_mut().enumerate() {
                 let ahead = if verdict == ALLOW { self.ahead[direction] } else { 0 };
                 let accounted = self.ledger.written[direction][verdict] - ahead + self.ledger.lost[direction][verdict];
-                *value = self.ledger.due[direction][verdict].wrapping_sub(accounted).cast_signed();
+                *value = self.ledger.due[direction][verdict]
+                    .wrapping_sub(accounted)
+                    .cast_signed();
             }
         }
         difference

@@ -120,7 +120,10 @@ pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Nam
     };
     let remote = match remote.as_deref() {
         Some(Party::Pod(name)) => pod_line(name),
-        Some(Party::Node { name }) => PartyLine::Node { node_name: name, workload_kind: "Node" },
+        Some(Party::Node { name }) => PartyLine::Node {
+            node_name: name,
+            workload_kind: "Node",
+        },
         None => PartyLine::Instance { instance: seen.remote },
     };
     let (mut allowed_by, mut table) = (None, None);
@@ -128,11 +131,26 @@ pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Nam
         Verdict::Allow { attribution, .. } => allowed_by = names.attribution(attribution),
         Verdict::Deny { table: id, .. } => table = names.table(id),
     }
-    let only_annotated = matches!(seen.verdict, Verdict::Allow { only_annotated: true, .. });
-    let policies = allowed_by.as_deref().map(|by| allowing(by, only_annotated)).unwrap_or_default();
-    let isolated_by = table.as_deref().map(|table| isolating(&table.isolated_by)).unwrap_or_default();
+    let only_annotated = matches!(
+        seen.verdict,
+        Verdict::Allow {
+            only_annotated: true,
+            ..
+        }
+    );
+    let policies = allowed_by
+        .as_deref()
+        .map(|by| allowing(by, only_annotated))
+        .unwrap_or_default();
+    let isolated_by = table
+        .as_deref()
+        .map(|table| isolating(&table.isolated_by))
+        .unwrap_or_default();
     let has_ports = matches!(seen.protocol, 6 | 17 | 132);
-    let (pod_port, remote_port) = (has_ports.then_some(seen.pod_port), has_ports.then_some(seen.remote_port));
+    let (pod_port, remote_port) = (
+        has_ports.then_some(seen.pod_port),
+        has_ports.then_some(seen.remote_port),
+    );
     let ((src, src_ip, src_port), (dest, dest_ip, dest_port)) = match seen.direction {
         Direction::Ingress => ((remote, seen.remote, remote_port), (pod, seen.pod, pod_port)),
         Direction::Egress => ((pod, seen.pod, pod_port), (remote, seen.remote, remote_port)),
@@ -174,8 +192,13 @@ pub fn write_lost(line: &mut Vec<u8>, lost: &Lost, seq: &str, origin: &Origin) {
         line,
         &LostLine {
             disposition: "lost",
-            connection: LostConnection { direction: lost.direction },
-            lost: LostWhat { disposition: lost.disposition, why: lost.why },
+            connection: LostConnection {
+                direction: lost.direction,
+            },
+            lost: LostWhat {
+                disposition: lost.disposition,
+                why: lost.why,
+            },
             count: lost.count,
             node_name: &origin.node,
             cluster_name: origin.cluster.as_deref(),
@@ -211,7 +234,10 @@ fn allowing(by: &Attribution, only_annotated: bool) -> Vec<PolicyLine<'_>> {
     by.policies
         .iter()
         .filter(|allowing| allowing.log || !only_annotated)
-        .map(|allowing| PolicyLine { rules: Some(&allowing.rules), ..policy_line(&allowing.policy) })
+        .map(|allowing| PolicyLine {
+            rules: Some(&allowing.rules),
+            ..policy_line(&allowing.policy)
+        })
         .collect()
 }
 

@@ -31,7 +31,12 @@ impl Ring {
         let page = page_size();
         let consumer = Mapping::new(fd, 0, page, true)?;
         let producer = Mapping::new(fd, page, page + 2 * size as usize, false)?;
-        Ok(Self { consumer, producer, page, mask: u64::from(size) - 1 })
+        Ok(Self {
+            consumer,
+            producer,
+            page,
+            mask: u64::from(size) - 1,
+        })
     }
 
     /// Where the next batch begins: bytes since the ring was made.

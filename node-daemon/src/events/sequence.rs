@@ -35,10 +35,15 @@ impl Sequence {
             return None;
         }
         if let Some(position) = rest.strip_prefix('r') {
-            return Some(Self::Ring { position: position.parse().ok()? });
+            return Some(Self::Ring {
+                position: position.parse().ok()?,
+            });
         }
         let (generation, index) = rest.strip_prefix('g')?.split_once('.')?;
-        Some(Self::Closing { generation: generation.parse().ok()?, index: index.parse().ok()? })
+        Some(Self::Closing {
+            generation: generation.parse().ok()?,
+            index: index.parse().ok()?,
+        })
     }
 }
 
@@ -58,7 +63,9 @@ struct SeqOnly<'a> {
 impl Written {
     /// Takes in a line, the newest first. Returns whether older ones can tell more.
     pub(super) fn learn(&mut self, line: &[u8], epoch: u64) -> bool {
-        let parsed = serde_json::from_slice::<SeqOnly<'_>>(line).ok().and_then(|l| Sequence::parse(l.seq, epoch));
+        let parsed = serde_json::from_slice::<SeqOnly<'_>>(line)
+            .ok()
+            .and_then(|l| Sequence::parse(l.seq, epoch));
         match parsed {
             Some(Sequence::Ring { position }) => _ = self.ring.get_or_insert(position),
             Some(Sequence::Closing { generation, index }) => _ = self.closing.get_or_insert((generation, index)),
@@ -71,9 +78,9 @@ impl Written {
     pub(super) fn has(&self, sequence: Sequence) -> bool {
         match sequence {
             Sequence::Ring { position } => self.ring.is_some_and(|written| position <= written),
-            Sequence::Closing { generation, index } => {
-                self.closing.is_some_and(|(last, written)| last == generation && index <= written)
-            }
+            Sequence::Closing { generation, index } => self
+                .closing
+                .is_some_and(|(last, written)| last == generation && index <= written),
         }
     }
 }
@@ -85,16 +92,45 @@ mod tests {
     #[test]
     fn what_is_in_the_file_is_not_written_again() {
         let mut written = Written::default();
-        let lines = [r#"{"seq":"ab-r720"}"#, r#"{"seq":"ab-r648"}"#, r#"{"seq":"ab-g6.3"}"#, r#"{"seq":"ab-g6.2"}"#];
+        let lines = [
+            r#"{"seq":"ab-r720"}"#,
+            r#"{"seq":"ab-r648"}"#,
+            r#"{"seq":"ab-g6.3"}"#,
+            r#"{"seq":"ab-g6.2"}"#,
+        ];
         let more: Vec<bool> = lines.iter().map(|line| written.learn(line.as_bytes(), 0xab)).collect();
         assert_eq!(more, [true, true, false, false]);
-        assert_eq!(written, Written { ring: Some(720), closing: Some((6, 3)) });
+        assert_eq!(
+            written,
+            Written {
+                ring: Some(720),
+                closing: Some((6, 3))
+            }
+        );
         for (sequence, has) in [
             (Sequence::Ring { position: 720 }, true),
             (Sequence::Ring { position: 792 }, false),
-            (Sequence::Closing { generation: 6, index: 3 }, true),
-            (Sequence::Closing { generation: 6, index: 4 }, false),
-            (Sequence::Closing { generation: 7, index: 0 }, false),
+            (
+                Sequence::Closing {
+                    generation: 6,
+                    index: 3,
+                },
+                true,
+            ),
+            (
+                Sequence::Closing {
+                    generation: 6,
+                    index: 4,
+                },
+                false,
+            ),
+            (
+                Sequence::Closing {
+                    generation: 7,
+                    index: 0,
+                },
+                false,
+            ),
         ] {
             assert_eq!(written.has(sequence), has, "{sequence:?}");
         }
@@ -110,7 +146,13 @@ mod tests {
     #[test]
     fn sequences_read_back() {
         let mut text = String::new();
-        for sequence in [Sequence::Ring { position: 72 }, Sequence::Closing { generation: 4, index: 0 }] {
+        for sequence in [
+            Sequence::Ring { position: 72 },
+            Sequence::Closing {
+                generation: 4,
+                index: 0,
+            },
+        ] {
             sequence.write(7, &mut text);
             assert_eq!(Sequence::parse(&text, 7), Some(sequence), "{text}");
             assert_eq!(Sequence::parse(&text, 8), None);

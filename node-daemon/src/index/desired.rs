@@ -64,10 +64,16 @@ impl Index {
                 endpoints.entry(index).or_insert_with(|| spec.clone());
             }
         }
-        let log_modes = self.logging.map_or(LogModes { allow: Logged::Off, deny: Logged::Off }, |logging| LogModes {
-            allow: logging.allow,
-            deny: logging.deny,
-        });
+        let log_modes = self.logging.map_or(
+            LogModes {
+                allow: Logged::Off,
+                deny: Logged::Off,
+            },
+            |logging| LogModes {
+                allow: logging.allow,
+                deny: logging.deny,
+            },
+        );
         Desired {
             tables: compile(&self.objects, &self.node),
             endpoints,
@@ -84,7 +90,12 @@ impl Index {
         let spec = EndpointSpec {
             pod: name.clone(),
             pod_uid: Arc::clone(&info.uid),
-            addresses: info.addresses().iter().filter(|ip| veth.addresses.contains(ip)).copied().collect(),
+            addresses: info
+                .addresses()
+                .iter()
+                .filter(|ip| veth.addresses.contains(ip))
+                .copied()
+                .collect(),
             log_denies: self.log_denies.contains(&name.namespace),
         };
         Ok((index, spec))
@@ -92,7 +103,12 @@ impl Index {
 
     fn interface_of(&self, addresses: &[IpAddr]) -> Result<u32, &'static str> {
         let has_one = |veth: &Veth| addresses.iter().any(|ip| veth.addresses.contains(ip));
-        let mut found = self.interfaces.veths.iter().filter(|(_, veth)| has_one(veth)).map(|(index, _)| *index);
+        let mut found = self
+            .interfaces
+            .veths
+            .iter()
+            .filter(|(_, veth)| has_one(veth))
+            .map(|(index, _)| *index);
         match (found.next(), found.next()) {
             (Some(index), None) => Ok(index),
             (None, _) => Err(NO_INTERFACE),

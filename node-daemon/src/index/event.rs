@@ -21,8 +21,13 @@ pub enum Kind {
 
 impl Kind {
     /// The kinds that must have been listed once before the node's state is known.
-    pub const WATCHED: [Self; 5] =
-        [Self::Namespace, Self::Pod, Self::NetworkPolicy, Self::Node, Self::NetworkLogging];
+    pub const WATCHED: [Self; 5] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::NetworkPolicy,
+        Self::Node,
+        Self::NetworkLogging,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {

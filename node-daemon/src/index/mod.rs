@@ -42,7 +42,10 @@ pub struct Index {
 
 impl Index {
     pub fn new(node: &str) -> Self {
-        Self { node: node.into(), ..Self::default() }
+        Self {
+            node: node.into(),
+            ..Self::default()
+        }
     }
 
     /// Whether every kind was listed once: before that nothing may be concluded from an object's absence.
@@ -77,9 +80,18 @@ impl Index {
 
     pub fn set_interfaces(&mut self, interfaces: Interfaces) {
         self.interfaces = interfaces;
-        let Self { departed, interfaces, pods, objects, .. } = self;
+        let Self {
+            departed,
+            interfaces,
+            pods,
+            objects,
+            ..
+        } = self;
         departed.retain(|name, spec| {
-            let is_there = interfaces.veths.values().any(|veth| spec.addresses.iter().any(|ip| veth.addresses.contains(ip)));
+            let is_there = interfaces
+                .veths
+                .values()
+                .any(|veth| spec.addresses.iter().any(|ip| veth.addresses.contains(ip)));
             // Kept without addresses for its labels alone; a successor of the same name has taken its place.
             if !is_there && pods.get(name).is_none_or(|pod| pod.policy.is_none()) {
                 objects.pods.remove(name);
@@ -178,7 +190,10 @@ impl Index {
         let spec = self.pods.get(name).and_then(|info| self.endpoint(name, info).ok());
         match (spec, self.objects.pods.get(name)) {
             (Some((_, spec)), Some(pod)) => {
-                let label_only = Pod { addresses: Vec::new(), ..Pod::clone(pod) };
+                let label_only = Pod {
+                    addresses: Vec::new(),
+                    ..Pod::clone(pod)
+                };
                 self.objects.pods.insert(name.clone(), Arc::new(label_only));
                 self.departed.insert(name.clone(), spec);
             }
@@ -196,8 +211,12 @@ impl Index {
                 self.log_denies.retain(|name| names.contains(&**name));
             }
             Kind::Pod => {
-                let missed: Vec<ObjectName> =
-                    self.pods.keys().filter(|name| gone(&name.to_string())).cloned().collect();
+                let missed: Vec<ObjectName> = self
+                    .pods
+                    .keys()
+                    .filter(|name| gone(&name.to_string()))
+                    .cloned()
+                    .collect();
                 for name in missed {
                     self.depart(&name);
                     self.pods.remove(&name);

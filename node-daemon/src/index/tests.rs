@@ -27,8 +27,14 @@ fn pod(uid: &str, node: &str, ip: &str, app: &str) -> PodInfo {
 }
 
 fn veths(found: &[(u32, &str)]) -> Interfaces {
-    let veth = |ip| Veth { name: "veth".into(), addresses: BTreeSet::from([address(ip)]) };
-    Interfaces { veths: found.iter().map(|(i, ip)| (*i, veth(ip))).collect(), local: BTreeSet::new() }
+    let veth = |ip| Veth {
+        name: "veth".into(),
+        addresses: BTreeSet::from([address(ip)]),
+    };
+    Interfaces {
+        veths: found.iter().map(|(i, ip)| (*i, veth(ip))).collect(),
+        local: BTreeSet::new(),
+    }
 }
 
 fn name(name: &str) -> ObjectName {
@@ -50,7 +56,10 @@ fn index() -> Index {
     let mut index = Index::new("node1");
     index.set_interfaces(veths(&[(7, "10.0.0.1"), (8, "10.0.0.2")]));
     index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
-    index.apply(Event::Pod(name("web"), Update::Set(pod("u1", "node1", "10.0.0.1", "web"))));
+    index.apply(Event::Pod(
+        name("web"),
+        Update::Set(pod("u1", "node1", "10.0.0.1", "web")),
+    ));
     index.apply(Event::Policy(name("deny"), Update::Set(isolating("deny"))));
     index
 }
@@ -58,8 +67,14 @@ fn index() -> Index {
 #[test]
 fn a_pod_meets_its_interface() {
     let mut index = index();
-    index.apply(Event::Pod(name("far"), Update::Set(pod("u2", "node2", "10.0.1.1", "web"))));
-    index.apply(Event::Pod(name("lost"), Update::Set(pod("u3", "node1", "10.0.0.9", "web"))));
+    index.apply(Event::Pod(
+        name("far"),
+        Update::Set(pod("u2", "node2", "10.0.1.1", "web")),
+    ));
+    index.apply(Event::Pod(
+        name("lost"),
+        Update::Set(pod("u3", "node1", "10.0.0.9", "web")),
+    ));
     let desired = index.desired();
     assert_eq!(desired.endpoints.keys().copied().collect::<Vec<_>>(), [7]);
     assert_eq!(desired.endpoints[&7].pod, name("web"));
@@ -83,7 +98,10 @@ fn a_pod_that_is_gone_stays_guarded_while_its_interface_is_there() {
 #[test]
 fn a_successor_of_the_same_name_is_another_endpoint() {
     let mut index = index();
-    index.apply(Event::Pod(name("web"), Update::Set(pod("u9", "node1", "10.0.0.2", "web"))));
+    index.apply(Event::Pod(
+        name("web"),
+        Update::Set(pod("u9", "node1", "10.0.0.2", "web")),
+    ));
     let desired = index.desired();
     assert_eq!(desired.endpoints[&7].pod_uid, "u1".into());
     assert_eq!(desired.endpoints[&8].pod_uid, "u9".into());
@@ -92,11 +110,17 @@ fn a_successor_of_the_same_name_is_another_endpoint() {
 #[test]
 fn what_does_not_decode_leaves_the_last_good_version() {
     let mut index = index();
-    index.apply(Event::Policy(name("deny"), Update::Invalid("spec.podSelector: bad".into())));
+    index.apply(Event::Policy(
+        name("deny"),
+        Update::Invalid("spec.podSelector: bad".into()),
+    ));
     assert!(index.desired().tables.endpoints[&name("web")].ingress.is_some());
     let invalid: Vec<_> = index.invalid_objects().collect();
     assert_eq!(invalid.len(), 1);
-    assert_eq!((invalid[0].kind, invalid[0].name.as_str()), (Kind::NetworkPolicy, "shop/deny"));
+    assert_eq!(
+        (invalid[0].kind, invalid[0].name.as_str()),
+        (Kind::NetworkPolicy, "shop/deny")
+    );
 
     index.apply(Event::Policy(name("deny"), Update::Gone));
     assert_eq!(index.invalid_objects().count(), 0);
@@ -110,7 +134,10 @@ fn a_list_removes_what_it_does_not_name() {
     assert!(index.desired().tables.endpoints.is_empty());
     assert!(!index.is_synced());
     for kind in Kind::WATCHED {
-        index.apply(Event::Listed(kind, BTreeSet::from(["shop".to_owned(), "shop/web".to_owned()])));
+        index.apply(Event::Listed(
+            kind,
+            BTreeSet::from(["shop".to_owned(), "shop/web".to_owned()]),
+        ));
     }
     assert!(index.is_synced());
     assert_eq!(index.desired().endpoints.len(), 1);
@@ -119,12 +146,25 @@ fn a_list_removes_what_it_does_not_name() {
 #[test]
 fn logging_off_without_an_object_and_last_good_with_a_bad_one() {
     let mut index = index();
-    let off = LogModes { allow: Logged::Off, deny: Logged::Off };
+    let off = LogModes {
+        allow: Logged::Off,
+        deny: Logged::Off,
+    };
     assert_eq!(index.desired().log_modes, off);
-    let spec = LoggingSpec { generation: 3, allow: Logged::All, deny: Logged::Delegated };
+    let spec = LoggingSpec {
+        generation: 3,
+        allow: Logged::All,
+        deny: Logged::Delegated,
+    };
     index.apply(Event::Logging(Update::Set(spec)));
     index.apply(Event::Logging(Update::Invalid("spec.cluster: bad".into())));
-    assert_eq!(index.desired().log_modes, LogModes { allow: Logged::All, deny: Logged::Delegated });
+    assert_eq!(
+        index.desired().log_modes,
+        LogModes {
+            allow: Logged::All,
+            deny: Logged::Delegated
+        }
+    );
     assert_eq!(index.logging_generation(), Some(3));
     index.apply(Event::Logging(Update::Gone));
     assert_eq!(index.desired().log_modes, off);

@@ -41,7 +41,10 @@ pub struct Veth {
 pub fn scan() -> io::Result<Interfaces> {
     let mut netlink = Netlink::open()?;
     let ends = veth_ends(&mut netlink)?;
-    let local = addresses(&mut netlink, None)?.into_iter().map(|(_, address)| address).collect();
+    let local = addresses(&mut netlink, None)?
+        .into_iter()
+        .map(|(_, address)| address)
+        .collect();
 
     let mut by_namespace = BTreeMap::new();
     for namespace in ends.iter().map(|end| end.namespace).collect::<BTreeSet<_>>() {
@@ -56,7 +59,13 @@ pub fn scan() -> io::Result<Interfaces> {
                 .filter(|(index, address)| *index == end.peer && !is_link_local(address))
                 .map(|(_, address)| *address)
                 .collect();
-            (!addresses.is_empty()).then_some((end.index, Veth { name: end.name, addresses }))
+            (!addresses.is_empty()).then_some((
+                end.index,
+                Veth {
+                    name: end.name,
+                    addresses,
+                },
+            ))
         })
         .collect();
     Ok(Interfaces { veths, local })
@@ -104,7 +113,12 @@ fn veth_end(link: &LinkMessage) -> Option<VethEnd> {
             _ => {}
         }
     }
-    let end = VethEnd { index: link.header.index, name: name?, peer: peer?, namespace: namespace? };
+    let end = VethEnd {
+        index: link.header.index,
+        name: name?,
+        peer: peer?,
+        namespace: namespace?,
+    };
     is_veth.then_some(end)
 }
 
@@ -114,7 +128,9 @@ fn addresses(netlink: &mut Netlink, namespace: Option<i32>) -> io::Result<Vec<(u
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = AddressMessage::default();
         request.header.family = family;
-        request.attributes.extend(namespace.map(AddressAttribute::TargetNetNsId));
+        request
+            .attributes
+            .extend(namespace.map(AddressAttribute::TargetNetNsId));
         for answer in netlink.dump(RouteNetlinkMessage::GetAddress(request))? {
             if let RouteNetlinkMessage::NewAddress(address) = answer {
                 found.extend(own_address(&address).map(|ip| (address.header.index, ip)));
@@ -151,6 +167,9 @@ mod tests {
     fn loopback_is_local() {
         // Reading needs no privilege, so this much runs anywhere; the pods' side is tested with root.
         let interfaces = scan().unwrap();
-        assert!(interfaces.local.contains(&"127.0.0.1".parse().unwrap()), "{interfaces:?}");
+        assert!(
+            interfaces.local.contains(&"127.0.0.1".parse().unwrap()),
+            "{interfaces:?}"
+        );
     }
 }

@@ -61,7 +61,9 @@ impl Journal {
 
     pub(super) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         let lines = lines(entries).map_err(|source| self.error("encode", source))?;
-        self.file.write_all(&lines).map_err(|source| self.error("write", source))?;
+        self.file
+            .write_all(&lines)
+            .map_err(|source| self.error("write", source))?;
         self.size += lines.len() as u64;
         Ok(())
     }
@@ -72,7 +74,13 @@ impl Journal {
         let new = self.path.with_extension("jsonl.new");
         let replace = || -> io::Result<File> {
             let mut options = OpenOptions::new();
-            options.create(true).write(true).truncate(true).mode(0o600).open(&new)?.write_all(&lines)?;
+            options
+                .create(true)
+                .write(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&new)?
+                .write_all(&lines)?;
             fs::rename(&new, &self.path)?;
             open_append(&self.path)
         };
@@ -86,7 +94,11 @@ impl Journal {
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> JournalError {
-        JournalError { action, path: self.path.clone(), source }
+        JournalError {
+            action,
+            path: self.path.clone(),
+            source,
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::index::Workload;
 
 /// How long an address keeps the name of its last owner: events are read within milliseconds, denies are written
 /// within the aggregation time.
-const KEEP_ADDRESSES: Duration = Duration::from_secs(120);
+const KEEP_ADDRESSES: Duration = Duration::from_mins(2);
 
 /// Who is at an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +77,10 @@ impl Names {
     pub fn open(directory: &Path) -> Result<Self, JournalError> {
         let mut known = Known::default();
         let journal = Journal::open(directory, |entry| known.learn(entry))?;
-        Ok(Self { known: RwLock::new(known), journal: RwLock::new(journal) })
+        Ok(Self {
+            known: RwLock::new(known),
+            journal: RwLock::new(journal),
+        })
     }
 
     /// Makes ids known, on disk first; only then may the kernel use them.
@@ -85,9 +88,14 @@ impl Names {
         if entries.is_empty() {
             return Ok(());
         }
-        self.journal.write().unwrap_or_else(PoisonError::into_inner).append(&entries)?;
+        self.journal
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .append(&entries)?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        entries.into_iter().for_each(|entry| known.learn(entry));
+        for entry in entries {
+            known.learn(entry);
+        }
         Ok(())
     }
 
@@ -101,7 +109,9 @@ impl Names {
                 known.former.insert(address, (party, now));
             }
         }
-        known.former.retain(|_, (_, since)| now.duration_since(*since) < KEEP_ADDRESSES);
+        known
+            .former
+            .retain(|_, (_, since)| now.duration_since(*since) < KEEP_ADDRESSES);
         known.addresses = addresses;
     }
 
@@ -119,7 +129,11 @@ impl Names {
 
     pub fn party(&self, address: &IpAddr) -> Option<Arc<Party>> {
         self.read(|known| {
-            known.addresses.get(address).or_else(|| known.former.get(address).map(|(party, _)| party)).cloned()
+            known
+                .addresses
+                .get(address)
+                .or_else(|| known.former.get(address).map(|(party, _)| party))
+                .cloned()
         })
     }
 
@@ -128,11 +142,16 @@ impl Names {
     pub fn retain(&self, live: impl Fn(&Entry) -> bool) -> Result<(), JournalError> {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let kept: Vec<Entry> = known.entries().filter(|entry| live(entry)).collect();
-        self.journal.write().unwrap_or_else(PoisonError::into_inner).rewrite(&kept)?;
+        self.journal
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .rewrite(&kept)?;
         known.endpoints.clear();
         known.tables.clear();
         known.attributions.clear();
-        kept.into_iter().for_each(|entry| known.learn(entry));
+        for entry in kept {
+            known.learn(entry);
+        }
         Ok(())
     }
 
@@ -156,12 +175,18 @@ impl Known {
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        let endpoints = self.endpoints.iter().map(|(uid, name)| Entry::Endpoint { uid: *uid, name: Arc::clone(name) });
-        let tables = self.tables.iter().map(|(id, name)| Entry::Table { id: *id, name: Arc::clone(name) });
-        let attributions = self
-            .attributions
-            .iter()
-            .map(|(id, attribution)| Entry::Attribution { id: *id, attribution: Arc::clone(attribution) });
+        let endpoints = self.endpoints.iter().map(|(uid, name)| Entry::Endpoint {
+            uid: *uid,
+            name: Arc::clone(name),
+        });
+        let tables = self.tables.iter().map(|(id, name)| Entry::Table {
+            id: *id,
+            name: Arc::clone(name),
+        });
+        let attributions = self.attributions.iter().map(|(id, attribution)| Entry::Attribution {
+            id: *id,
+            attribution: Arc::clone(attribution),
+        });
         endpoints.chain(tables).chain(attributions)
     }
 }
@@ -173,8 +198,17 @@ mod tests {
     use super::*;
 
     fn endpoint(uid: u32, pod: &str) -> Entry {
-        let name = PodName { pod: ObjectName::new("shop", pod), workload: None };
-        Entry::Endpoint { uid, name: Arc::new(EndpointName { name, pod_uid: "u".into() }) }
+        let name = PodName {
+            pod: ObjectName::new("shop", pod),
+            workload: None,
+        };
+        Entry::Endpoint {
+            uid,
+            name: Arc::new(EndpointName {
+                name,
+                pod_uid: "u".into(),
+            }),
+        }
     }
 
     #[test]
@@ -195,7 +229,11 @@ mod tests {
         names.tell(vec![endpoint(4, "cache")]).unwrap();
         drop(names);
         let names = Names::open(directory.path()).unwrap();
-        assert_eq!(&*names.endpoint(4).unwrap().name.pod.name, "cache", "a line after the torn one is whole");
+        assert_eq!(
+            &*names.endpoint(4).unwrap().name.pod.name,
+            "cache",
+            "a line after the torn one is whole"
+        );
     }
 
     #[test]
@@ -203,7 +241,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let names = Names::open(directory.path()).unwrap();
         names.tell(vec![endpoint(1, "web"), endpoint(2, "db")]).unwrap();
-        names.retain(|entry| matches!(entry, Entry::Endpoint { uid: 2, .. })).unwrap();
+        names
+            .retain(|entry| matches!(entry, Entry::Endpoint { uid: 2, .. }))
+            .unwrap();
         assert!(names.endpoint(1).is_none());
         let names = Names::open(directory.path()).unwrap();
         assert!(names.endpoint(1).is_none() && names.endpoint(2).is_some());

@@ -15,7 +15,10 @@ use super::{ObjectKey, Seen};
 use crate::index::{Event, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
 
 /// Ours, and GKE's, which means the same.
-const LOG_DENIES: [&str; 2] = ["wardline.io/enable-deny-logging", "policy.network.gke.io/enable-deny-logging"];
+const LOG_DENIES: [&str; 2] = [
+    "wardline.io/enable-deny-logging",
+    "policy.network.gke.io/enable-deny-logging",
+];
 
 fn update<K, T>(seen: Seen<K>, convert: impl FnOnce(K) -> Result<T, String>) -> Update<T> {
     match seen {
@@ -26,7 +29,10 @@ fn update<K, T>(seen: Seen<K>, convert: impl FnOnce(K) -> Result<T, String>) -> 
 }
 
 fn object_name(key: &ObjectKey) -> ObjectName {
-    ObjectName { namespace: Arc::clone(&key.namespace), name: Arc::clone(&key.name) }
+    ObjectName {
+        namespace: Arc::clone(&key.namespace),
+        name: Arc::clone(&key.name),
+    }
 }
 
 pub(super) fn namespace(key: &ObjectKey, seen: Seen<Namespace>) -> Event {
@@ -34,7 +40,9 @@ pub(super) fn namespace(key: &ObjectKey, seen: Seen<Namespace>) -> Event {
         let annotations = namespace.metadata.annotations.unwrap_or_default();
         Ok(NamespaceInfo {
             labels: namespace.metadata.labels.unwrap_or_default(),
-            log_denies: LOG_DENIES.iter().any(|key| annotations.get(*key).is_some_and(|value| value == "true")),
+            log_denies: LOG_DENIES
+                .iter()
+                .any(|key| annotations.get(*key).is_some_and(|value| value == "true")),
         })
     });
     Event::Namespace(Arc::clone(&key.name), update)
@@ -44,7 +52,12 @@ pub(super) fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
     let update = update(seen, |pod| {
         Ok(PodInfo {
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
-            node: pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default().into(),
+            node: pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.node_name.as_deref())
+                .unwrap_or_default()
+                .into(),
             policy: wardline_policy::convert::pod(&pod).map(|(_, pod)| Arc::new(pod)),
             workload: workload(&pod.metadata),
         })
@@ -53,15 +66,23 @@ pub(super) fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
 }
 
 pub(super) fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
-    let update = update(seen, |policy| Policy::try_from(&policy).map_err(|error| error.to_string()));
+    let update = update(seen, |policy| {
+        Policy::try_from(&policy).map_err(|error| error.to_string())
+    });
     Event::Policy(object_name(key), update)
 }
 
 pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
     let update = update(seen, |node| {
         let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
-        let addresses: Vec<IpAddr> = addresses.iter().filter_map(|address| address.address.parse().ok()).collect();
-        Ok(NodeInfo { uid: node.metadata.uid.unwrap_or_default(), addresses })
+        let addresses: Vec<IpAddr> = addresses
+            .iter()
+            .filter_map(|address| address.address.parse().ok())
+            .collect();
+        Ok(NodeInfo {
+            uid: node.metadata.uid.unwrap_or_default(),
+            addresses,
+        })
     });
     Event::Node(Arc::clone(&key.name), update)
 }
@@ -88,12 +109,24 @@ pub(super) fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {
 /// The controlling owner; a ReplicaSet of a Deployment is told as the Deployment, whose name is the ReplicaSet's less
 /// the hash that the pod carries as a label.
 fn workload(metadata: &ObjectMeta) -> Option<Workload> {
-    let owner = metadata.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true))?;
+    let owner = metadata
+        .owner_references
+        .as_ref()?
+        .iter()
+        .find(|owner| owner.controller == Some(true))?;
     let labels = metadata.labels.as_ref();
-    let deployment = (owner.kind == "ReplicaSet").then(|| deployment(&owner.name, labels)).flatten();
+    let deployment = (owner.kind == "ReplicaSet")
+        .then(|| deployment(&owner.name, labels))
+        .flatten();
     Some(match deployment {
-        Some(name) => Workload { kind: "Deployment".into(), name: name.into() },
-        None => Workload { kind: owner.kind.as_str().into(), name: owner.name.as_str().into() },
+        Some(name) => Workload {
+            kind: "Deployment".into(),
+            name: name.into(),
+        },
+        None => Workload {
+            kind: owner.kind.as_str().into(),
+            name: owner.name.as_str().into(),
+        },
     })
 }
 
@@ -124,9 +157,18 @@ mod tests {
     #[test]
     fn the_workload_is_the_owner_that_a_person_knows() {
         let table = [
-            (owned("ReplicaSet", "web-5d9c", Some("5d9c")), Some(("Deployment", "web"))),
-            (owned("ReplicaSet", "own-replicas", None), Some(("ReplicaSet", "own-replicas"))),
-            (owned("ReplicaSet", "web-5d9c", Some("other")), Some(("ReplicaSet", "web-5d9c"))),
+            (
+                owned("ReplicaSet", "web-5d9c", Some("5d9c")),
+                Some(("Deployment", "web")),
+            ),
+            (
+                owned("ReplicaSet", "own-replicas", None),
+                Some(("ReplicaSet", "own-replicas")),
+            ),
+            (
+                owned("ReplicaSet", "web-5d9c", Some("other")),
+                Some(("ReplicaSet", "web-5d9c")),
+            ),
             (owned("StatefulSet", "db", None), Some(("StatefulSet", "db"))),
             (owned("DaemonSet", "agent", None), Some(("DaemonSet", "agent"))),
             (ObjectMeta::default(), None),

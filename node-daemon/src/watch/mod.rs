@@ -28,15 +28,31 @@ use crate::index::{Event, Kind};
 
 /// Starts one task a kind. They end when cancelled, or when nobody listens any more.
 pub fn start(client: &Client, events: &mpsc::Sender<Message>, tasks: &TaskTracker, cancel: &CancellationToken) {
-    let watch = Watch { client: client.clone(), events: events.clone(), cancel: cancel.clone() };
-    tasks.spawn(watch.clone().follow::<Namespace>(Kind::Namespace, watcher::Config::default(), convert::namespace));
-    tasks.spawn(watch.clone().follow::<Pod>(Kind::Pod, watcher::Config::default(), convert::pod));
+    let watch = Watch {
+        client: client.clone(),
+        events: events.clone(),
+        cancel: cancel.clone(),
+    };
+    tasks.spawn(
+        watch
+            .clone()
+            .follow::<Namespace>(Kind::Namespace, watcher::Config::default(), convert::namespace),
+    );
+    tasks.spawn(
+        watch
+            .clone()
+            .follow::<Pod>(Kind::Pod, watcher::Config::default(), convert::pod),
+    );
     tasks.spawn(watch.clone().follow::<NetworkPolicy>(
         Kind::NetworkPolicy,
         watcher::Config::default(),
         convert::policy,
     ));
-    tasks.spawn(watch.clone().follow::<Node>(Kind::Node, watcher::Config::default(), convert::node));
+    tasks.spawn(
+        watch
+            .clone()
+            .follow::<Node>(Kind::Node, watcher::Config::default(), convert::node),
+    );
     let singleton = watcher::Config::default().fields(&format!("metadata.name={}", wardline_crds::SINGLETON_NAME));
     tasks.spawn(watch.follow::<NetworkLogging>(Kind::NetworkLogging, singleton, convert::logging));
 }
@@ -114,12 +130,19 @@ pub(crate) struct ObjectKey {
 
 impl ObjectKey {
     fn of(object: &impl ResourceExt) -> Self {
-        Self { namespace: object.namespace().unwrap_or_default().into(), name: object.name_any().into() }
+        Self {
+            namespace: object.namespace().unwrap_or_default().into(),
+            name: object.name_any().into(),
+        }
     }
 }
 
 impl std::fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.namespace.is_empty() { write!(f, "{}", self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            write!(f, "{}", self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }

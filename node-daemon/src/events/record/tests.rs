@@ -12,36 +12,71 @@ use crate::index::Workload;
 use crate::names::{EndpointName, Meaning, TableName};
 
 fn pod(name: &str, workload: Option<(&str, &str)>) -> PodName {
-    let workload = workload.map(|(kind, name)| Workload { kind: kind.into(), name: name.into() });
-    PodName { pod: ObjectName::new("shop", name), workload }
+    let workload = workload.map(|(kind, name)| Workload {
+        kind: kind.into(),
+        name: name.into(),
+    });
+    PodName {
+        pod: ObjectName::new("shop", name),
+        workload,
+    }
 }
 
 fn policy(name: &str, generation: i64) -> PolicyRef {
-    PolicyRef { name: ObjectName::new("shop", name), generation }
+    PolicyRef {
+        name: ObjectName::new("shop", name),
+        generation,
+    }
 }
 
 fn names(directory: &std::path::Path) -> Names {
     let names = Names::open(directory).unwrap();
     let attribution = Attribution {
         policies: vec![
-            Allowing { policy: policy("admit-web", 2), rules: vec![0, 2], log: true },
-            Allowing { policy: policy("z-quiet", 1), rules: vec![0], log: false },
+            Allowing {
+                policy: policy("admit-web", 2),
+                rules: vec![0, 2],
+                log: true,
+            },
+            Allowing {
+                policy: policy("z-quiet", 1),
+                rules: vec![0],
+                log: false,
+            },
         ],
     };
-    let table = TableName { direction: Direction::Ingress, isolated_by: vec![policy("db-isolate", 4)] };
+    let table = TableName {
+        direction: Direction::Ingress,
+        isolated_by: vec![policy("db-isolate", 4)],
+    };
     names
         .tell(vec![
             Meaning::Endpoint {
                 uid: 5,
-                name: Arc::new(EndpointName { name: pod("db-0", Some(("StatefulSet", "db"))), pod_uid: "u".into() }),
+                name: Arc::new(EndpointName {
+                    name: pod("db-0", Some(("StatefulSet", "db"))),
+                    pod_uid: "u".into(),
+                }),
             },
-            Meaning::Attribution { id: 7, attribution: Arc::new(attribution) },
-            Meaning::Table { id: 9, name: Arc::new(table) },
+            Meaning::Attribution {
+                id: 7,
+                attribution: Arc::new(attribution),
+            },
+            Meaning::Table {
+                id: 9,
+                name: Arc::new(table),
+            },
         ])
         .unwrap();
     names.set_addresses(HashMap::from([
-        ("10.244.1.7".parse().unwrap(), Arc::new(Party::Pod(pod("web-5d9", Some(("Deployment", "web")))))),
-        ("10.77.0.12".parse().unwrap(), Arc::new(Party::Node { name: "node2".into() })),
+        (
+            "10.244.1.7".parse().unwrap(),
+            Arc::new(Party::Pod(pod("web-5d9", Some(("Deployment", "web"))))),
+        ),
+        (
+            "10.77.0.12".parse().unwrap(),
+            Arc::new(Party::Node { name: "node2".into() }),
+        ),
     ]));
     names
 }
@@ -64,16 +99,26 @@ fn seen(verdict: Verdict) -> Observed {
 fn line(seen: &Observed) -> Value {
     let directory = tempfile::tempdir().unwrap();
     let mut bytes = Vec::new();
-    let origin = Origin { node: "node1".into(), cluster: None };
+    let origin = Origin {
+        node: "node1".into(),
+        cluster: None,
+    };
     write_verdict(&mut bytes, seen, "s", &names(directory.path()), &origin);
-    assert_eq!(bytes.iter().filter(|b| **b == b'\n').count(), 1);
+    assert_eq!(
+        bytes.iter().position(|b| *b == b'\n'),
+        Some(bytes.len() - 1),
+        "one line"
+    );
     serde_json::from_slice(&bytes).unwrap()
 }
 
 #[test]
 fn an_allowed_connection() {
     assert_eq!(
-        line(&seen(Verdict::Allow { attribution: 7, only_annotated: false })),
+        line(&seen(Verdict::Allow {
+            attribution: 7,
+            only_annotated: false
+        })),
         json!({
             "connection": {"src_ip": "10.244.1.7", "dest_ip": "10.244.0.11", "src_port": 55644, "dest_port": 8080,
                            "protocol": "tcp", "direction": "ingress"},
@@ -92,15 +137,25 @@ fn an_allowed_connection() {
 
 #[test]
 fn delegated_allows_name_only_the_annotated_policies() {
-    let line = line(&seen(Verdict::Allow { attribution: 7, only_annotated: true }));
+    let line = line(&seen(Verdict::Allow {
+        attribution: 7,
+        only_annotated: true,
+    }));
     assert_eq!(line["policies"].as_array().unwrap().len(), 1);
     assert_eq!(line["policies"][0]["name"], "admit-web");
 }
 
 #[test]
 fn a_default_deny_names_who_isolates() {
-    let verdict = Verdict::Deny { table: 9, count: 3, last: 1_781_386_173_100_000_000 };
-    let line = line(&Observed { reason: Some("default-deny"), ..seen(verdict) });
+    let verdict = Verdict::Deny {
+        table: 9,
+        count: 3,
+        last: 1_781_386_173_100_000_000,
+    };
+    let line = line(&Observed {
+        reason: Some("default-deny"),
+        ..seen(verdict)
+    });
     assert_eq!(line["disposition"], "deny");
     assert_eq!(line["reason"], "default-deny");
     assert_eq!(
@@ -119,7 +174,10 @@ fn egress_turns_source_and_destination() {
         remote: "10.77.0.12".parse().unwrap(),
         remote_port: 443,
         pod_port: 40000,
-        ..seen(Verdict::Allow { attribution: 7, only_annotated: false })
+        ..seen(Verdict::Allow {
+            attribution: 7,
+            only_annotated: false,
+        })
     };
     let line = line(&seen);
     assert_eq!(line["connection"]["src_ip"], "10.244.0.11");
@@ -133,7 +191,10 @@ fn what_has_no_ports_or_name_shows_none() {
     let seen = Observed {
         remote: "203.0.113.9".parse().unwrap(),
         protocol: 47,
-        ..seen(Verdict::Allow { attribution: 7, only_annotated: false })
+        ..seen(Verdict::Allow {
+            attribution: 7,
+            only_annotated: false,
+        })
     };
     let line = line(&seen);
     assert_eq!(line["connection"]["protocol"], "47");
@@ -152,7 +213,15 @@ fn a_loss_is_a_line() {
         first: 1_000_000_000,
         last: 2_000_000_000,
     };
-    write_lost(&mut bytes, &lost, "s", &Origin { node: "node1".into(), cluster: Some("prod".into()) });
+    write_lost(
+        &mut bytes,
+        &lost,
+        "s",
+        &Origin {
+            node: "node1".into(),
+            cluster: Some("prod".into()),
+        },
+    );
     assert_eq!(
         serde_json::from_slice::<Value>(&bytes).unwrap(),
         json!({"disposition": "lost", "connection": {"direction": "ingress"},
