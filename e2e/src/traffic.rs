@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, AttachParams, AttachedProcess};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 
 use crate::progress::wait_until;
 
@@ -248,7 +248,10 @@ impl Held {
 
     /// Ends the client, and tells how the connection fared.
     pub async fn finish(mut self) -> Result<Summary> {
-        drop(self.stdin.take());
+        if let Some(mut stdin) = self.stdin.take() {
+            // Dropping it would not do: its other half, which kube reads, keeps the stream open.
+            stdin.shutdown().await.with_context(|| format!("failed to end {}", self.name))?;
+        }
         let what = format!("the end of {}", self.name);
         let sent = wait_until(&what, Duration::from_secs(30), async || {
             Ok(self.events().iter().find_map(|event| match event {
