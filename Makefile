@@ -5,20 +5,113 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .ONESHELL:
 
-export LAB := target/debug/lab
+# How images are named and built; see `target/debug/lab images --help`.
+export IMAGE_PREFIX ?= wardline
+# Backtraces of errors hide what they say.
+export RUST_LIB_BACKTRACE := 0
+
+LAB := target/debug/lab
+SECTION := @hack/section.sh
+CARGO_DENY := 0.20.2
+# Tests that make namespaces or load programs need root; these crates have none.
+UNPRIVILEGED := --package=wardline-policy --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
+	--package=wardline-traffic
 
 .PHONY: help
 help: ## list the targets
 	@echo "Wardline. Targets:"
-	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14 | sed 's/^/  make /'
+	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12 | sed 's/^/  make /'
 
-.PHONY: lab
-lab: tool ## bring up a real two-node cluster on this machine (target/lab/kubeconfig)
-	@$(LAB) up
+.PHONY: demo
+demo: deps tool ## from nothing to a policy log: cluster, images, chart, pods, connections and their records
+	@$(LAB) demo
 
 .PHONY: demo-down
 demo-down: tool ## take the cluster down, and check that nothing of it is left
 	@$(LAB) down
+
+.PHONY: lab
+lab: deps tool ## a real two-node cluster on this machine, without Wardline (target/lab/kubeconfig)
+	@$(LAB) up
+
+.PHONY: install
+install: deps tool ## build the images, and install or upgrade Wardline in the running cluster
+	@$(LAB) install
+
+.PHONY: images
+images: deps tool ## static binaries and images in target/images (IMAGE_PREFIX, VERSION, BUILDER=buildah|docker|podman)
+	@$(LAB) images
+
+.PHONY: test
+test: deps ## everything: check, the privileged tests, and the tests on the cluster; needs root
+	@rm -rf target/test
+	trap '$(MAKE) --no-print-directory tally' EXIT
+	$(MAKE) --no-print-directory check-sections privileged-sections cluster-sections
+
+.PHONY: check
+check: deps ## formatting, lints, generated files, and the tests that need no root
+	@rm -rf target/test
+	trap '$(MAKE) --no-print-directory tally' EXIT
+	$(MAKE) --no-print-directory check-sections
+
+.PHONY: bench
+bench: deps ## what packets cost, as a table and as target/bench.json; needs root
+	@cargo run --quiet --release --package wardline-bpf --example packet_bench
+
+.PHONY: fmt
+fmt: ## format the Rust code
+	@cargo fmt --all
+
+.PHONY: crds
+crds: ## write the CRDs' YAML from the types
+	@cargo run --quiet --package wardline-crds --bin crdgen
+
+.PHONY: deps
+deps: ## install the Debian packages that are missing
+	@hack/deps.sh
+
+.PHONY: deny
+deny: ## licenses, bans and sources of all dependencies; builds cargo-deny the first time
+	@if ! target/tools/bin/cargo-deny --version 2>/dev/null | grep -qF ' $(CARGO_DENY)'; then
+		cargo install --quiet --locked --root target/tools --version $(CARGO_DENY) cargo-deny
+	fi
+	target/tools/bin/cargo-deny --log-level error check bans licenses sources
+
+# The parts of check and test. Each is a section with its time; their tests are added up by tally.
+
+.PHONY: check-sections
+check-sections:
+	$(SECTION) 'headers' hack/check-headers.sh
+	hack/section.sh 'scripts and text' hack/check-text.sh
+	hack/section.sh 'formatting' cargo fmt --all --check
+	hack/section.sh 'lints' cargo clippy --quiet --workspace --all-targets --all-features -- -D warnings
+	hack/section.sh 'CRDs fit their types' cargo run --quiet --package wardline-crds --bin crdgen -- --check
+	hack/section.sh 'tests without root' cargo test --quiet $(UNPRIVILEGED)
+
+.PHONY: privileged-sections
+privileged-sections:
+	$(SECTION) 'dependencies' $(MAKE) --no-print-directory deny
+	hack/section.sh 'packet programs' cargo test --quiet --package wardline-bpf
+	hack/section.sh 'node daemon' cargo test --quiet --package wardline-node
+
+# The cluster goes down whatever happens, and that nothing is left of it is a test of its own.
+.PHONY: cluster-sections
+cluster-sections: tool
+	@status=0
+	$(LAB) down
+	export KUBECONFIG=$(CURDIR)/target/lab/kubeconfig
+	hack/section.sh 'cluster comes up' $(LAB) up && {
+		hack/section.sh 'chart' target/lab/bin/helm lint --quiet charts/wardline || status=1
+		hack/section.sh 'Wardline is installed' $(LAB) install || status=1
+		hack/section.sh 'CRDs in an API server' cargo test --quiet --package wardline-crds --features apiserver-tests --test cel || status=1
+		hack/section.sh 'on the cluster' cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- --nocapture || status=1
+	} || status=1
+	hack/section.sh 'nothing is left' $(LAB) down || status=1
+	exit $$status
+
+.PHONY: tally
+tally:
+	@hack/tally.sh
 
 .PHONY: tool
 tool:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 module wardline.io/e2e/helm
 
 go 1.26.0

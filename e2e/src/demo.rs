@@ -17,7 +17,7 @@ use crate::namespace::TestNamespace;
 use crate::progress::{step, wait_until};
 use crate::records::Record;
 use crate::traffic::exec;
-use crate::{up, wardline};
+use crate::{preflight, up, wardline};
 
 const NAMESPACE: &str = "wardline-demo";
 const WORKLOADS: &str = include_str!("../demo/workloads.yaml");
@@ -44,6 +44,7 @@ struct Attempted {
 
 /// Brings everything up from nothing and shows what Wardline does.
 pub async fn demo(layout: &Layout, options: &Options) -> Result<()> {
+    preflight::check()?;
     let built = images::build(layout, options)?;
     up::up(layout).await?;
     let lab = Lab::connect().await?;

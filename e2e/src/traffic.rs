@@ -250,7 +250,10 @@ impl Held {
     pub async fn finish(mut self) -> Result<Summary> {
         if let Some(mut stdin) = self.stdin.take() {
             // Dropping it would not do: its other half, which kube reads, keeps the stream open.
-            stdin.shutdown().await.with_context(|| format!("failed to end {}", self.name))?;
+            stdin
+                .shutdown()
+                .await
+                .with_context(|| format!("failed to end {}", self.name))?;
         }
         let what = format!("the end of {}", self.name);
         let sent = wait_until(&what, Duration::from_secs(30), async || {

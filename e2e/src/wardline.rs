@@ -47,16 +47,16 @@ fn helm(lab: &Lab, options: &Options) -> Command {
         command.env(variable, lab.layout().lab().join("helm").join(folder));
     }
     // No kube-proxy runs in the lab, so the Service of the API server leads nowhere.
-    let values = [
-        ("apiServer.host", CONTROL_PLANE.to_owned()),
-        ("apiServer.port", "6443".to_owned()),
-        ("operator.image.repository", format!("{}/operator", options.prefix)),
-        ("operator.image.tag", options.version.clone()),
-        ("node.image.repository", format!("{}/node", options.prefix)),
-        ("node.image.tag", options.version.clone()),
-    ];
-    for (name, value) in values {
-        command.arg("--set-string").arg(format!("{name}={value}"));
+    command
+        .arg("--set")
+        .arg(format!("apiServer.host={CONTROL_PLANE},apiServer.port=6443"));
+    for (chart, image) in [("operator", "operator"), ("daemon", "node")] {
+        command
+            .arg("--set")
+            .arg(format!("{chart}.image.repository={}/{image}", options.prefix));
+        command
+            .arg("--set-string")
+            .arg(format!("{chart}.image.tag={}", options.version));
     }
     command
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{demo, down, images, node, status, up, wardline};
+use wardline_e2e::{demo, down, gobuild, images, node, status, up, wardline};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
@@ -31,6 +31,8 @@ enum Cmd {
     Up,
     /// Take the cluster down, and check that no process, mount, interface, cgroup or pin is left
     Down,
+    /// Build kubectl, helm, the control plane and the rest into target/lab/bin, where they are missing or old
+    Tools,
     /// Build Wardline's images into target/images, and import them into the nodes where the cluster is up
     Images(images::Options),
     /// Build the images, and install Wardline into the running cluster by its chart
@@ -74,6 +76,7 @@ fn run(command: Cmd) -> Result<()> {
             NODES.iter().find(|node| node.name == name).context("no such node")?,
         ),
         Cmd::Down => down::down(&layout),
+        Cmd::Tools => gobuild::build(&layout),
         Cmd::Images(options) => {
             let built = images::build(&layout, &options)?;
             if layout.kubeconfig().exists() {
@@ -105,6 +108,6 @@ async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
         }
         Cmd::Demo(options) => demo::demo(layout, &options).await,
         Cmd::Status => status::show(layout).await,
-        Cmd::Down | Cmd::Enter { .. } | Cmd::Images(_) | Cmd::Node { .. } => Ok(()),
+        Cmd::Down | Cmd::Enter { .. } | Cmd::Images(_) | Cmd::Node { .. } | Cmd::Tools => Ok(()),
     }
 }
