@@ -80,7 +80,10 @@ impl Attacher {
     /// Links that an earlier life pinned for an endpoint that is no more.
     pub(super) fn detach_left_over(&self, uid: u32) {
         for direction in Direction::ALL {
-            if let Ok(link) = Link::open(self.pin_path(uid, direction)) {
+            let path = self.pin_path(uid, direction);
+            if path.exists()
+                && let Ok(link) = Link::open(path)
+            {
                 detach(link);
             }
         }
@@ -116,7 +119,9 @@ impl Attacher {
             Direction::Egress => self.egress,
         };
         let path = self.pin_path(uid, direction);
-        if let Ok(mut link) = Link::open(&path) {
+        if path.exists()
+            && let Ok(mut link) = Link::open(&path)
+        {
             if link_ifindex(&link) == Some(ifindex) {
                 link.update_prog(program).map_err(|error| fail("replace", &error))?;
                 return Ok(link);

@@ -51,6 +51,7 @@ pub(super) fn load(
     paths: &PinPaths,
     limits: &Limits,
 ) -> Result<(&'static mut WardlineSkel<'static>, Vec<KeptLimit>), LoadError> {
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, log)));
     paths.create().map_err(|cause| LoadError::Pins {
         path: paths.maps.clone(),
         cause,
@@ -67,6 +68,15 @@ pub(super) fn load(
     }
     let skel = open.load().map_err(LoadError::load)?;
     Ok((Box::leak(Box::new(skel)), kept))
+}
+
+/// libbpf's own messages: the verifier's words among them, where a program does not load.
+fn log(level: libbpf_rs::PrintLevel, message: String) {
+    let message = message.trim_end();
+    match level {
+        libbpf_rs::PrintLevel::Warn => tracing::warn!(message, "libbpf"),
+        _ => tracing::debug!(message, "libbpf"),
+    }
 }
 
 fn size_and_pin(

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A node of its own for each test: network and mount namespace, bpf file system, veths, and the real datapath.
+
+#![allow(dead_code, reason = "each test uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unsafe_code,
+    reason = "tests"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libbpf_rs::Link;
+use serde_json::Value;
+use wardline_crds::config::DaemonConfig;
+use wardline_node::datapath::{Accounts, Datapath, Handles, PinPaths};
+use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
+use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
+use wardline_node::names::{Names, PodName};
+use wardline_policy::compile::compile;
+use wardline_policy::model::{Direction, ObjectName, Objects};
+
+/// Runs `test` on a thread in namespaces of its own, with a bpf file system and `veths` veth pairs, whose ifindexes
+/// it is given.
+pub fn on_a_node(veths: usize, test: impl FnOnce(&Node) + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            use nix::mount::{MsFlags, mount};
+            use nix::sched::{CloneFlags, unshare};
+            unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).expect("needs root");
+            mount(
+                None::<&str>,
+                "/",
+                None::<&str>,
+                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                None::<&str>,
+            )
+            .unwrap();
+            let directory = tempfile::tempdir().unwrap();
+            let bpffs = directory.path().join("bpf");
+            std::fs::create_dir(&bpffs).unwrap();
+            mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+            let node = Node {
+                bpffs: bpffs.clone(),
+                state: directory.path().join("state"),
+                veths: make_veths(veths),
+            };
+            test(&node);
+            nix::mount::umount2(&bpffs, nix::mount::MntFlags::MNT_DETACH).unwrap();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn make_veths(count: usize) -> Vec<u32> {
+    (0..count)
+        .map(|i| {
+            let status = Command::new("ip")
+                .args([
+                    "link",
+                    "add",
+                    &format!("v{i}"),
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    &format!("p{i}"),
+                ])
+                .status()
+                .unwrap();
+            assert!(status.success());
+            nix::net::if_::if_nametoindex(format!("v{i}").as_str()).unwrap()
+        })
+        .collect()
+}
+
+pub struct Node {
+    pub bpffs: PathBuf,
+    pub state: PathBuf,
+    pub veths: Vec<u32>,
+}
+
+/// One life of the daemon's kernel side and its log.
+pub struct Life {
+    pub datapath: Datapath,
+    pub names: Arc<Names>,
+    pub log: PolicyLog,
+    paths: PinPaths,
+    log_path: PathBuf,
+    read: usize,
+}
+
+impl Node {
+    pub fn start(&self, config: &DaemonConfig) -> Life {
+        let names = Arc::new(Names::open(&self.state).unwrap());
+        let paths = PinPaths::new(&self.bpffs);
+        let (datapath, handles) = Datapath::load(&paths, config, Arc::clone(&names)).unwrap();
+        let Handles { accounts, .. } = handles;
+        let log_path = self.state.join("policy_action.log");
+        let log = self.open_log(accounts, &names, &log_path);
+        let read = std::fs::read_to_string(&log_path).unwrap().lines().count();
+        Life {
+            datapath,
+            names,
+            log,
+            paths,
+            log_path,
+            read,
+        }
+    }
+
+    fn open_log(&self, accounts: Accounts, names: &Arc<Names>, path: &Path) -> PolicyLog {
+        let options = FileOptions {
+            path: path.to_owned(),
+            max_size: 1 << 30,
+            max_files: 1,
+        };
+        let origin = Origin {
+            node: "node1".into(),
+            cluster: None,
+        };
+        let file = LogFile::open(options).unwrap();
+        PolicyLog::open(accounts, file, Arc::clone(names), origin, Duration::from_secs(5)).unwrap()
+    }
+
+    /// The cluster with its local pods at this node's veths, in the order of their names.
+    pub fn desired(&self, objects: &Objects, node: &str) -> Desired {
+        let local = objects
+            .pods
+            .iter()
+            .filter(|(_, pod)| &*pod.node == node && !pod.addresses.is_empty());
+        let endpoints: BTreeMap<u32, EndpointSpec> = self
+            .veths
+            .iter()
+            .zip(local)
+            .map(|(ifindex, (name, pod))| {
+                let spec = EndpointSpec {
+                    pod: name.clone(),
+                    pod_uid: format!("uid-of-{name}").into(),
+                    addresses: pod.addresses.clone(),
+                    log_denies: false,
+                };
+                (*ifindex, spec)
+            })
+            .collect();
+        Desired {
+            tables: compile(objects, node),
+            endpoints,
+            unmanaged: BTreeMap::new(),
+            log_modes: LogModes {
+                allow: Logged::All,
+                deny: Logged::All,
+            },
+            local: BTreeSet::from(["192.168.77.1".parse::<IpAddr>().unwrap()]),
+        }
+    }
+}
+
+impl Life {
+    pub fn apply(&mut self, desired: &Desired) -> wardline_node::datapath::Applied {
+        let name = |pod: &ObjectName| PodName {
+            pod: pod.clone(),
+            workload: None,
+        };
+        self.datapath.apply(desired, name).unwrap()
+    }
+
+    /// Closes the generation and returns the lines that were written since the last call.
+    pub fn records(&mut self) -> Vec<Value> {
+        while self.log.drain().unwrap() {}
+        self.log.close().unwrap();
+        let text = std::fs::read_to_string(&self.log_path).unwrap();
+        let lines: Vec<Value> = text
+            .lines()
+            .skip(self.read)
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        self.read += lines.len();
+        lines
+    }
+
+    /// The program that is attached at an interface.
+    pub fn program(&self, ifindex: u32, direction: Direction) -> Program {
+        let hook = match direction {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        };
+        let links = std::fs::read_dir(&self.paths.links).unwrap();
+        let link = links
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.to_string_lossy().ends_with(hook))
+            .filter_map(|path| Link::open(path).ok())
+            .find(|link| link_ifindex(link) == Some(ifindex))
+            .expect("a program is attached");
+        Program {
+            fd: program_fd(link.info().unwrap().prog_id),
+            ifindex,
+        }
+    }
+}
+
+/// The program at one interface.
+pub struct Program {
+    fd: std::os::fd::OwnedFd,
+    ifindex: u32,
+}
+
+impl Program {
+    /// Whether the frame passes.
+    pub fn passes(&self, frame: &[u8]) -> bool {
+        run(&self.fd, self.ifindex, frame)
+    }
+}
+
+fn link_ifindex(link: &Link) -> Option<u32> {
+    match link.info().ok()?.info {
+        libbpf_rs::query::LinkTypeInfo::Tcx(tcx) => Some(tcx.ifindex),
+        _ => None,
+    }
+}
+
+fn program_fd(id: u32) -> std::os::fd::OwnedFd {
+    libbpf_rs::Program::fd_from_id(id).unwrap()
+}
+
+/// Offsets of `struct __sk_buff`: where a frame came in through, and the interface it is at.
+const INGRESS_IFINDEX: usize = 36;
+const IFINDEX: usize = 40;
+
+fn run(program: &std::os::fd::OwnedFd, ifindex: u32, frame: &[u8]) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut context = [0_u8; 80];
+    // Forwarded, not made by a socket of the node.
+    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: frame.as_ptr().cast(),
+        data_size_in: u32::try_from(frame.len()).unwrap(),
+        ctx_in: context.as_ptr().cast(),
+        ctx_size_in: 80,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: all pointers are valid for the call, with the sizes that are given.
+    let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
+    assert_eq!(result, 0, "the program runs over a frame of {} bytes", frame.len());
+    options.retval.cast_signed() == -1
+}
