@@ -15,7 +15,6 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{Store, store};
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -46,9 +45,9 @@ impl Caches {
         stop: &CancellationToken,
         tasks: &mut JoinSet<Result<()>>,
     ) -> Self {
-        let (changes, changed) = watch::channel(0);
+        let (sender, changed) = watch::channel(0);
         let spawner = Spawner {
-            changes,
+            changes: sender,
             metrics: metrics.clone(),
             stop: stop.clone(),
         };
@@ -164,11 +163,15 @@ fn keep_what_is_used(pod: &mut DeserializeGuard<Pod>) {
     });
 }
 
-/// How many objects of a cache do not decode.
-pub(crate) fn invalid<K>(store: &Store<DeserializeGuard<K>>) -> usize
+/// How many objects of a cache do not decode, or are of no use though they do.
+pub(crate) fn invalid<K>(store: &Store<DeserializeGuard<K>>, useless: impl Fn(&K) -> bool) -> usize
 where
-    K: Resource + Clone + 'static + DeserializeOwned,
+    K: Resource + Clone + 'static,
     K::DynamicType: Eq + Hash + Clone,
 {
-    store.state().iter().filter(|object| object.0.is_err()).count()
+    store
+        .state()
+        .iter()
+        .filter(|object| object.0.as_ref().map_or(true, &useless))
+        .count()
 }

@@ -14,8 +14,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Renders the metrics as they are now.
-pub(crate) type Render = Arc<dyn Fn() -> prometheus::Result<Vec<u8>> + Send + Sync>;
+use crate::metrics::Metrics;
 
 pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
@@ -24,11 +23,11 @@ pub(crate) async fn bind(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Serves /metrics until `stop`.
-pub(crate) async fn serve_metrics(listener: TcpListener, render: Render, stop: CancellationToken) -> Result<()> {
+pub(crate) async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: CancellationToken) -> Result<()> {
     let answer = move || {
-        let render = Arc::clone(&render);
+        let metrics = metrics.clone();
         async move {
-            match render() {
+            match metrics.render() {
                 Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
             }

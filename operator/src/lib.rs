@@ -11,6 +11,9 @@
 //! Only `dereference` (through `caches`), `apply` and `update_status` meet the API server; what lies between is pure.
 //! One replica works at a time (`lease`). An object that cannot be used changes nothing that is in force.
 
+// Kinds are written as Kubernetes writes them; and the comments on flags are what `--help` prints.
+#![allow(clippy::doc_markdown)]
+
 mod announce;
 mod args;
 mod caches;

@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The operator's own metrics. Labels are bounded: kinds, results and error categories.
 
+use std::sync::{Arc, Mutex};
+
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::context::lock;
 use crate::error::Category;
 
-#[derive(Debug, Clone)]
+/// Sets the gauges that are counted when they are asked for.
+type Source = Box<dyn Fn(&Metrics) + Send + Sync>;
+
+#[derive(Clone)]
 pub(crate) struct Metrics {
+    source: Arc<Mutex<Option<Source>>>,
     registry: Registry,
     reconciles: IntCounterVec,
     errors: IntCounterVec,
@@ -22,6 +29,7 @@ impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let name = |name: &str| format!("wardline_operator_{name}");
         let metrics = Self {
+            source: Arc::default(),
             registry: Registry::new(),
             reconciles: IntCounterVec::new(
                 Opts::new(
@@ -91,8 +99,17 @@ impl Metrics {
             .set(i64::try_from(objects).unwrap_or(i64::MAX));
     }
 
+    /// Counts with `source` from now on; without one, nothing is invalid that anybody knows of.
+    pub(crate) fn count_with(&self, source: Option<Source>) {
+        self.invalid_objects.reset();
+        *lock(&self.source) = source;
+    }
+
     /// The text format of Prometheus.
     pub(crate) fn render(&self) -> prometheus::Result<Vec<u8>> {
+        if let Some(source) = lock(&self.source).as_ref() {
+            source(self);
+        }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

@@ -99,11 +99,12 @@ impl Nodes {
             .map(|(name, why)| format!("{name}: {}", cut(why)))
             .collect();
         let more = degraded.count();
-        let mut message = named.join("; ");
+        let named = named.join("; ");
         if more > 0 {
-            message.push_str(&format!("; and {more} more"));
+            format!("{named}; and {more} more")
+        } else {
+            named
         }
-        message
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::Store;
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -17,7 +19,7 @@ use crate::args::{Args, LogFormatArg};
 use crate::caches::{Caches, invalid};
 use crate::context::Context;
 use crate::controller::Guarded;
-use crate::http::{self, Render};
+use crate::http;
 use crate::lease::Election;
 use crate::metrics::Metrics;
 use crate::{MANAGER, dataplane, network_logging};
@@ -56,95 +58,145 @@ async fn operate(args: &Args) -> Result<()> {
         "starting"
     );
 
-    let mut tasks = JoinSet::new();
+    let mut servers = JoinSet::new();
     let ready = Arc::new(AtomicBool::new(false));
     let health = http::bind(args.health_address).await?;
-    tasks.spawn(http::serve_health(health, Arc::clone(&ready), stop.clone()));
+    servers.spawn(http::serve_health(health, Arc::clone(&ready), stop.clone()));
+    let listener = http::bind(args.metrics_address).await?;
+    servers.spawn(http::serve_metrics(listener, metrics.clone(), stop.clone()));
 
+    let operator = Operator {
+        args,
+        client,
+        metrics,
+        ready,
+    };
     let result = tokio::select! {
-        result = lead(args, client, &metrics, &ready, &stop, &mut tasks) => result,
-        () = stop.cancelled() => Ok(()),
+        result = operator.lead(&stop) => result,
+        ended = servers.join_next() => first_end(ended),
     };
     stop.cancel();
-    let finished = tokio::time::timeout(GRACE, finish(&mut tasks)).await;
+    let finished = tokio::time::timeout(GRACE, finish(&mut servers)).await;
     result.and(finished.unwrap_or_else(|_| Err(anyhow!("failed to stop within {}s", GRACE.as_secs()))))
 }
 
-/// Waits for the lease, then works until `stop` or until the lease is lost.
-async fn lead(
-    args: &Args,
+struct Operator<'a> {
+    args: &'a Args,
     client: Client,
-    metrics: &Metrics,
-    ready: &AtomicBool,
-    stop: &CancellationToken,
-    tasks: &mut JoinSet<Result<()>>,
-) -> Result<()> {
-    let mut election = Election::new(client.clone(), &args.namespace, MANAGER, &args.pod_name);
-    if args.leader_elect {
-        // A replica that stands by is as ready as it should be.
-        ready.store(true, Ordering::Relaxed);
-        election.acquire().await;
-    }
-    tracing::info!("leading");
-    metrics.leader.set(1);
-    let result = tokio::select! {
-        result = work(args, client, metrics, ready, stop, tasks) => result,
-        lost = election.hold(), if args.leader_elect => return Err(lost.into()),
-    };
-    stop.cancel();
-    if args.leader_elect && result.is_ok() {
-        election.release().await?;
-    }
-    result
+    metrics: Metrics,
+    ready: Arc<AtomicBool>,
 }
 
-async fn work(
-    args: &Args,
-    client: Client,
-    metrics: &Metrics,
-    ready: &AtomicBool,
-    stop: &CancellationToken,
-    tasks: &mut JoinSet<Result<()>>,
-) -> Result<()> {
-    let caches = Caches::start(&client, &args.namespace, metrics, stop, tasks);
-    let context = Arc::new(Context::new(client, args.clone(), caches, metrics.clone()));
-    let dataplanes = Guarded::<Dataplane>::new(&context);
-    let loggings = Guarded::<NetworkLogging>::new(&context);
-
-    let (for_metrics, dataplane_store, logging_store) = (Arc::clone(&context), dataplanes.store(), loggings.store());
-    let render: Render = Arc::new(move || {
-        let metrics = &for_metrics.metrics;
-        metrics.set_invalid("Dataplane", invalid(&dataplane_store));
-        metrics.set_invalid("NetworkLogging", invalid(&logging_store));
-        metrics.set_invalid("DataplaneNode", invalid(&for_metrics.caches.nodes));
-        metrics.set_invalid("DaemonSet", invalid(&for_metrics.caches.daemon_sets));
-        metrics.set_invalid("Pod", invalid(&for_metrics.caches.pods));
-        metrics.render()
-    });
-    let listener = http::bind(args.metrics_address).await?;
-    tasks.spawn(http::serve_metrics(listener, render, stop.clone()));
-
-    tokio::select! {
-        filled = context.caches.wait_until_ready() => filled?,
-        () = stop.cancelled() => return Ok(()),
-        ended = tasks.join_next() => return first_end(ended),
+impl Operator<'_> {
+    /// Works whenever this replica holds the lease, until `stop`. Losing the lease is no reason to end: the API server may
+    /// be away for long, and who restarts a process that ends waits longer each time.
+    async fn lead(&self, stop: &CancellationToken) -> Result<()> {
+        if !self.args.leader_elect {
+            return self.work(stop.child_token()).await;
+        }
+        let mut election = Election::new(self.client.clone(), &self.args.namespace, MANAGER, &self.args.pod_name);
+        loop {
+            // A replica that stands by is as ready as it should be.
+            self.ready.store(true, Ordering::Relaxed);
+            tokio::select! {
+                () = election.acquire() => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            self.ready.store(false, Ordering::Relaxed);
+            let term = stop.child_token();
+            let mut work = std::pin::pin!(self.work(term.clone()));
+            tokio::select! {
+                result = &mut work => {
+                    if let Err(error) = election.release().await {
+                        tracing::warn!(%error, "failed to give the lease back");
+                    }
+                    return result;
+                }
+                lost = election.hold() => {
+                    tracing::error!(error = %lost, "stopping work until the lease is ours again");
+                    term.cancel();
+                    work.await?;
+                }
+            }
+        }
     }
-    ready.store(true, Ordering::Relaxed);
 
-    let mut controllers = JoinSet::new();
-    controllers.spawn(dataplanes.run(Arc::clone(&context), stop.clone(), dataplane::reconcile));
-    controllers.spawn(loggings.run(Arc::clone(&context), stop.clone(), network_logging::reconcile));
-    let result = tokio::select! {
-        () = stop.cancelled() => Ok(()),
-        ended = tasks.join_next() => first_end(ended),
-        _ = controllers.join_next() => Err(anyhow!("failed to go on: a controller ended")),
-    };
-    stop.cancel();
-    // Reconciliations that have begun are finished while the lease is still ours.
-    tokio::time::timeout(GRACE, controllers.join_all())
-        .await
-        .context("failed to finish reconciliations")?;
-    result
+    /// Runs caches and controllers until `term` ends.
+    async fn work(&self, term: CancellationToken) -> Result<()> {
+        tracing::info!("leading");
+        self.metrics.leader.set(1);
+        let mut tasks = JoinSet::new();
+        let caches = Caches::start(&self.client, &self.args.namespace, &self.metrics, &term, &mut tasks);
+        let context = Arc::new(Context::new(
+            self.client.clone(),
+            self.args.clone(),
+            caches,
+            self.metrics.clone(),
+        ));
+        let result = self.control(&context, &term, &mut tasks).await;
+        term.cancel();
+        self.metrics.count_with(None);
+        self.metrics.leader.set(0);
+        let finished = tokio::time::timeout(GRACE, finish(&mut tasks)).await;
+        result.and(finished.context("failed to end watches")?)
+    }
+
+    async fn control(
+        &self,
+        context: &Arc<Context>,
+        term: &CancellationToken,
+        tasks: &mut JoinSet<Result<()>>,
+    ) -> Result<()> {
+        let dataplanes = Guarded::<Dataplane>::new(context);
+        let loggings = Guarded::<NetworkLogging>::new(context);
+        count_invalid(&self.metrics, Arc::clone(context), dataplanes.store(), loggings.store());
+        tokio::select! {
+            filled = context.caches.wait_until_ready() => filled?,
+            () = term.cancelled() => return Ok(()),
+            ended = tasks.join_next() => return first_end(ended),
+        }
+        self.ready.store(true, Ordering::Relaxed);
+
+        let mut controllers = JoinSet::new();
+        controllers.spawn(dataplanes.run(Arc::clone(context), term.clone(), dataplane::reconcile));
+        controllers.spawn(loggings.run(Arc::clone(context), term.clone(), network_logging::reconcile));
+        let result = tokio::select! {
+            () = term.cancelled() => Ok(()),
+            ended = tasks.join_next() => first_end(ended),
+            _ = controllers.join_next() => Err(anyhow!("failed to go on: a controller ended")),
+        };
+        term.cancel();
+        // What has begun is finished; where the API server does not answer, what has not finished is dropped.
+        if tokio::time::timeout(GRACE, async { while controllers.join_next().await.is_some() {} })
+            .await
+            .is_err()
+        {
+            tracing::warn!("dropped reconciliations that did not finish");
+        }
+        result
+    }
+}
+
+fn count_invalid(
+    metrics: &Metrics,
+    context: Arc<Context>,
+    dataplanes: Store<DeserializeGuard<Dataplane>>,
+    loggings: Store<DeserializeGuard<NetworkLogging>>,
+) {
+    metrics.count_with(Some(Box::new(move |metrics| {
+        let caches = &context.caches;
+        metrics.set_invalid(
+            "Dataplane",
+            invalid(&dataplanes, |object| dataplane::check(object).is_err()),
+        );
+        metrics.set_invalid(
+            "NetworkLogging",
+            invalid(&loggings, |object| network_logging::check(object).is_err()),
+        );
+        metrics.set_invalid("DataplaneNode", invalid(&caches.nodes, |_| false));
+        metrics.set_invalid("DaemonSet", invalid(&caches.daemon_sets, |_| false));
+        metrics.set_invalid("Pod", invalid(&caches.pods, |_| false));
+    })));
 }
 
 /// No task ends before it is told to.

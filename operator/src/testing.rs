@@ -54,8 +54,11 @@ impl Sent {
 #[derive(Clone, Default)]
 pub(crate) struct FakeApi {
     sent: Arc<Mutex<Vec<Sent>>>,
-    answers: Arc<Mutex<Vec<(&'static str, u16, Value)>>>,
+    answers: Arc<Mutex<Vec<Answer>>>,
 }
+
+/// End of the path, status code and body.
+type Answer = (&'static str, u16, Value);
 
 impl FakeApi {
     /// Answers requests whose path ends so.

@@ -8,7 +8,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::error_boundary::InvalidObject;
 use kube::{Api, Resource};
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use wardline_crds::condition::{NewCondition, Status, set_condition};
 
 use crate::MANAGER;
@@ -24,20 +25,26 @@ pub(crate) struct Words {
     pub(crate) conditions: &'static [(&'static str, Status)],
 }
 
-/// Says of an undecodable object what is wrong with it, once for each cause.
+/// Says of an undecodable object what is wrong with it: an Event for each new cause, and its conditions.
 pub(crate) async fn report<K>(context: &Context, invalid: &InvalidObject, words: &Words) -> Result<(), Error>
 where
-    K: Resource<DynamicType = ()>,
+    K: Resource<DynamicType = ()> + DeserializeOwned,
 {
     let kind = K::kind(&());
     let name = invalid.metadata.name.clone().unwrap_or_default();
+    // The object is read and written as it is, for its own type cannot hold it.
+    let api: Api<DynamicObject> = Api::all_with(context.client.clone(), &ApiResource::erase::<K>(&()));
+    let found = api
+        .get_opt(&name)
+        .await
+        .map_err(Error::api("read", format!("{kind} {name}")))?;
+    let Some(found) = found else { return Ok(()) };
+    let Some(cause) = cause::<K>(&found) else { return Ok(()) };
+    let message = format!("failed to decode {kind} {name}: {cause}; what was in force stays in force");
+
     let key = format!("{kind}/{}", invalid.metadata.uid.as_deref().unwrap_or(&name));
-    let message = format!(
-        "failed to decode {kind} {name}: {}; what was in force stays in force",
-        invalid.error
-    );
     if context.first_time(&key, &message) {
-        tracing::warn!(kind = %kind, name, error = invalid.error, "object does not decode");
+        tracing::warn!(kind = %kind, name, cause, "object does not decode");
         let reference = ObjectReference {
             api_version: Some(K::api_version(&()).into_owned()),
             kind: Some(kind.clone().into_owned()),
@@ -45,40 +52,54 @@ where
             uid: invalid.metadata.uid.clone(),
             ..ObjectReference::default()
         };
+        let note = message.clone();
         let event = Announcement {
             warning: true,
             action: "Decode",
             reason: words.reason.into(),
-            note: message.clone(),
+            note,
         };
         context.announce(&reference, vec![event]).await;
     }
-    set_conditions::<K>(context, &name, &message, words).await
-}
-
-/// The object is read and written as it is, for its own type cannot hold it. Server-side apply would have to decode it
-/// against the CRD, so this is a merge patch.
-async fn set_conditions<K>(context: &Context, name: &str, message: &str, words: &Words) -> Result<(), Error>
-where
-    K: Resource<DynamicType = ()>,
-{
-    let object = || format!("{} {name}", K::kind(&()));
-    let api: Api<DynamicObject> = Api::all_with(context.client.clone(), &ApiResource::erase::<K>(&()));
-    let Some(found) = api.get_opt(name).await.map_err(Error::api("read", object()))? else {
+    let Some(status) = status(&found, &message, words, Timestamp::now()) else {
         return Ok(());
     };
-    let generation = found.metadata.generation;
-    let stored = found
+    // Server-side apply would decode the object against its CRD first, so this is a merge patch.
+    let patch = Patch::Merge(json!({ "status": status }));
+    let params = PatchParams {
+        field_manager: Some(MANAGER.into()),
+        ..PatchParams::default()
+    };
+    let patched = api.patch_status(&name, &params, &patch).await;
+    patched.map_err(Error::api("update status of", format!("{kind} {name}")))?;
+    Ok(())
+}
+
+/// What is wrong, and in which field; the guard of the watch knows no fields. None where it has been mended meanwhile.
+fn cause<K: DeserializeOwned>(object: &DynamicObject) -> Option<String> {
+    let value = match serde_json::to_value(object) {
+        Ok(value) => value,
+        Err(error) => return Some(error.to_string()),
+    };
+    serde_path_to_error::deserialize::<_, K>(value)
+        .err()
+        .map(|error| error.to_string())
+}
+
+/// The part of the status that is to be written, where it is not so already. Conditions that are kept may be ones that
+/// this operator does not know.
+fn status(object: &DynamicObject, message: &str, words: &Words, now: Timestamp) -> Option<Value> {
+    let stored = object
         .data
         .pointer("/status/conditions")
-        .and_then(|list| list.as_array())
+        .and_then(Value::as_array)
         .cloned()
         .unwrap_or_default();
     let old: Vec<Condition> = stored
         .into_iter()
         .filter_map(|c| serde_json::from_value(c).ok())
         .collect();
-
+    let generation = object.metadata.generation;
     let mut conditions = old.clone();
     for (type_, status) in words.conditions {
         let new = NewCondition {
@@ -88,18 +109,7 @@ where
             message,
             generation,
         };
-        set_condition(&mut conditions, &new, Timestamp::now());
+        set_condition(&mut conditions, &new, now);
     }
-    if conditions == old {
-        return Ok(());
-    }
-    let patch = json!({"status": {"observedGeneration": generation, "conditions": conditions}});
-    let params = PatchParams {
-        field_manager: Some(MANAGER.into()),
-        ..PatchParams::default()
-    };
-    api.patch_status(name, &params, &Patch::Merge(&patch))
-        .await
-        .map_err(Error::api("update status of", object()))?;
-    Ok(())
+    (conditions != old).then(|| json!({"observedGeneration": generation, "conditions": conditions}))
 }

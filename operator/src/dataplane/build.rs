@@ -73,11 +73,12 @@ pub(super) fn build(valid: &Valid) -> Result<Built, Error> {
 
 /// Ten hexadecimal digits: 40 bits, for the few configurations that are alive at a time.
 fn short_hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
+    let digest = Sha256::digest(bytes);
+    let number = digest
         .iter()
         .take(5)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+        .fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    format!("{number:010x}")
 }
 
 fn labels() -> BTreeMap<String, String> {

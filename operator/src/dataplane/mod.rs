@@ -33,6 +33,7 @@ pub(crate) use apply::Applied;
 pub(crate) use build::SELECTOR;
 pub(crate) use dereference::{Rollout, rollout};
 use update_status::Outcome;
+pub(crate) use validate::check;
 
 const UNDECODABLE: Words = Words {
     reason: "InvalidDataplane",

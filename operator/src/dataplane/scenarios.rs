@@ -204,12 +204,18 @@ async fn an_object_that_does_not_decode_is_told_once_and_touches_nothing() {
             assert_eq!(
                 summaries,
                 [
-                    "EVENT InvalidDataplane",
                     "GET dataplanes/default",
+                    "EVENT InvalidDataplane",
                     "PATCH default/status"
                 ]
             );
-            assert_eq!(condition(&patched_status(&sent), "Degraded"), "True/InvalidDataplane");
+            let status = patched_status(&sent);
+            assert_eq!(condition(&status, "Degraded"), "True/InvalidDataplane");
+            let message = status["conditions"][0]["message"].as_str().unwrap();
+            assert!(
+                message.starts_with("failed to decode Dataplane default: spec.policy.enforcement: "),
+                "{message}"
+            );
         } else {
             assert_eq!(summaries, ["GET dataplanes/default", "PATCH default/status"]);
         }

@@ -29,6 +29,12 @@ pub(super) struct Valid {
     pub(super) priority_class: String,
 }
 
+/// Whether the object can be used.
+pub(crate) fn check(dataplane: &Dataplane) -> Result<(), SpecError> {
+    validate::name("Dataplane", &dataplane.name_any())?;
+    validate::dataplane(&dataplane.spec)
+}
+
 pub(super) fn validate(dataplane: &Dataplane, args: &Args) -> Result<Valid, SpecError> {
     validate::name("Dataplane", &dataplane.name_any())?;
     let daemon = &dataplane.spec.daemon;

@@ -43,7 +43,7 @@ pub(crate) async fn reconcile(
         return Ok(Done::Ok);
     }
     let counts = dereference(&context.caches, logging.metadata.generation.unwrap_or_default());
-    let verdict = validate(logging);
+    let verdict = check(logging);
     update_status::update(&context, logging, verdict.as_ref().err(), counts).await?;
     Ok(if verdict.is_ok() { Done::Ok } else { Done::Refused })
 }
@@ -55,7 +55,8 @@ fn dereference(caches: &Caches, generation: i64) -> LoggingNodeCounts {
     }
 }
 
-fn validate(logging: &NetworkLogging) -> Result<(), SpecError> {
+/// Whether the object can be used.
+pub(crate) fn check(logging: &NetworkLogging) -> Result<(), SpecError> {
     validate::name("NetworkLogging", &logging.name_any())?;
     validate::network_logging(&logging.spec)
 }
