@@ -116,7 +116,7 @@ static __always_inline bool is_deny_logged(const struct endpoint *endpoint, cons
 }
 
 /* Does this deny ask for a record? If so it is now in an aggregate, or in what its share tells as lost. */
-static __noinline bool record_deny(const struct endpoint *endpoint, struct flow *flow, __u32 reason)
+static __always_inline bool record_deny(const struct endpoint *endpoint, struct flow *flow, __u32 reason)
 {
 	struct deny_key key = {
 		.generation = flow->settings.generation,

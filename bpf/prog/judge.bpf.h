@@ -30,16 +30,15 @@ static __always_inline bool is_logged(const struct flow *flow)
 
 /*
  * A TCP packet that opens nothing and belongs to nothing is part of a connection that is older than the entry that
- * it lacks, and its direction is unknown. It passes where the policy of either direction lets it.
+ * it lacks, and its direction is unknown. Where the policy of its own direction denies it, the other's may let it pass.
  */
-static __always_inline __u32 judge_midstream(const struct endpoint *endpoint, struct flow *flow)
+static __noinline __u32 judge_midstream(const struct endpoint *endpoint, struct flow *flow)
 {
-	__u32 reason = judge_by(endpoint, flow, flow->direction);
 	__u64 word = flow->word;
+	__u32 reason;
 
-	if (reason != REASON_DEFAULT_DENY)
-		return reason;
-	reason = judge_by(endpoint, flow, !flow->direction);
+	judge_by(endpoint, flow, !flow->direction);
+	reason = decide_rare(endpoint, flow);
 	if (reason == REASON_DEFAULT_DENY) {
 		flow->judged = flow->direction;
 		flow->word = word;
@@ -57,7 +56,10 @@ static __noinline __u32 judge_new(struct __sk_buff *skb, const struct endpoint *
 	long error;
 
 	flow->local_socket = is_from_local_socket(skb, flow);
-	reason = midstream ? judge_midstream(endpoint, flow) : judge_by(endpoint, flow, flow->direction);
+	judge_by(endpoint, flow, flow->direction);
+	reason = decide(endpoint, flow);
+	if (midstream && reason == REASON_DEFAULT_DENY)
+		reason = judge_midstream(endpoint, flow);
 	if (reason == REASON_DEFAULT_DENY || reason == REASON_SELF)
 		return reason;
 
@@ -95,7 +97,7 @@ static __noinline __u32 judge_again(struct __sk_buff *skb, const struct endpoint
 	if (entry.word == flow->word)
 		return REASON_DEFAULT_DENY;
 
-	reason = decide(endpoint, flow);
+	reason = decide_rare(endpoint, flow);
 	entry.word = flow->word;
 	if (reason == REASON_DEFAULT_DENY) {
 		entry.state = CONNTRACK_DENIED;
@@ -113,14 +115,16 @@ static __noinline __u32 judge_again(struct __sk_buff *skb, const struct endpoint
 static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
-	struct conntrack_entry entry, next;
+	struct conntrack_entry entry = {}, next;
+	bool belongs = false;
 
 	set_time(flow);
-	if (!found)
-		return judge_new(skb, endpoint, flow, false);
-	entry = *found;
-	if (is_expired(&entry, flow->key.protocol, flow->tick) || opens_anew(&entry, flow))
-		return judge_new(skb, endpoint, flow, true);
+	if (found) {
+		entry = *found;
+		belongs = !is_expired(&entry, flow->key.protocol, flow->tick) && !opens_anew(&entry, flow);
+	}
+	if (!belongs)
+		return judge_new(skb, endpoint, flow, found);
 
 	flow->word = slot_word(endpoint, entry.initiator);
 	if (entry.word != flow->word || entry.state == CONNTRACK_DENIED)

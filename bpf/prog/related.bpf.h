@@ -97,7 +97,7 @@ static __always_inline __u32 judge_quoted(const struct endpoint *endpoint, struc
 		return entry.state == CONNTRACK_DENIED ? REASON_DEFAULT_DENY : REASON_RELATED;
 	/* Its own next packet will write down what is found here. */
 	flow->local_socket = entry.flags & CONNTRACK_LOCAL;
-	return decide(endpoint, flow) == REASON_DEFAULT_DENY ? REASON_DEFAULT_DENY : REASON_RELATED;
+	return decide_rare(endpoint, flow) == REASON_DEFAULT_DENY ? REASON_DEFAULT_DENY : REASON_RELATED;
 }
 
 /* By words: a third key on the stack would be one too many. */
@@ -137,10 +137,7 @@ static __noinline __u32 judge_error(struct __sk_buff *skb, const struct endpoint
 	if (reason == REASON_RELATED)
 		return reason;
 	flow->local_socket = is_from_local_socket(skb, flow);
-	if (reason == UNDECIDED)
-		return judge_by(endpoint, flow, flow->direction);
-	/* Denied with its flow, and reported as what it is. */
-	flow->judged = flow->direction;
-	flow->word = slot_word(endpoint, flow->direction);
-	return reason;
+	judge_by(endpoint, flow, flow->direction);
+	/* Denied with its flow, it is reported as what it is. */
+	return reason == UNDECIDED ? decide_rare(endpoint, flow) : reason;
 }
