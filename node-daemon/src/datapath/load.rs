@@ -73,9 +73,10 @@ pub(super) fn load(
 /// libbpf's own messages: the verifier's words among them, where a program does not load.
 fn log(level: libbpf_rs::PrintLevel, message: String) {
     let message = message.trim_end();
-    match level {
-        libbpf_rs::PrintLevel::Warn => tracing::warn!(message, "libbpf"),
-        _ => tracing::debug!(message, "libbpf"),
+    if level == libbpf_rs::PrintLevel::Warn {
+        tracing::warn!(message, "libbpf");
+    } else {
+        tracing::debug!(message, "libbpf");
     }
 }
 

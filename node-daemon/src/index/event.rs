@@ -61,6 +61,13 @@ pub enum Event {
     Namespace(Arc<str>, Update<NamespaceInfo>),
     Pod(ObjectName, Update<PodInfo>),
     Policy(ObjectName, Update<Policy>),
+    /// A policy that cannot be used as it stands.
+    PolicyRefused {
+        name: ObjectName,
+        cause: String,
+        /// What isolates its pods where no good version is in force; None where even those cannot be told.
+        instead: Option<Policy>,
+    },
     Node(Arc<str>, Update<NodeInfo>),
     Logging(Update<LoggingSpec>),
     /// A list is complete; these are the names it had, as in [`super::InvalidObject::name`].

@@ -119,6 +119,12 @@ impl Index {
                     Update::Invalid(_) => {}
                 }
             }
+            Event::PolicyRefused { name, cause, instead } => {
+                self.note::<()>(Kind::NetworkPolicy, &name.to_string(), &Update::Invalid(cause));
+                if let Some(instead) = instead {
+                    self.objects.policies.entry(name).or_insert_with(|| Arc::new(instead));
+                }
+            }
             Event::Node(name, update) => {
                 self.note(Kind::Node, &name, &update);
                 match update {

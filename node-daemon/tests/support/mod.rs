@@ -106,7 +106,7 @@ impl Node {
         let (datapath, handles) = Datapath::load(&paths, config, Arc::clone(&names)).unwrap();
         let Handles { accounts, .. } = handles;
         let log_path = self.state.join("policy_action.log");
-        let log = self.open_log(accounts, &names, &log_path);
+        let log = Self::open_log(accounts, &names, &log_path);
         let read = std::fs::read_to_string(&log_path).unwrap().lines().count();
         Life {
             datapath,
@@ -118,7 +118,7 @@ impl Node {
         }
     }
 
-    fn open_log(&self, accounts: Accounts, names: &Arc<Names>, path: &Path) -> PolicyLog {
+    fn open_log(accounts: Accounts, names: &Arc<Names>, path: &Path) -> PolicyLog {
         let options = FileOptions {
             path: path.to_owned(),
             max_size: 1 << 30,
