@@ -128,6 +128,30 @@ fn what_does_not_decode_leaves_the_last_good_version() {
 }
 
 #[test]
+fn a_refused_policy_isolates_only_where_nothing_better_is_in_force() {
+    let mut index = index();
+    let refused = |policy: &str| Event::PolicyRefused {
+        name: name(policy),
+        cause: "spec.ingress[0]: bad".into(),
+        instead: Some(Policy {
+            generation: 9,
+            ..isolating(policy)
+        }),
+    };
+    index.apply(refused("deny"));
+    index.apply(refused("new"));
+    let tables = index.desired().tables;
+    let ingress = tables.endpoints[&name("web")].ingress.as_ref().unwrap();
+    let in_force: Vec<_> = ingress
+        .policies
+        .iter()
+        .map(|policy| (policy.name.clone(), policy.generation))
+        .collect();
+    assert_eq!(in_force, [(name("deny"), 1), (name("new"), 9)]);
+    assert_eq!(index.invalid_objects().count(), 2);
+}
+
+#[test]
 fn a_list_removes_what_it_does_not_name() {
     let mut index = index();
     index.apply(Event::Listed(Kind::NetworkPolicy, BTreeSet::new()));

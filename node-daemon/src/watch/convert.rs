@@ -66,10 +66,39 @@ pub(super) fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
 }
 
 pub(super) fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
-    let update = update(seen, |policy| {
-        Policy::try_from(&policy).map_err(|error| error.to_string())
+    let name = object_name(key);
+    let policy = match seen {
+        Seen::Gone => return Event::Policy(name, Update::Gone),
+        Seen::Undecodable(cause) => {
+            return Event::PolicyRefused {
+                name,
+                cause,
+                instead: None,
+            };
+        }
+        Seen::Here(policy) => policy,
+    };
+    match Policy::try_from(&policy) {
+        Ok(policy) => Event::Policy(name, Update::Set(policy)),
+        Err(error) => Event::PolicyRefused {
+            name,
+            cause: error.to_string(),
+            instead: isolating(policy),
+        },
+    }
+}
+
+/// The policy without its rules, which still says whom it isolates: left out altogether it would fail open
+/// (docs/decisions/0006-bad-policies-isolate.md). None where that cannot be read either.
+fn isolating(mut policy: NetworkPolicy) -> Option<Policy> {
+    let spec = policy.spec.as_mut()?;
+    let has_egress = spec.egress.take().is_some_and(|rules| !rules.is_empty());
+    spec.ingress = None;
+    spec.policy_types.get_or_insert_with(|| {
+        let types = [Some("Ingress"), has_egress.then_some("Egress")];
+        types.into_iter().flatten().map(str::to_owned).collect()
     });
-    Event::Policy(object_name(key), update)
+    Policy::try_from(&policy).ok()
 }
 
 pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
@@ -151,6 +180,42 @@ mod tests {
                 ..OwnerReference::default()
             }]),
             ..ObjectMeta::default()
+        }
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_used_still_isolates() {
+        let table = [
+            (
+                r#"{"podSelector":{},"ingress":[{"ports":[{"port":0}]}]}"#,
+                Some((true, false)),
+            ),
+            (
+                r#"{"podSelector":{},"egress":[{"ports":[{"protocol":"QUIC","port":1}]}]}"#,
+                Some((true, true)),
+            ),
+            (
+                r#"{"podSelector":{},"policyTypes":["Egress"],"egress":[{"to":[{}]}]}"#,
+                Some((false, true)),
+            ),
+            (
+                r#"{"podSelector":{"matchExpressions":[{"key":"a","operator":"Near"}]},"ingress":[]}"#,
+                None,
+            ),
+        ];
+        for (spec, expected) in table {
+            let object = format!(r#"{{"metadata":{{"namespace":"shop","name":"bad"}},"spec":{spec}}}"#);
+            let key = ObjectKey {
+                namespace: "shop".into(),
+                name: "bad".into(),
+            };
+            let event = policy(&key, Seen::Here(serde_json::from_str(&object).unwrap()));
+            let Event::PolicyRefused { cause, instead, .. } = event else {
+                panic!("{spec} is accepted")
+            };
+            assert!(cause.contains("spec."), "{cause}");
+            let isolated = instead.map(|policy| (policy.ingress.is_some(), policy.egress.is_some()));
+            assert_eq!(isolated, expected, "{spec}");
         }
     }
 
