@@ -58,12 +58,14 @@ async fn operate(args: &Args) -> Result<()> {
         "starting"
     );
 
+    // The servers answer until the work has ended.
+    let served = CancellationToken::new();
     let mut servers = JoinSet::new();
     let ready = Arc::new(AtomicBool::new(false));
     let health = http::bind(args.health_address).await?;
-    servers.spawn(http::serve_health(health, Arc::clone(&ready), stop.clone()));
+    servers.spawn(http::serve_health(health, Arc::clone(&ready), served.clone()));
     let listener = http::bind(args.metrics_address).await?;
-    servers.spawn(http::serve_metrics(listener, metrics.clone(), stop.clone()));
+    servers.spawn(http::serve_metrics(listener, metrics.clone(), served.clone()));
 
     let operator = Operator {
         args,
@@ -75,7 +77,7 @@ async fn operate(args: &Args) -> Result<()> {
         result = operator.lead(&stop) => result,
         ended = servers.join_next() => first_end(ended),
     };
-    stop.cancel();
+    served.cancel();
     let finished = tokio::time::timeout(GRACE, finish(&mut servers)).await;
     result.and(finished.unwrap_or_else(|_| Err(anyhow!("failed to stop within {}s", GRACE.as_secs()))))
 }
@@ -103,22 +105,25 @@ impl Operator<'_> {
                 () = stop.cancelled() => return Ok(()),
             }
             self.ready.store(false, Ordering::Relaxed);
-            let term = stop.child_token();
-            let mut work = std::pin::pin!(self.work(term.clone()));
             tokio::select! {
-                result = &mut work => {
+                result = self.work(stop.child_token()) => {
                     if let Err(error) = election.release().await {
                         tracing::warn!(%error, "failed to give the lease back");
                     }
                     return result;
                 }
+                // Whatever is under way is dropped, not finished: another replica may start soon.
                 lost = election.hold() => {
                     tracing::error!(error = %lost, "stopping work until the lease is ours again");
-                    term.cancel();
-                    work.await?;
+                    self.stand_down();
                 }
             }
         }
+    }
+
+    fn stand_down(&self) {
+        self.metrics.count_with(None);
+        self.metrics.leader.set(0);
     }
 
     /// Runs caches and controllers until `term` ends.
@@ -135,8 +140,7 @@ impl Operator<'_> {
         ));
         let result = self.control(&context, &term, &mut tasks).await;
         term.cancel();
-        self.metrics.count_with(None);
-        self.metrics.leader.set(0);
+        self.stand_down();
         let finished = tokio::time::timeout(GRACE, finish(&mut tasks)).await;
         result.and(finished.context("failed to end watches")?)
     }
@@ -150,9 +154,11 @@ impl Operator<'_> {
         let dataplanes = Guarded::<Dataplane>::new(context);
         let loggings = Guarded::<NetworkLogging>::new(context);
         count_invalid(&self.metrics, Arc::clone(context), dataplanes.store(), loggings.store());
+        // Told to end, the watches end too: biased, so that this is not taken for a fault.
         tokio::select! {
-            filled = context.caches.wait_until_ready() => filled?,
+            biased;
             () = term.cancelled() => return Ok(()),
+            filled = context.caches.wait_until_ready() => filled?,
             ended = tasks.join_next() => return first_end(ended),
         }
         self.ready.store(true, Ordering::Relaxed);
@@ -161,6 +167,7 @@ impl Operator<'_> {
         controllers.spawn(dataplanes.run(Arc::clone(context), term.clone(), dataplane::reconcile));
         controllers.spawn(loggings.run(Arc::clone(context), term.clone(), network_logging::reconcile));
         let result = tokio::select! {
+            biased;
             () = term.cancelled() => Ok(()),
             ended = tasks.join_next() => first_end(ended),
             _ = controllers.join_next() => Err(anyhow!("failed to go on: a controller ended")),
