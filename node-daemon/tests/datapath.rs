@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a change of policy does to a node: the real programs, fed frame by frame. Needs root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use wardline_bpf::frame::{self, flag};
+use wardline_crds::config::DaemonConfig;
+use wardline_node::datapath::ApplyError;
+use wardline_node::names::PodName;
+use wardline_policy::model::{
+    Direction, Labels, ObjectName, Objects, Operator, Peer, Pod, Policy, Port, PortMatch, Protocol, Requirement, Rule,
+    Selector,
+};
+
+use support::{Life, Node, on_a_node};
+
+const NODE: &str = "node1";
+const SERVER: &str = "10.0.0.1";
+
+fn objects() -> Objects {
+    let mut objects = Objects::default();
+    objects.namespaces.insert("shop".into(), Labels::new());
+    for (name, address, node) in [
+        ("server", SERVER, NODE),
+        ("a", "10.0.1.1", "node2"),
+        ("b", "10.0.1.2", "node2"),
+    ] {
+        let pod = Pod {
+            labels: Labels::from([("app".to_owned(), name.to_owned())]),
+            addresses: vec![address.parse().unwrap()],
+            node: node.into(),
+            ports: Vec::new(),
+        };
+        objects.pods.insert(ObjectName::new("shop", name), Arc::new(pod));
+    }
+    objects
+}
+
+fn app(names: &[&str]) -> Selector {
+    let operator = Operator::In(names.iter().map(|name| Arc::from(*name)).collect());
+    Selector {
+        requirements: vec![Requirement {
+            key: "app".into(),
+            operator,
+        }],
+    }
+}
+
+/// Admits pods by their app label to the server's TCP port 80.
+fn admit(objects: &mut Objects, generation: i64, clients: &[&str]) {
+    let rule = Rule {
+        peers: Some(vec![Peer::Pods {
+            namespaces: None,
+            pods: app(clients),
+        }]),
+        ports: Some(vec![PortMatch {
+            protocol: Protocol::Tcp,
+            port: Port::Exact(80),
+        }]),
+    };
+    let name = ObjectName::new("shop", "server");
+    let policy = Policy {
+        name: name.clone(),
+        generation,
+        log: false,
+        pod_selector: app(&["server"]),
+        ingress: Some(vec![rule]),
+        egress: None,
+    };
+    objects.policies.insert(name, Arc::new(policy));
+}
+
+/// A frame of the connection from `client`'s port 40000 to the server's port 80.
+fn to_server(client: &str, flags: u8) -> Vec<u8> {
+    frame::tcp(socket(client, 40_000), socket(SERVER, 80), flags)
+}
+
+fn from_server(client: &str, flags: u8) -> Vec<u8> {
+    frame::tcp(socket(SERVER, 80), socket(client, 40_000), flags)
+}
+
+fn socket(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().unwrap(), port)
+}
+
+const A: &str = "10.0.1.1";
+const B: &str = "10.0.1.2";
+
+/// The server's edge, in both directions.
+struct Edge {
+    ingress: support::Program,
+    egress: support::Program,
+}
+
+impl Edge {
+    fn of(node: &Node, life: &Life) -> Self {
+        let program = |direction| life.program(node.veths[0], direction);
+        Self {
+            ingress: program(Direction::Ingress),
+            egress: program(Direction::Egress),
+        }
+    }
+
+    /// Whether the handshake comes to its end.
+    fn connect(&self, client: &str) -> bool {
+        self.ingress.passes(&to_server(client, flag::SYN))
+            && self.egress.passes(&from_server(client, flag::SYN | flag::ACK))
+            && self.ingress.passes(&to_server(client, flag::ACK))
+    }
+
+    /// Whether data gets through in both directions.
+    fn talks(&self, client: &str) -> bool {
+        self.ingress.passes(&to_server(client, flag::ACK)) && self.egress.passes(&from_server(client, flag::ACK))
+    }
+
+    /// Whether data of either side alone gets through.
+    fn leaks(&self, client: &str) -> bool {
+        self.ingress.passes(&to_server(client, flag::ACK)) || self.egress.passes(&from_server(client, flag::ACK))
+    }
+}
+
+#[test]
+fn an_edited_policy_cuts_what_it_no_longer_admits_and_nothing_else() {
+    on_a_node(1, |node| {
+        let mut objects = objects();
+        admit(&mut objects, 1, &["a", "b"]);
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A) && edge.connect(B));
+        admit(&mut objects, 2, &["b"]);
+        life.apply(&node.desired(&objects, NODE));
+        assert!(!edge.leaks(A), "a connection that is no longer admitted goes on");
+        assert!(!edge.connect(A) && edge.talks(B));
+
+        admit(&mut objects, 3, &["a", "b"]);
+        life.apply(&node.desired(&objects, NODE));
+        assert!(edge.talks(A), "admitted again, the connection goes on");
+        assert_eq!(count(&mut life, "allow"), 2, "one record a connection");
+    });
+}
+
+#[test]
+fn the_first_policy_leaves_open_what_it_admits() {
+    on_a_node(1, |node| {
+        let mut objects = objects();
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A) && edge.connect(B), "no policy, everything passes");
+        assert_eq!(life.records().len(), 0, "and nothing is logged");
+        admit(&mut objects, 1, &["a"]);
+        life.apply(&node.desired(&objects, NODE));
+        assert!(edge.talks(A) && !edge.leaks(B));
+
+        objects.policies.clear();
+        life.apply(&node.desired(&objects, NODE));
+        assert!(edge.talks(A) && edge.talks(B), "the policy is gone");
+    });
+}
+
+#[test]
+fn a_label_that_changes_takes_effect_on_open_connections() {
+    on_a_node(1, |node| {
+        let mut objects = objects();
+        admit(&mut objects, 1, &["a"]);
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A) && !edge.connect(B));
+        for (from, to, labelled) in [("a", "z", false), ("z", "a", true)] {
+            let pod = objects.pods.get_mut(&ObjectName::new("shop", "a")).unwrap();
+            assert_eq!(pod.labels["app"], from);
+            *pod = Arc::new(Pod {
+                labels: Labels::from([("app".to_owned(), to.to_owned())]),
+                ..Pod::clone(pod)
+            });
+            life.apply(&node.desired(&objects, NODE));
+            assert_eq!(edge.leaks(A), labelled, "a is labelled {to}");
+        }
+    });
+}
+
+#[test]
+fn another_life_of_the_daemon_goes_on_where_the_last_one_stopped() {
+    on_a_node(1, |node| {
+        let mut objects = objects();
+        admit(&mut objects, 1, &["a", "b"]);
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A));
+        // As if killed: nothing is read, closed or detached.
+        drop(life);
+        assert!(edge.connect(B) && edge.talks(A), "the kernel goes on alone");
+        assert!(
+            !edge
+                .ingress
+                .passes(&frame::tcp(socket(A, 40_000), socket(SERVER, 81), flag::SYN))
+        );
+
+        admit(&mut objects, 2, &["b"]);
+        let mut life = node.start(&DaemonConfig::default());
+        assert!(edge.talks(A), "what was in force is, until the cluster is known");
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(!edge.leaks(A) && edge.talks(B));
+        life.datapath.collect_garbage().unwrap();
+        assert!(!edge.leaks(A) && edge.talks(B));
+
+        let records = life.records();
+        let attributed: Vec<_> = records
+            .iter()
+            .map(|r| (r["disposition"].as_str(), r["src"]["instance"].as_str()))
+            .collect();
+        assert_eq!(
+            records.iter().filter(|r| r["disposition"] == "allow").count(),
+            2,
+            "{attributed:?}"
+        );
+        assert!(
+            records
+                .iter()
+                .filter(|r| r["disposition"] == "allow")
+                .all(|r| r["policies"][0]["generation"] == 1)
+        );
+        assert_eq!(life.log.imbalance(), Some([[0; 2]; 2]));
+        assert_eq!(life.records().len(), 0, "nothing twice");
+    });
+}
+
+#[test]
+fn a_change_that_does_not_fit_is_refused_whole() {
+    on_a_node(1, |node| {
+        let mut config = DaemonConfig::default();
+        config.limits.rules = 4;
+        let mut objects = objects();
+        admit(&mut objects, 1, &["a"]);
+        let mut life = node.start(&config);
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A) && !edge.connect(B));
+
+        let ports = (1..=9)
+            .map(|port| PortMatch {
+                protocol: Protocol::Udp,
+                port: Port::Exact(port),
+            })
+            .collect();
+        let mut wide = objects.clone();
+        admit(&mut wide, 2, &["b"]);
+        let policy = wide.policies.get_mut(&ObjectName::new("shop", "server")).unwrap();
+        let mut wider = Policy::clone(policy);
+        wider.ingress.as_mut().unwrap().push(Rule {
+            peers: None,
+            ports: Some(ports),
+        });
+        *policy = Arc::new(wider);
+        let error = life
+            .datapath
+            .apply(&node.desired(&wide, NODE), |pod| PodName {
+                pod: pod.clone(),
+                workload: None,
+            })
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                ApplyError::Full {
+                    limit: "limits.rules",
+                    size: 4,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        life.datapath.collect_garbage().unwrap();
+        assert!(edge.talks(A) && !edge.connect(B), "what was in force is");
+
+        admit(&mut objects, 3, &["b"]);
+        life.apply(&node.desired(&objects, NODE));
+        assert!(!edge.leaks(A) && edge.connect(B), "the next change that fits is taken");
+    });
+}
+
+fn count(life: &mut Life, disposition: &str) -> usize {
+    life.records()
+        .iter()
+        .filter(|record| record["disposition"] == disposition)
+        .count()
+}
