@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{demo, down, gobuild, images, node, status, up, wardline};
+use wardline_e2e::{demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
@@ -28,7 +28,11 @@ struct Args {
 #[derive(Subcommand)]
 enum Cmd {
     /// Bring the cluster up; does nothing where it is up already
-    Up,
+    Up {
+        /// Run kube-proxy on both nodes too; without it Services lead nowhere
+        #[arg(long)]
+        kube_proxy: bool,
+    },
     /// Take the cluster down, and check that no process, mount, interface, cgroup or pin is left
     Down,
     /// Build kubectl, helm, the control plane and the rest into target/lab/bin, where they are missing or old
@@ -93,7 +97,7 @@ fn run(command: Cmd) -> Result<()> {
             print!("{}", node::enter(&layout, spec, &words)?);
             Ok(())
         }
-        command @ (Cmd::Up | Cmd::Install(_) | Cmd::Demo(_) | Cmd::Status) => tokio::runtime::Runtime::new()
+        command @ (Cmd::Up { .. } | Cmd::Install(_) | Cmd::Demo(_) | Cmd::Status) => tokio::runtime::Runtime::new()
             .context("failed to start a runtime")?
             .block_on(run_async(&layout, command)),
     }
@@ -101,7 +105,13 @@ fn run(command: Cmd) -> Result<()> {
 
 async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
     match command {
-        Cmd::Up => up::up(layout).await,
+        Cmd::Up { kube_proxy: with_proxy } => {
+            up::up(layout).await?;
+            if with_proxy {
+                kube_proxy::start(layout).await?;
+            }
+            Ok(())
+        }
         Cmd::Install(options) => {
             let built = images::build(layout, &options)?;
             wardline::install(&Lab::connect().await?, &options, &built).await
