@@ -9,7 +9,7 @@ use wardline_crds::condition;
 use crate::context::Context;
 use crate::error::explain;
 
-/// The API server takes at most 1 kB of note.
+/// Bytes of note that the API server takes at most: 1 kB.
 const LONGEST_NOTE: usize = 1000;
 
 /// One Event, to be.
@@ -82,11 +82,11 @@ impl Context {
             } else {
                 EventType::Normal
             };
-            let note: String = announcement.note.chars().take(LONGEST_NOTE / 4).collect();
+            let note = &announcement.note[..announcement.note.floor_char_boundary(LONGEST_NOTE)];
             let event = Event {
                 type_,
                 reason: announcement.reason.clone(),
-                note: (!note.is_empty()).then_some(note),
+                note: (!note.is_empty()).then(|| note.to_owned()),
                 action: announcement.action.into(),
                 secondary: None,
             };

@@ -15,6 +15,8 @@ use crate::dataplane::Applied;
 use crate::metrics::Metrics;
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Objects whose faults are remembered; beyond, some are told again.
+const MOST_COMPLAINTS: usize = 1000;
 const LAST_RETRY: Duration = Duration::from_mins(5);
 
 pub(crate) struct Context {
@@ -64,10 +66,11 @@ impl Context {
 
     /// Whether `message` has not been said of that object before; it has been from now on.
     pub(crate) fn first_time(&self, key: &str, message: &str) -> bool {
-        lock(&self.complaints)
-            .insert(key.to_owned(), message.to_owned())
-            .as_deref()
-            != Some(message)
+        let mut complaints = lock(&self.complaints);
+        if complaints.len() >= MOST_COMPLAINTS {
+            complaints.clear();
+        }
+        complaints.insert(key.to_owned(), message.to_owned()).as_deref() != Some(message)
     }
 }
 

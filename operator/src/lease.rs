@@ -218,7 +218,65 @@ fn now() -> MicroTime {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::testing::{FakeApi, failure};
+
+    const PATH: &str = "/leases/wardline-operator";
+
+    fn election(api: &FakeApi) -> Election {
+        Election::new(api.client(), "wardline-system", "wardline-operator", "a")
+    }
+
+    fn held_by(holder: &str) -> serde_json::Value {
+        json!({"metadata": {"name": "wardline-operator", "resourceVersion": "7"}, "spec": {
+            "holderIdentity": holder, "leaseDurationSeconds": 15, "leaseTransitions": 2,
+            "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "2026-01-01T00:00:00.000000Z"}})
+    }
+
+    #[tokio::test]
+    async fn the_first_one_creates_it() {
+        let api = FakeApi::default().answer(PATH, 404, failure(404, "not found"));
+        assert_eq!(election(&api).attempt().await.unwrap(), None);
+        let sent = api.take();
+        assert_eq!(
+            (sent[1].method.as_str(), &sent[1].body["spec"]["holderIdentity"]),
+            ("POST", &json!("a"))
+        );
+        assert_eq!(sent[1].body["spec"]["leaseTransitions"], 0);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_was_given_back_is_taken_with_the_version_that_was_read() {
+        let api = FakeApi::default().answer(PATH, 200, held_by(""));
+        assert_eq!(election(&api).attempt().await.unwrap(), None);
+        let sent = api.take();
+        assert_eq!(sent[1].method, "PUT");
+        assert_eq!(sent[1].body["metadata"]["resourceVersion"], "7");
+        assert_eq!(sent[1].body["spec"]["leaseTransitions"], 3);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_another_holds_is_left_alone() {
+        let api = FakeApi::default().answer(PATH, 200, held_by("b"));
+        let mut election = election(&api);
+        assert_eq!(election.attempt().await.unwrap(), Some("b".into()));
+        election.release().await.unwrap();
+        assert!(api.take().iter().all(|sent| sent.method == "GET"));
+    }
+
+    #[tokio::test]
+    async fn ours_is_renewed_and_given_back() {
+        let api = FakeApi::default().answer(PATH, 200, held_by("a"));
+        let mut election = election(&api);
+        assert_eq!(election.attempt().await.unwrap(), None);
+        election.release().await.unwrap();
+        let puts: Vec<_> = api.take().into_iter().filter(|sent| sent.method == "PUT").collect();
+        assert_eq!(puts[0].body["spec"]["leaseTransitions"], 2);
+        assert_eq!(puts[0].body["spec"]["acquireTime"], held_by("a")["spec"]["acquireTime"]);
+        assert!(puts[1].body["spec"].get("holderIdentity").is_none());
+    }
 
     fn lease(holder: Option<&str>, seconds: Option<i32>) -> Lease {
         let spec = LeaseSpec {

@@ -76,6 +76,12 @@ impl FakeApi {
         self.take().iter().map(Sent::summary).collect()
     }
 
+    pub(crate) fn client(&self) -> Client {
+        let server = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| server.clone().handle(request));
+        Client::new(service, "default")
+    }
+
     pub(crate) fn context(&self, caches: Caches) -> Arc<Context> {
         let server = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| server.clone().handle(request));
@@ -124,7 +130,8 @@ impl FakeApi {
 
 /// A failure as the API server words it.
 pub(crate) fn failure(code: u16, message: &str) -> Value {
-    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "reason": "", "code": code})
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
+        "reason": if code == 404 { "NotFound" } else { "" }, "code": code})
 }
 
 /// What a test puts into the caches, as JSON.

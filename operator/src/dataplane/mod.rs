@@ -26,7 +26,7 @@ use wardline_crds::condition::Status;
 
 use crate::context::Context;
 use crate::controller::Done;
-use crate::error::Error;
+use crate::error::{Category, Error};
 use crate::undecodable::{self, Words};
 
 pub(crate) use apply::Applied;
@@ -66,8 +66,13 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
     match apply::apply(&context, dataplane, &built, &observed).await {
         Ok(daemon_set) => observed.rollout = Some(Rollout::from(&daemon_set)),
         Err(error) => {
-            let outcome = Outcome::Failed(error.to_string());
-            update_status::update(&context, dataplane, &outcome, &observed).await?;
+            // An API server that is away or busy is no fault of the object; a refusal stays until somebody acts.
+            if matches!(error.category(), Category::Rejected | Category::Forbidden) {
+                let outcome = Outcome::Failed(error.to_string());
+                if let Err(error) = update_status::update(&context, dataplane, &outcome, &observed).await {
+                    tracing::warn!(%error, "failed to say why the DaemonSet was not applied");
+                }
+            }
             return Err(error);
         }
     }

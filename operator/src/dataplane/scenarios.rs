@@ -243,6 +243,23 @@ async fn a_failure_to_apply_is_told_and_retried() {
 }
 
 #[tokio::test]
+async fn an_api_server_that_is_away_is_no_fault_of_the_object() {
+    for code in [409, 429, 503] {
+        let api = FakeApi::default().answer("/daemonsets/wardline-node", code, failure(code, "later"));
+        let context = api.context(Cached::default().caches());
+        reconcile(dataplane(&json!({}), &Value::Null), context)
+            .await
+            .unwrap_err();
+        let sent = api.summaries();
+        assert_eq!(
+            sent.last().unwrap(),
+            "PATCH daemonsets/wardline-node",
+            "{code}: {sent:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn config_maps_that_no_pod_mounts_are_deleted() {
     let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(2, 2));
     let config_map = |name: &str| json!({"metadata": {"name": name, "namespace": "wardline-system"}});
