@@ -175,3 +175,51 @@ where
         .filter(|object| object.0.as_ref().map_or(true, &useless))
         .count()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_a_pod_only_node_and_config_maps_are_kept() {
+        let mut pod: DeserializeGuard<Pod> = serde_json::from_value(json!({
+            "metadata": {"name": "p", "labels": {"a": "b"}, "managedFields": [{"manager": "m"}]},
+            "spec": {
+                "nodeName": "node1", "containers": [{"name": "c"}],
+                "volumes": [{"name": "config", "configMap": {"name": "x"}}, {"name": "run", "hostPath": {"path": "/run"}}],
+            },
+            "status": {"phase": "Running"},
+        }))
+        .unwrap();
+        keep_what_is_used(&mut pod);
+        let expected = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"a": "b"}},
+            "spec": {"nodeName": "node1", "containers": [], "volumes": [{"name": "config", "configMap": {"name": "x"}}]},
+        });
+        assert_eq!(serde_json::to_value(pod.0.unwrap()).unwrap(), expected);
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_changes_is_one_signal_at_once_and_one_later() {
+        let (sender, changed) = watch::channel(0);
+        let caches = Caches {
+            changed,
+            ..crate::testing::Cached::default().caches()
+        };
+        let mut changes = std::pin::pin!(caches.changes());
+        for n in 1..=100 {
+            sender.send_replace(n);
+        }
+        let started = std::time::Instant::now();
+        assert_eq!(changes.next().await, Some(()));
+        assert!(started.elapsed() < PACE / 2);
+        sender.send_replace(101);
+        sender.send_replace(102);
+        assert_eq!(changes.next().await, Some(()));
+        assert!(started.elapsed() >= PACE);
+        drop(sender);
+        assert_eq!(changes.next().await, None);
+    }
+}
