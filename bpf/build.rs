@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     for folder in ["include", "prog"] {
         println!("cargo::rerun-if-changed={folder}");
     }
-    for name in ["wardline", "bench"] {
+    for name in ["wardline", "harness"] {
         build_skeleton(&root, &out, name)?;
     }
     build_bindings(&root, &out)

@@ -115,16 +115,14 @@ static __noinline __u32 judge_again(struct __sk_buff *skb, const struct endpoint
 static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
-	struct conntrack_entry entry = {}, next;
-	bool belongs = false;
+	struct conntrack_entry entry, next;
 
 	set_time(flow);
-	if (found) {
-		entry = *found;
-		belongs = !is_expired(&entry, flow->key.protocol, flow->tick) && !opens_anew(&entry, flow);
-	}
-	if (!belongs)
-		return judge_new(skb, endpoint, flow, found);
+	if (!found)
+		return judge_new(skb, endpoint, flow, false);
+	entry = *found;
+	if (is_expired(&entry, flow->key.protocol, flow->tick) || opens_anew(&entry, flow))
+		return judge_new(skb, endpoint, flow, true);
 
 	flow->word = slot_word(endpoint, entry.initiator);
 	if (entry.word != flow->word || entry.state == CONNTRACK_DENIED)

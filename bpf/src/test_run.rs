@@ -12,14 +12,12 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 /// Where a frame is at the time the program sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
-    /// From the Ethernet header on; at least 15 bytes, or the kernel refuses to run.
+    /// From the Ethernet header on; with a whole IP header where it says that there is one, or the kernel refuses to run.
     pub bytes: &'a [u8],
     /// The interface that the program is asked about, which must exist in this network namespace.
     pub ifindex: u32,
     /// The interface that the frame came in through; 0 for one that this host made.
     pub ingress_ifindex: u32,
-    /// Bytes of it that are in the linear part, where the kernel (6.19) can split it; 0 for all.
-    pub linear: u32,
 }
 
 impl<'a> Frame<'a> {
@@ -29,7 +27,6 @@ impl<'a> Frame<'a> {
             bytes,
             ifindex,
             ingress_ifindex: ifindex,
-            linear: 0,
         }
     }
 }
@@ -62,8 +59,6 @@ struct Context {
     len_to_priority: [u32; 9],
     ingress_ifindex: u32,
     ifindex: u32,
-    tc_index_to_data: [u32; 9],
-    data_end: u32,
 }
 
 /// Runs `program` `repeat` times over the same frame (0 is 1). The frame is not handed to the network.
@@ -74,7 +69,6 @@ pub fn run(program: &ProgramMut<'_>, frame: Frame<'_>, repeat: u32) -> libbpf_rs
     let mut context = Context::new_zeroed();
     context.ingress_ifindex = frame.ingress_ifindex;
     context.ifindex = frame.ifindex;
-    context.data_end = frame.linear;
     let output = program.test_run(ProgramInput {
         context_in: Some(context.as_mut_bytes()),
         data_in: Some(frame.bytes),

@@ -3,7 +3,7 @@
 //! writes the figures to FILE as a JSON list. Needs root.
 //!
 //! Each figure is the median over interleaved rounds, so that a slow spell of the machine falls on all alike. Every
-//! figure but the steady ones is taken through `rotate` (see `prog/bench.bpf.c`), with its own cost taken off again.
+//! figure but the steady ones is taken through `rotate` (see `prog/harness.bpf.c`), with its own cost taken off again.
 
 mod report;
 mod world;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
 
 /*
- * The benchmark's own programs; they ship nowhere.
+ * Programs of the benchmark and the tests; they ship nowhere. Each hands its packet over to the program under test,
+ * which starts as it would on a hook.
  *
- * BPF_PROG_TEST_RUN repeats one packet. `rotate` makes each run another flow: it writes a new source into the packet
- * and hands it to the program under test, which starts as it would on a hook. What `rotate` costs by itself is
+ * BPF_PROG_TEST_RUN repeats one packet: `rotate` makes each run another flow, by a new source. What it costs itself is
  * measured by letting it hand over to `empty`.
+ * BPF_PROG_TEST_RUN refuses a frame without a whole IP header: `cut` shortens one that it takes.
  */
 
 #include <linux/bpf.h>
@@ -31,6 +32,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct rotation);
 } rotations SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} frame_bytes SEC(".maps");
 
 /* What a packet costs before any program does anything: the unit of all ratios. */
 SEC("tc")
@@ -58,6 +66,19 @@ int rotate(struct __sk_buff *skb)
 	ip->source = (ip->source & bpf_htonl(0xffffff00)) | bpf_htonl((flow >> 16) & 0xff);
 	bpf_tail_call(skb, &under_test, zero);
 	return -1;
+}
+
+/* Nothing but a frame of frame_bytes reaches the program under test. */
+SEC("tc")
+int cut(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	__u32 *bytes = bpf_map_lookup_elem(&frame_bytes, &zero);
+
+	if (!bytes || bpf_skb_change_tail(skb, *bytes, 0))
+		return 0;
+	bpf_tail_call(skb, &under_test, zero);
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What asks for a record, and what becomes of it: settings, generations, and tables without room.
+
+use wardline_bpf::abi::Direction::{Egress, Ingress};
+use wardline_bpf::abi::Reason::{
+    ConntrackFull, DefaultDeny, Established, Fragment, Malformed, NotMine, Policy, Spoofed,
+};
+use wardline_bpf::abi::{ENDPOINT_LOG_DENY, Enforcement, LogMode};
+use wardline_bpf::frame::flag::SYN;
+use wardline_bpf::frame::protocol::{TCP, UDP};
+use wardline_bpf::frame::{tcp, udp};
+use wardline_bpf::sandbox::Sizes;
+
+use crate::row::{Row, Table, pass, stop};
+use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, OUTSIDER, POD, STRANGER, World, port};
+
+fn allowed(source_port: u16) -> Vec<u8> {
+    tcp(port(CLIENT, source_port), port(POD, 80), SYN)
+}
+
+fn denied(pod_port: u16) -> Vec<u8> {
+    tcp(port(STRANGER, 1), port(POD, pod_port), SYN)
+}
+
+pub fn logging_is_off() -> Vec<Row> {
+    vec![
+        pass("an allow", Ingress, allowed(1), Policy).before(|world| {
+            world.change_settings(|settings| {
+                settings.log_allow = LogMode::Off.into();
+                settings.log_deny = LogMode::Off.into();
+            });
+        }),
+        stop("a deny", Ingress, denied(80), DefaultDeny),
+        stop("denies alone", Ingress, denied(80), DefaultDeny)
+            .before(|world| world.change_settings(|settings| settings.log_deny = LogMode::All.into()))
+            .deny(Ingress, STRANGER, TCP, 80),
+        pass("not allows", Ingress, allowed(2), Policy),
+        pass("a value that is no mode is off", Ingress, allowed(3), Policy)
+            .before(|world| world.change_settings(|settings| settings.log_allow = 9)),
+    ]
+}
+
+pub fn logging_is_delegated() -> Vec<Row> {
+    vec![
+        pass("a rule of a policy that asks", Ingress, allowed(1), Policy)
+            .before(|world| {
+                world.change_settings(|settings| {
+                    settings.log_allow = LogMode::Delegated.into();
+                    settings.log_deny = LogMode::Delegated.into();
+                });
+            })
+            .event(Ingress, CLIENT_TO_80),
+        pass(
+            "a rule of one that does not",
+            Ingress,
+            udp(port(CLIENT, 2), port(POD, 2)),
+            Policy,
+        ),
+        stop("a pod whose namespace does not ask", Ingress, denied(80), DefaultDeny),
+        stop("one whose namespace does", Ingress, denied(80), DefaultDeny)
+            .before(|world| world.set_endpoint(ENDPOINT_LOG_DENY))
+            .deny(Ingress, STRANGER, TCP, 80),
+    ]
+}
+
+pub fn generations_alternate() -> Vec<Row> {
+    fn next(world: &mut World) {
+        world.change_settings(|settings| settings.generation += 1);
+    }
+    vec![
+        stop("an even generation", Ingress, denied(80), DefaultDeny).deny(Ingress, STRANGER, TCP, 80),
+        pass("its event", Ingress, allowed(1), Policy).event(Ingress, CLIENT_TO_80),
+        stop(
+            "the odd one after it has its own aggregate",
+            Ingress,
+            denied(80),
+            DefaultDeny,
+        )
+        .before(next)
+        .deny(Ingress, STRANGER, TCP, 80),
+        pass("and its own counters", Ingress, allowed(2), Policy).event(Ingress, CLIENT_TO_80),
+        stop("the next even one is not the first", Ingress, denied(80), DefaultDeny)
+            .before(next)
+            .deny(Ingress, STRANGER, TCP, 80),
+        pass("an old flow in a new generation", Ingress, allowed(1), Established).before(next),
+    ]
+}
+
+/// A page of ring holds 56 records of 72 bytes.
+pub fn ring_is_full() -> Table {
+    fn fill(world: &mut World) {
+        for source_port in 100..156 {
+            let frame = allowed(source_port);
+            let frame = wardline_bpf::test_run::Frame::forwarded(&frame, crate::world::IFINDEX);
+            assert!(world.sandbox.run(Ingress, frame).unwrap().passed());
+        }
+    }
+    let rows = vec![
+        pass("an allow whose event finds no room", Ingress, allowed(1), Policy)
+            .before(fill)
+            .unread_events(56)
+            .loses_event(Ingress),
+        pass("after the reader was there", Ingress, allowed(2), Policy).event(Ingress, CLIENT_TO_80),
+    ];
+    Table {
+        sizes: Sizes {
+            ring: 4096,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}
+
+pub fn deny_share_is_used_up() -> Table {
+    let rows = vec![
+        stop("one", Ingress, denied(1), DefaultDeny).deny(Ingress, STRANGER, TCP, 1),
+        stop("two", Ingress, denied(2), DefaultDeny).deny(Ingress, STRANGER, TCP, 2),
+        stop("three", Ingress, denied(3), DefaultDeny).loses_deny(Ingress),
+        stop("what has its aggregate goes on", Ingress, denied(2), DefaultDeny).deny(Ingress, STRANGER, TCP, 2),
+        stop(
+            "the other direction has its own share",
+            Egress,
+            udp(port(POD, 1), port(STRANGER, 3)),
+            DefaultDeny,
+        )
+        .deny(Egress, STRANGER, UDP, 3),
+        stop("the other generation too", Ingress, denied(3), DefaultDeny)
+            .before(|world| world.change_settings(|settings| settings.generation += 1))
+            .deny(Ingress, STRANGER, TCP, 3),
+    ];
+    Table {
+        sizes: Sizes {
+            deny_share: 2,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}
+
+pub fn deny_table_is_full() -> Table {
+    let rows = vec![
+        stop("one", Ingress, denied(1), DefaultDeny).deny(Ingress, STRANGER, TCP, 1),
+        stop(
+            "no room in the table, room in the share",
+            Ingress,
+            denied(2),
+            DefaultDeny,
+        )
+        .loses_deny(Ingress),
+        stop("the one goes on", Ingress, denied(1), DefaultDeny).deny(Ingress, STRANGER, TCP, 1),
+    ];
+    Table {
+        sizes: Sizes {
+            denies: 1,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}
+
+pub fn audit() -> Table {
+    let mut fragment = denied(80);
+    fragment[14 + 6] = 0x20;
+    let mut malformed = denied(80);
+    malformed[14] = 0x65;
+    let nobody = "::".parse().unwrap_or(STRANGER);
+    let rows = vec![
+        pass(
+            "what would be denied passes, and is reported",
+            Ingress,
+            denied(80),
+            DefaultDeny,
+        )
+        .before(|world| world.change_settings(|settings| settings.policy = Enforcement::Audit.into()))
+        .deny(Ingress, STRANGER, TCP, 80)
+        .after(|world| world.assert_entries(0)),
+        pass("again", Ingress, denied(80), DefaultDeny).deny(Ingress, STRANGER, TCP, 80),
+        pass(
+            "what is allowed is tracked",
+            Ingress,
+            udp(port(OUTSIDER, 1), port(POD, 1)),
+            Policy,
+        )
+        .event(Ingress, ANY_UDP),
+        pass("a fragment", Ingress, fragment, Fragment).deny(Ingress, STRANGER, TCP, 0),
+        pass("a malformed packet", Ingress, malformed, Malformed).deny(Ingress, nobody, 0, 0),
+        pass(
+            "another pod's frame",
+            Ingress,
+            tcp(port(CLIENT, 1), port(CLIENT, 2), SYN),
+            NotMine,
+        ),
+        pass("a connection without room", Ingress, allowed(1), ConntrackFull).deny(Ingress, CLIENT, TCP, 80),
+        stop(
+            "forged sources have their own switch",
+            Egress,
+            udp(port(STRANGER, 1), port(CLIENT, 53)),
+            Spoofed,
+        )
+        .deny(Egress, CLIENT, UDP, 0),
+    ];
+    Table {
+        sizes: Sizes {
+            conntrack: 1,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}

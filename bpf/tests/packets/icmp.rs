@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Echoes by their identifier, and errors that follow the flow that they are about.
+
+use wardline_bpf::abi::Direction::{Egress, Ingress};
+use wardline_bpf::abi::Reason::{DefaultDeny, Established, NotIsolated, Policy, Related, Revalidated};
+use wardline_bpf::frame::flag::{ACK, SYN};
+use wardline_bpf::frame::protocol::{ICMP, ICMPV6, TCP};
+use wardline_bpf::frame::{Echo, echo, icmp, tcp, udp, unreachable};
+
+use crate::row::{Row, pass, stop};
+use crate::world::{CLIENT, CLIENT_OTHER, CLIENT_TO_80, CLIENT6, POD, POD_TO_443, POD6, STRANGER, STRANGER6, port};
+
+pub fn echoes() -> Vec<Row> {
+    vec![
+        pass("request", Ingress, echo(CLIENT, POD, Echo::Request, 5), Policy).event(Ingress, CLIENT_OTHER),
+        pass("reply", Egress, echo(POD, CLIENT, Echo::Reply, 5), Established),
+        pass(
+            "request again",
+            Ingress,
+            echo(CLIENT, POD, Echo::Request, 5),
+            Established,
+        ),
+        pass(
+            "another identifier",
+            Ingress,
+            echo(CLIENT, POD, Echo::Request, 6),
+            Policy,
+        )
+        .event(Ingress, CLIENT_OTHER),
+        stop(
+            "request of a stranger",
+            Ingress,
+            echo(STRANGER, POD, Echo::Request, 5),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+        pass(
+            "request of the pod, IPv6",
+            Egress,
+            echo(POD6, CLIENT6, Echo::Request, 5),
+            Policy,
+        )
+        .event(Egress, POD_TO_443),
+        pass("its reply", Ingress, echo(CLIENT6, POD6, Echo::Reply, 5), Established),
+        stop(
+            "request of a stranger, IPv6",
+            Ingress,
+            echo(STRANGER6, POD6, Echo::Request, 5),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER6, ICMPV6, 0),
+        pass("another message", Ingress, icmp(CLIENT, POD, 13, &[0; 16]), Policy).event(Ingress, CLIENT_OTHER),
+        stop(
+            "a redirect is a message like any",
+            Ingress,
+            icmp(STRANGER, POD, 5, &[0; 32]),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+    ]
+}
+
+pub fn stray_replies() -> Vec<Row> {
+    vec![
+        pass(
+            "a reply to nothing is its sender's flow",
+            Egress,
+            echo(POD, CLIENT, Echo::Reply, 9),
+            Policy,
+        )
+        .event(Egress, POD_TO_443)
+        .after(|world| world.assert_entries(1)),
+        pass(
+            "the same again finds it in its place",
+            Egress,
+            echo(POD, CLIENT, Echo::Reply, 9),
+            Established,
+        )
+        .after(|world| world.assert_entries(1)),
+        stop(
+            "and admits no request",
+            Ingress,
+            echo(STRANGER, POD, Echo::Request, 9),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+        stop(
+            "a stranger's reply",
+            Ingress,
+            echo(STRANGER, POD, Echo::Reply, 9),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+    ]
+}
+
+pub fn errors_follow_their_flow() -> Vec<Row> {
+    let request = |flags| tcp(port(CLIENT, 1), port(POD, 80), flags);
+    let answer = |flags| tcp(port(POD, 80), port(CLIENT, 1), flags);
+    let query = || udp(port(POD6, 7), port(CLIENT6, 53));
+    vec![
+        pass("SYN", Ingress, request(SYN), Policy).event(Ingress, CLIENT_TO_80),
+        pass(
+            "a router on the way cannot deliver the answer",
+            Ingress,
+            unreachable(STRANGER, POD, &answer(ACK)),
+            Related,
+        ),
+        pass(
+            "the pod refuses",
+            Egress,
+            unreachable(POD, CLIENT, &request(SYN)),
+            Related,
+        ),
+        pass("a query over IPv6", Egress, query(), Policy).event(Egress, POD_TO_443),
+        pass(
+            "cannot be delivered",
+            Ingress,
+            unreachable(STRANGER6, POD6, &query()),
+            Related,
+        ),
+        pass("an echo", Egress, echo(POD, CLIENT, Echo::Request, 3), Policy).event(Egress, POD_TO_443),
+        pass(
+            "goes nowhere",
+            Ingress,
+            unreachable(STRANGER, POD, &echo(POD, CLIENT, Echo::Request, 3)),
+            Related,
+        ),
+        pass("an echo's reply", Ingress, echo(CLIENT, POD, Echo::Request, 4), Policy).event(Ingress, CLIENT_OTHER),
+        pass(
+            "goes nowhere either",
+            Ingress,
+            unreachable(STRANGER, POD, &echo(POD, CLIENT, Echo::Reply, 4)),
+            Related,
+        ),
+        pass(
+            "policy changes and still allows the flow",
+            Ingress,
+            unreachable(STRANGER, POD, &answer(ACK)),
+            Related,
+        )
+        .before(|world| world.set_table(Ingress, 100)),
+        stop(
+            "policy denies the flow now",
+            Ingress,
+            unreachable(STRANGER, POD, &answer(ACK)),
+            DefaultDeny,
+        )
+        .before(|world| world.change_rule_of_80(false))
+        .deny(Ingress, STRANGER, ICMP, 0),
+        stop("the flow notices", Ingress, request(ACK), DefaultDeny).deny(Ingress, CLIENT, TCP, 80),
+        stop(
+            "and errors about it go with it",
+            Egress,
+            unreachable(POD, CLIENT, &request(ACK)),
+            DefaultDeny,
+        )
+        .deny(Egress, CLIENT, ICMP, 0),
+    ]
+}
+
+pub fn errors_without_a_flow() -> Vec<Row> {
+    let unknown = || tcp(port(POD, 1), port(CLIENT, 2), ACK);
+    let fragment = || {
+        let mut quoted = udp(port(POD, 1), port(CLIENT, 53));
+        quoted[14 + 7] = 1;
+        quoted
+    };
+    vec![
+        pass(
+            "judged as what it is, and no entry",
+            Ingress,
+            unreachable(CLIENT, POD, &unknown()),
+            Policy,
+        )
+        .after(|world| world.assert_entries(0)),
+        stop(
+            "from a stranger",
+            Ingress,
+            unreachable(STRANGER, POD, &unknown()),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+        pass(
+            "about a packet of no ports",
+            Ingress,
+            unreachable(CLIENT6, POD6, &echo(POD6, CLIENT6, Echo::Reply, 1)),
+            Policy,
+        ),
+        pass("a datagram", Egress, udp(port(POD, 1), port(CLIENT, 53)), Policy).event(Egress, POD_TO_443),
+        stop(
+            "a later fragment of it names no flow",
+            Ingress,
+            unreachable(STRANGER, POD, &fragment()),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+        stop(
+            "its time is over",
+            Ingress,
+            unreachable(STRANGER, POD, &udp(port(POD, 1), port(CLIENT, 53))),
+            DefaultDeny,
+        )
+        .before(|world| world.age(40))
+        .deny(Ingress, STRANGER, ICMP, 0),
+        pass(
+            "without isolation",
+            Ingress,
+            unreachable(STRANGER, POD, &unknown()),
+            NotIsolated,
+        )
+        .before(|world| world.set_table(Ingress, 0)),
+        pass(
+            "a datagram to the pod",
+            Ingress,
+            udp(port(STRANGER, 1), port(POD, 2)),
+            NotIsolated,
+        ),
+        pass(
+            "whose answer the stranger refuses",
+            Ingress,
+            unreachable(STRANGER, POD, &udp(port(POD, 2), port(STRANGER, 1))),
+            Related,
+        )
+        .before(|world| world.set_table(Ingress, 100)),
+        pass(
+            "allowed by the rule for any peer",
+            Ingress,
+            udp(port(STRANGER, 1), port(POD, 2)),
+            Revalidated,
+        ),
+    ]
+}

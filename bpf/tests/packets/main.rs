@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Packets through the programs that ship, by `BPF_PROG_TEST_RUN`. Needs root.
+//!
+//! Each table is a list of packets sent one after the other to one pod. A row says what comes of its packet: whether
+//! it passes, the one reason, and by how much each counter moves, which event and which deny aggregate it leaves;
+//! whatever a row does not name must not change.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "so does a test fail"
+)]
+
+mod accounting;
+mod addresses;
+mod again;
+mod connections;
+mod harness;
+mod icmp;
+mod malformed;
+mod policies;
+mod row;
+mod tables;
+mod world;

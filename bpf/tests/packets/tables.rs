@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The list of all tables: each is a test of its own, and together they produce every reason.
+
+use std::collections::BTreeSet;
+
+use wardline_bpf::abi::Reason;
+
+use crate::row::Table;
+use crate::{accounting, addresses, again, connections, icmp, malformed, policies};
+
+macro_rules! tables {
+    ($($module:ident::$table:ident),* $(,)?) => {
+        $(#[test]
+        fn $table() {
+            Table::from($module::$table()).run();
+        })*
+
+        fn all() -> Vec<Table> {
+            vec![$(Table::from($module::$table())),*]
+        }
+    };
+}
+
+tables! {
+    accounting::logging_is_off,
+    accounting::logging_is_delegated,
+    accounting::generations_alternate,
+    accounting::ring_is_full,
+    accounting::deny_share_is_used_up,
+    accounting::deny_table_is_full,
+    accounting::audit,
+    addresses::whose_packets,
+    addresses::sources_of_the_pod,
+    addresses::forged_sources_are_watched,
+    addresses::neighbours,
+    addresses::forged_neighbours,
+    addresses::pods_without_an_address,
+    again::policy_no_longer_allows,
+    again::policy_still_allows,
+    again::isolation_begins_and_ends,
+    again::denied_datagrams,
+    again::node_keeps_its_connections,
+    connections::handshake_and_close,
+    connections::resets_and_port_reuse,
+    connections::both_sides_open,
+    connections::entries_expire,
+    connections::mid_stream,
+    connections::mid_stream_denied,
+    connections::conntrack_is_full,
+    icmp::echoes,
+    icmp::stray_replies,
+    icmp::errors_follow_their_flow,
+    icmp::errors_without_a_flow,
+    malformed::ethernet_and_arp,
+    malformed::ipv4,
+    malformed::ipv6,
+    malformed::tcp_headers,
+    malformed::udp_and_sctp,
+    malformed::icmp_messages,
+    malformed::neighbour_messages,
+    malformed::quoted_packets,
+    policies::precedence,
+    policies::egress,
+    policies::families_and_protocols,
+    policies::cidrs_only_where_some_policy_has_them,
+    policies::own_node,
+    policies::not_isolated,
+}
+
+/// A reason that no row produces is one that nobody has seen happen.
+#[test]
+fn every_reason_is_produced() {
+    let produced: BTreeSet<Reason> = all()
+        .iter()
+        .flat_map(|table| table.rows.iter().map(|row| row.reason))
+        .collect();
+    let missing: Vec<_> = Reason::ALL
+        .into_iter()
+        .filter(|reason| !produced.contains(reason))
+        .collect();
+    assert!(missing.is_empty(), "no row produces {missing:?}");
+}
+
+/// Every row is told apart when it fails.
+#[test]
+fn every_row_of_a_table_has_its_own_name() {
+    for table in all() {
+        let names: BTreeSet<_> = table.rows.iter().map(|row| row.name).collect();
+        assert_eq!(names.len(), table.rows.len(), "{names:?}");
+    }
+}
