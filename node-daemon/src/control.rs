@@ -2,23 +2,27 @@
 //! The control thread: what the cluster and the node say goes in, in order; the kernel is brought to the state that
 //! follows. One thread owns index and datapath, so that no two changes can mix.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use wardline_policy::model::ObjectName;
+use wardline_policy::model::{Direction, ObjectName};
 
 use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit};
 use crate::index::{Desired, Event, Index, InvalidObject};
 use crate::interfaces;
 use crate::metrics::Metrics;
-use crate::names::{Names, Party, PodName};
+use crate::names::{Names, PodName};
 
 /// How long nothing must happen before the kernel is tidied.
 const IDLE: Duration = Duration::from_millis(500);
+/// How long at most while something happens all the time.
+const BUSY: Duration = Duration::from_secs(5);
+/// How often the journal is tidied and other programs are looked for.
+const LOOK: Duration = Duration::from_secs(15);
 /// How often a change that the kernel refused is tried again when nothing else happens.
 const RETRY: Duration = Duration::from_secs(5);
 /// Changes taken in at once: those that come together take effect together.
@@ -43,6 +47,8 @@ pub struct NodeState {
     pub logging_generation: i64,
     /// Why a change is not in force, or what else is wrong; empty where all is well.
     pub problems: Vec<String>,
+    /// Pods that another program could pass packets by.
+    pub bypassed: Vec<String>,
     pub last_applied: Option<std::time::SystemTime>,
 }
 
@@ -56,6 +62,8 @@ pub struct Control {
     metrics: Arc<Metrics>,
     kept_limits: Vec<KeptLimit>,
     refused: Option<Instant>,
+    tidied: Instant,
+    looked: Instant,
 }
 
 impl Control {
@@ -76,6 +84,8 @@ impl Control {
                 metrics,
                 kept_limits,
                 refused: None,
+                tidied: Instant::now(),
+                looked: Instant::now(),
             },
             receiver,
         )
@@ -99,22 +109,22 @@ impl Control {
             self.metrics.control_alive();
             match batch {
                 Batch::Closed => return Ok(()),
-                Batch::Idle => self.idle(),
+                Batch::Idle => self.tidy(),
                 Batch::Messages(batch) => self.take_in(batch)?,
+            }
+            if self.tidied.elapsed() >= BUSY {
+                self.tidy();
             }
         }
     }
 
     fn take_in(&mut self, batch: Vec<Message>) -> std::io::Result<()> {
         let began = Instant::now();
-        let (mut interfaces_changed, mut addresses_changed) = (false, false);
+        let mut interfaces_changed = false;
         for message in batch {
             match message {
                 Message::InterfacesChanged => interfaces_changed = true,
-                Message::Cluster(event) => {
-                    addresses_changed |= matches!(event, Event::Pod(..) | Event::Node(..) | Event::Listed(..));
-                    self.index.apply(event);
-                }
+                Message::Cluster(event) => self.index.apply(event),
             }
         }
         if interfaces_changed {
@@ -123,9 +133,7 @@ impl Control {
         if !self.index.is_synced() {
             return Ok(());
         }
-        if addresses_changed {
-            self.names.set_addresses(self.addresses());
-        }
+        self.names.apply_moves(self.index.take_moves());
         let mut desired = self.index.desired();
         if !desired.unmanaged.is_empty() && !interfaces_changed {
             // The address inside a pod's namespace tells nobody outside when it is set.
@@ -171,43 +179,36 @@ impl Control {
                 state.problems.push(error.to_string());
             }
         }
-        for (pod, directions) in self.datapath.bypassed() {
-            state.problems.push(format!(
-                "another program is ahead of ours at pod {pod} ({directions:?})"
-            ));
-        }
-        self.metrics.set_node(&state);
-        self.state.send_if_modified(|old| {
-            let is_new = *old != state;
-            *old = state;
-            is_new
-        });
+        self.publish_with(|old| *old = state);
     }
 
-    fn idle(&mut self) {
+    fn publish_with(&self, change: impl FnOnce(&mut NodeState)) {
+        self.state.send_if_modified(|state| {
+            let before = state.clone();
+            change(state);
+            *state != before
+        });
+        self.metrics.set_node(&self.state.borrow());
+    }
+
+    /// What is off the way from a change to its being in force.
+    fn tidy(&mut self) {
+        self.tidied = Instant::now();
         if self.refused.is_some_and(|since| since.elapsed() >= RETRY) {
             self.apply(&self.index.desired());
         }
         if let Err(error) = self.datapath.collect_garbage() {
             tracing::warn!(%error, "failed to tidy the kernel's tables; trying again");
+            return;
         }
-    }
-
-    fn addresses(&self) -> HashMap<std::net::IpAddr, Arc<Party>> {
-        let nodes = self.index.nodes().flat_map(|(name, node)| {
-            let party = Arc::new(Party::Node { name: Arc::clone(name) });
-            node.addresses.iter().map(move |address| (*address, Arc::clone(&party)))
-        });
-        let pods = self.index.pods().flat_map(|(name, info)| {
-            let party = Arc::new(Party::Pod(PodName {
-                pod: name.clone(),
-                workload: info.workload.clone(),
-            }));
-            info.addresses()
-                .iter()
-                .map(move |address| (*address, Arc::clone(&party)))
-        });
-        nodes.chain(pods).collect()
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            if let Err(error) = self.datapath.forget_names() {
+                tracing::warn!(%error, "failed to tidy the journal; trying again");
+            }
+            let bypassed = self.datapath.bypassed();
+            self.publish_with(|state| state.bypassed = bypassed.iter().map(describe_bypassed).collect());
+        }
     }
 }
 
@@ -216,6 +217,10 @@ fn pod_name(index: &Index, pod: &ObjectName) -> PodName {
         pod: pod.clone(),
         workload: index.pod(pod).and_then(|info| info.workload.clone()),
     }
+}
+
+fn describe_bypassed((pod, directions): &(ObjectName, Vec<Direction>)) -> String {
+    format!("another program is ahead of ours at pod {pod} ({directions:?})")
 }
 
 fn describe(kept: &KeptLimit) -> String {

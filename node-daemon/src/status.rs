@@ -196,6 +196,10 @@ fn problems(state: &NodeState) -> (&'static str, String) {
     } else {
         "ChangeRefused"
     };
+    if !state.bypassed.is_empty() {
+        reason = if messages.is_empty() { "Bypassed" } else { reason };
+        messages.extend(state.bypassed.iter().take(4).cloned());
+    }
     if !state.unmanaged.is_empty() {
         reason = if messages.is_empty() { "UnmanagedPods" } else { reason };
         messages.push(format!("{} pods are not managed", state.unmanaged.len()));

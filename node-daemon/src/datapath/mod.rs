@@ -46,7 +46,7 @@ use self::peers::{PeerMaps, Peers};
 use self::tables::{LoadedTable, Meanings, RuleEntries, keys_of};
 use crate::index::{Desired, LogModes, Logged};
 use crate::mapping::{Mapping, page_size, wait_for_programs};
-use crate::names::{JournalError, Names, PodName};
+use crate::names::{JournalError, Meaning, Names, PodName};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -264,6 +264,20 @@ impl Datapath {
         }
         self.loaded.meanings.retain(self.loaded.tables.values(), occurring);
         Ok(())
+    }
+
+    /// Lets go of the meanings of ids that nothing uses any more. Call it after [`Datapath::collect_garbage`].
+    pub fn forget_names(&self) -> Result<(), JournalError> {
+        let endpoints: HashSet<u32> = self.endpoints.uids().collect();
+        let tables: HashSet<u32> = self.loaded.tables.values().map(|table| table.id).collect();
+        if self.loaded.generation == 0 {
+            return Ok(());
+        }
+        self.names.forget(|meaning| match meaning {
+            Meaning::Endpoint { uid, .. } => endpoints.contains(uid),
+            Meaning::Table { id, .. } => tables.contains(id),
+            Meaning::Attribution { id, .. } => self.loaded.meanings.has_attribution(*id),
+        })
     }
 
     /// Pods whose programs are not the first at their hook.

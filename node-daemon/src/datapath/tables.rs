@@ -37,6 +37,7 @@ pub(super) struct LoadedTable {
 pub(super) struct Meanings {
     classes: HashMap<Arc<Class>, u32>,
     attributions: HashMap<Arc<Attribution>, u32>,
+    attribution_ids: HashSet<u32>,
     /// Attributions that must be made known before they are used.
     pub(super) untold: Vec<Meaning>,
 }
@@ -54,15 +55,20 @@ impl Meanings {
     }
 
     fn attribution(&mut self, attribution: &Arc<Attribution>, ids: &mut Ids) -> u32 {
-        let untold = &mut self.untold;
+        let (untold, in_use) = (&mut self.untold, &mut self.attribution_ids);
         *self.attributions.entry(Arc::clone(attribution)).or_insert_with(|| {
             let id = ids.next_attribution();
+            in_use.insert(id);
             untold.push(Meaning::Attribution {
                 id,
                 attribution: Arc::clone(attribution),
             });
             id
         })
+    }
+
+    pub(super) fn has_attribution(&self, id: u32) -> bool {
+        self.attribution_ids.contains(&id)
     }
 
     /// Gives a new table its id.
@@ -161,6 +167,7 @@ impl Meanings {
         self.classes.retain(|_, id| classes.contains(id));
         self.attributions
             .retain(|attribution, _| attributions.contains(attribution));
+        self.attribution_ids = self.attributions.values().copied().collect();
     }
 }
 

@@ -182,6 +182,8 @@ impl PolicyLog {
             let due = self.accounts.due(self.accounts.generation())?;
             if due.iter().flatten().any(|count| *count > 0) {
                 self.first_due = Some(now);
+            } else if self.backlog() == 0 {
+                self.tell_written(now);
             }
         }
         if self
@@ -191,6 +193,13 @@ impl PolicyLog {
             return self.close();
         }
         Ok(())
+    }
+
+    /// Says how far everything is written, for whoever keeps what the kernel's ids mean.
+    fn tell_written(&self, until: Instant) {
+        if self.pending.is_none() {
+            self.names.written_until(until);
+        }
     }
 
     /// Begins a new generation and writes the one before.
@@ -204,7 +213,10 @@ impl PolicyLog {
         // Whatever was read so far is of the closed generation or of one before it.
         self.ahead = [0; 2];
         self.recovering = false;
-        self.write_closed(closed)
+        let flipped = Instant::now();
+        self.write_closed(closed)?;
+        self.tell_written(flipped);
+        Ok(())
     }
 
     fn write_closed(&mut self, generation: u32) -> Result<(), LogError> {

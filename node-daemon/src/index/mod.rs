@@ -6,6 +6,7 @@ mod desired;
 mod event;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use wardline_policy::model::{ObjectName, Objects, Pod};
@@ -13,6 +14,7 @@ use wardline_policy::model::{ObjectName, Objects, Pod};
 pub use self::desired::{Desired, EndpointSpec, LogModes};
 pub use self::event::{Event, Kind, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
 use crate::interfaces::Interfaces;
+use crate::names::{Move, Party, PodName};
 
 /// An object that is not in force as it stands in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +39,8 @@ pub struct Index {
     interfaces: Interfaces,
     /// Pods of this node that ended while their interface is still there: it stays guarded by what selected them.
     departed: BTreeMap<ObjectName, EndpointSpec>,
+    /// Who came to addresses and left them since they were taken last.
+    moves: Vec<Move>,
     synced: BTreeSet<Kind>,
 }
 
@@ -68,14 +72,6 @@ impl Index {
 
     pub fn pod(&self, name: &ObjectName) -> Option<&PodInfo> {
         self.pods.get(name)
-    }
-
-    pub fn pods(&self) -> impl Iterator<Item = (&ObjectName, &PodInfo)> {
-        self.pods.iter()
-    }
-
-    pub fn nodes(&self) -> impl Iterator<Item = (&Arc<str>, &NodeInfo)> {
-        self.nodes.iter()
     }
 
     pub fn set_interfaces(&mut self, interfaces: Interfaces) {
@@ -128,8 +124,8 @@ impl Index {
             Event::Node(name, update) => {
                 self.note(Kind::Node, &name, &update);
                 match update {
-                    Update::Set(node) => _ = self.nodes.insert(name, node),
-                    Update::Gone => _ = self.nodes.remove(&name),
+                    Update::Set(node) => self.set_node(name, Some(node)),
+                    Update::Gone => self.set_node(name, None),
                     Update::Invalid(_) => {}
                 }
             }
@@ -180,14 +176,64 @@ impl Index {
                     Some(policy) => _ = self.objects.pods.insert(name.clone(), Arc::clone(policy)),
                     None => self.depart(&name),
                 }
-                self.pods.insert(name, pod);
+                self.set_pod(name, Some(pod));
             }
             Update::Gone => {
                 self.depart(&name);
-                self.pods.remove(&name);
+                self.set_pod(name, None);
             }
             Update::Invalid(_) => {}
         }
+    }
+
+    fn set_pod(&mut self, name: ObjectName, pod: Option<PodInfo>) {
+        let party = |info: &PodInfo| {
+            let name = PodName {
+                pod: name.clone(),
+                workload: info.workload.clone(),
+            };
+            (info.addresses().to_vec(), Arc::new(Party::Pod(name)))
+        };
+        let joins = pod.as_ref().map(party);
+        let leaves = self.pods.get(&name).map(party);
+        self.note_moves(leaves, joins);
+        match pod {
+            Some(pod) => _ = self.pods.insert(name, pod),
+            None => _ = self.pods.remove(&name),
+        }
+    }
+
+    fn set_node(&mut self, name: Arc<str>, node: Option<NodeInfo>) {
+        let party = |info: &NodeInfo| {
+            (
+                info.addresses.clone(),
+                Arc::new(Party::Node {
+                    name: Arc::clone(&name),
+                }),
+            )
+        };
+        let joins = node.as_ref().map(party);
+        let leaves = self.nodes.get(&name).map(party);
+        self.note_moves(leaves, joins);
+        match node {
+            Some(node) => _ = self.nodes.insert(name, node),
+            None => _ = self.nodes.remove(&name),
+        }
+    }
+
+    fn note_moves(&mut self, leaves: Option<(Vec<IpAddr>, Arc<Party>)>, joins: Option<(Vec<IpAddr>, Arc<Party>)>) {
+        if leaves == joins {
+            return;
+        }
+        self.moves
+            .extend(leaves.map(|(addresses, party)| Move::Leaves(addresses, party)));
+        self.moves
+            .extend(joins.map(|(addresses, party)| Move::Joins(addresses, party)));
+    }
+
+    /// Who came to addresses and left them since the last call.
+    pub fn take_moves(&mut self) -> Vec<Move> {
+        std::mem::take(&mut self.moves)
     }
 
     /// A pod takes part no more. While its interface is there, what selected it goes on guarding it; as a peer it is
@@ -225,11 +271,21 @@ impl Index {
                     .collect();
                 for name in missed {
                     self.depart(&name);
-                    self.pods.remove(&name);
+                    self.set_pod(name, None);
                 }
             }
             Kind::NetworkPolicy => self.objects.policies.retain(|name, _| !gone(&name.to_string())),
-            Kind::Node => self.nodes.retain(|name, _| names.contains(&**name)),
+            Kind::Node => {
+                let missed: Vec<Arc<str>> = self
+                    .nodes
+                    .keys()
+                    .filter(|name| !names.contains(&***name))
+                    .cloned()
+                    .collect();
+                for name in missed {
+                    self.set_node(name, None);
+                }
+            }
             Kind::NetworkLogging => {
                 if names.is_empty() {
                     self.logging = None;

@@ -20,6 +20,24 @@ pub enum Entry {
     Attribution { id: u32, attribution: Arc<Attribution> },
 }
 
+/// What an entry is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum EntryId {
+    Endpoint(u32),
+    Table(u32),
+    Attribution(u32),
+}
+
+impl Entry {
+    pub(super) fn id(&self) -> EntryId {
+        match self {
+            Self::Endpoint { uid, .. } => EntryId::Endpoint(*uid),
+            Self::Table { id, .. } => EntryId::Table(*id),
+            Self::Attribution { id, .. } => EntryId::Attribution(*id),
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 #[error("failed to {action} journal {path}: {source}")]
 pub struct JournalError {
@@ -32,7 +50,6 @@ pub struct JournalError {
 pub(super) struct Journal {
     path: PathBuf,
     file: File,
-    size: u64,
 }
 
 impl Journal {
@@ -51,21 +68,17 @@ impl Journal {
                 learn(entry);
             }
         }
-        let mut size = content.len() as u64;
         if !content.is_empty() && !content.ends_with(b"\n") {
             file.write_all(b"\n").map_err(fail("write"))?;
-            size += 1;
         }
-        Ok(Self { path, file, size })
+        Ok(Self { path, file })
     }
 
     pub(super) fn append(&mut self, entries: &[Entry]) -> Result<(), JournalError> {
         let lines = lines(entries).map_err(|source| self.error("encode", source))?;
         self.file
             .write_all(&lines)
-            .map_err(|source| self.error("write", source))?;
-        self.size += lines.len() as u64;
-        Ok(())
+            .map_err(|source| self.error("write", source))
     }
 
     /// Replaces the whole journal atomically.
@@ -85,12 +98,7 @@ impl Journal {
             open_append(&self.path)
         };
         self.file = replace().map_err(|source| self.error("rewrite", source))?;
-        self.size = lines.len() as u64;
         Ok(())
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        self.size
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> JournalError {

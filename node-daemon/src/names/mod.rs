@@ -10,7 +10,7 @@ mod journal;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::tables::{Attribution, PolicyRef};
 
 pub use self::journal::JournalError;
-use self::journal::{Entry, Journal};
+use self::journal::{Entry, EntryId, Journal};
 use crate::index::Workload;
 
 /// How long an address keeps the name of its last owner: events are read within milliseconds, denies are written
@@ -36,6 +36,13 @@ pub enum Party {
 pub struct PodName {
     pub pod: ObjectName,
     pub workload: Option<Workload>,
+}
+
+/// Who came to addresses, or left them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Move {
+    Joins(Vec<IpAddr>, Arc<Party>),
+    Leaves(Vec<IpAddr>, Arc<Party>),
 }
 
 /// A pod at its interface, as the kernel numbers it.
@@ -57,6 +64,8 @@ pub struct TableName {
 pub struct Names {
     known: RwLock<Known>,
     journal: RwLock<Journal>,
+    /// When everything decided until then was written.
+    written: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +74,8 @@ struct Known {
     tables: HashMap<u32, Arc<TableName>>,
     attributions: HashMap<u32, Arc<Attribution>>,
     addresses: HashMap<IpAddr, Arc<Party>>,
+    /// Ids that the kernel no longer uses, and since when.
+    retired: HashMap<EntryId, Instant>,
     /// Former owners, and since when.
     former: HashMap<IpAddr, (Arc<Party>, Instant)>,
 }
@@ -80,6 +91,7 @@ impl Names {
         Ok(Self {
             known: RwLock::new(known),
             journal: RwLock::new(journal),
+            written: Mutex::new(None),
         })
     }
 
@@ -99,20 +111,28 @@ impl Names {
         Ok(())
     }
 
-    /// Replaces the owners of addresses. Former ones are remembered for a while.
-    pub fn set_addresses(&self, addresses: HashMap<IpAddr, Arc<Party>>) {
+    /// Takes in who came to which addresses and who left them, in order. Who left is remembered for a while.
+    pub fn apply_moves(&self, moves: Vec<Move>) {
         let now = Instant::now();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let known = &mut *known;
-        for (address, party) in std::mem::take(&mut known.addresses) {
-            if !addresses.contains_key(&address) {
-                known.former.insert(address, (party, now));
+        let Known { addresses, former, .. } = &mut *known;
+        for change in moves {
+            match change {
+                Move::Joins(joined, party) => {
+                    addresses.extend(joined.into_iter().map(|address| (address, Arc::clone(&party))));
+                }
+                Move::Leaves(left, party) => {
+                    // Somebody else may have the address already.
+                    for address in left {
+                        if addresses.get(&address) == Some(&party) {
+                            addresses.remove(&address);
+                            former.insert(address, (Arc::clone(&party), now));
+                        }
+                    }
+                }
             }
         }
-        known
-            .former
-            .retain(|_, (_, since)| now.duration_since(*since) < KEEP_ADDRESSES);
-        known.addresses = addresses;
+        former.retain(|_, (_, since)| now.duration_since(*since) < KEEP_ADDRESSES);
     }
 
     pub fn endpoint(&self, uid: u32) -> Option<Arc<EndpointName>> {
@@ -137,11 +157,33 @@ impl Names {
         })
     }
 
-    /// Forgets the ids that neither the kernel nor an unwritten event can name any more, and rewrites the journal
-    /// without them.
-    pub fn retain(&self, live: impl Fn(&Entry) -> bool) -> Result<(), JournalError> {
+    /// Everything that the kernel had decided at `time` is written.
+    pub fn written_until(&self, time: Instant) {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    }
+
+    /// Forgets the ids that neither the kernel nor a verdict that is not written yet can name: those that were not
+    /// `live` at an earlier call, with everything written since. Call it when no packet can meet them any more.
+    pub fn forget(&self, live: impl Fn(&Meaning) -> bool) -> Result<(), JournalError> {
+        let written = *self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let kept: Vec<Entry> = known.entries().filter(|entry| live(entry)).collect();
+        let (mut kept, mut retired, mut forgotten) = (Vec::new(), HashMap::new(), 0);
+        for entry in known.entries() {
+            if !live(&entry) {
+                let since = known.retired.get(&entry.id()).copied().unwrap_or(now);
+                if written.is_some_and(|written| written > since) {
+                    forgotten += 1;
+                    continue;
+                }
+                retired.insert(entry.id(), since);
+            }
+            kept.push(entry);
+        }
+        known.retired = retired;
+        if forgotten == 0 {
+            return Ok(());
+        }
         self.journal
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -153,11 +195,6 @@ impl Names {
             known.learn(entry);
         }
         Ok(())
-    }
-
-    /// Bytes of the journal.
-    pub fn journal_size(&self) -> u64 {
-        self.journal.read().unwrap_or_else(PoisonError::into_inner).size()
     }
 
     fn read<T>(&self, get: impl FnOnce(&Known) -> T) -> T {
@@ -237,13 +274,18 @@ mod tests {
     }
 
     #[test]
-    fn retain_forgets_on_disk_too() {
+    fn ids_are_forgotten_on_disk_too_once_all_is_written() {
         let directory = tempfile::tempdir().unwrap();
         let names = Names::open(directory.path()).unwrap();
         names.tell(vec![endpoint(1, "web"), endpoint(2, "db")]).unwrap();
-        names
-            .retain(|entry| matches!(entry, Entry::Endpoint { uid: 2, .. }))
-            .unwrap();
+        let live = |entry: &Entry| matches!(entry, Entry::Endpoint { uid: 2, .. });
+        names.written_until(Instant::now());
+        names.forget(live).unwrap();
+        assert!(names.endpoint(1).is_some(), "verdicts about it may not be written yet");
+        names.forget(live).unwrap();
+        assert!(names.endpoint(1).is_some(), "still not");
+        names.written_until(Instant::now());
+        names.forget(live).unwrap();
         assert!(names.endpoint(1).is_none());
         let names = Names::open(directory.path()).unwrap();
         assert!(names.endpoint(1).is_none() && names.endpoint(2).is_some());
@@ -254,9 +296,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let names = Names::open(directory.path()).unwrap();
         let address: IpAddr = "10.0.0.1".parse().unwrap();
-        let party = Arc::new(Party::Node { name: "node1".into() });
-        names.set_addresses(HashMap::from([(address, Arc::clone(&party))]));
-        names.set_addresses(HashMap::new());
-        assert_eq!(names.party(&address), Some(party));
+        let node = |name: &str| Arc::new(Party::Node { name: name.into() });
+        let joins = |name| Move::Joins(vec![address], node(name));
+        let leaves = |name| Move::Leaves(vec![address], node(name));
+        for (moves, owner) in [
+            (vec![joins("a"), leaves("a")], "a"),
+            (vec![joins("b")], "b"),
+            (vec![joins("c"), leaves("b")], "c"),
+        ] {
+            names.apply_moves(moves);
+            assert_eq!(names.party(&address), Some(node(owner)));
+        }
     }
 }

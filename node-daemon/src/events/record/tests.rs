@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -9,7 +8,7 @@ use wardline_policy::tables::Allowing;
 
 use super::*;
 use crate::index::Workload;
-use crate::names::{EndpointName, Meaning, TableName};
+use crate::names::{EndpointName, Meaning, Move, TableName};
 
 fn pod(name: &str, workload: Option<(&str, &str)>) -> PodName {
     let workload = workload.map(|(kind, name)| Workload {
@@ -68,16 +67,14 @@ fn names(directory: &std::path::Path) -> Names {
             },
         ])
         .unwrap();
-    names.set_addresses(HashMap::from([
-        (
-            "10.244.1.7".parse().unwrap(),
-            Arc::new(Party::Pod(pod("web-5d9", Some(("Deployment", "web"))))),
-        ),
-        (
-            "10.77.0.12".parse().unwrap(),
+    let web = Party::Pod(pod("web-5d9", Some(("Deployment", "web"))));
+    names.apply_moves(vec![
+        Move::Joins(vec!["10.244.1.7".parse().unwrap()], Arc::new(web)),
+        Move::Joins(
+            vec!["10.77.0.12".parse().unwrap()],
             Arc::new(Party::Node { name: "node2".into() }),
         ),
-    ]));
+    ]);
     names
 }
 
