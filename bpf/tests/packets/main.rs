@@ -15,6 +15,7 @@
 mod accounting;
 mod addresses;
 mod again;
+mod balance;
 mod connections;
 mod harness;
 mod icmp;
