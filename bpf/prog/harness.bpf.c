@@ -6,7 +6,8 @@
  *
  * BPF_PROG_TEST_RUN repeats one packet: `rotate` makes each run another flow, by a new source. What it costs itself is
  * measured by letting it hand over to `empty`.
- * BPF_PROG_TEST_RUN refuses a frame without a whole IP header: `cut` shortens one that it takes.
+ * BPF_PROG_TEST_RUN refuses a frame without a whole IP header: `cut` shortens one that it takes. It knows VLAN tags
+ * only inside the frame: `tag` puts one where the receiving side of an interface leaves it, beside the frame.
  */
 
 #include <linux/bpf.h>
@@ -78,6 +79,15 @@ int cut(struct __sk_buff *skb)
 	if (!bytes || bpf_skb_change_tail(skb, *bytes, 0))
 		return 0;
 	bpf_tail_call(skb, &under_test, zero);
+	return 0;
+}
+
+SEC("tc")
+int tag(struct __sk_buff *skb)
+{
+	if (bpf_skb_vlan_push(skb, bpf_htons(ETHERTYPE_VLAN), 5))
+		return 0;
+	bpf_tail_call(skb, &under_test, 0);
 	return 0;
 }
 

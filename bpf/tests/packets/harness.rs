@@ -26,25 +26,39 @@ mod programs {
     include!(concat!(env!("OUT_DIR"), "/harness.skel.rs"));
 }
 
-/// The first `bytes` of a frame.
-pub fn run_cut(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, bytes: usize) -> Outcome {
+/// What stands between the test and the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handover {
+    /// Only that many bytes of the frame go on.
+    Cut(u32),
+    /// A VLAN tag beside the frame.
+    Tag,
+}
+
+/// A frame that reaches the program by way of another one.
+pub fn run(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, handover: Handover) -> Outcome {
     let mut storage = MaybeUninit::uninit();
     let harness = HarnessSkelBuilder::default()
         .open(&mut storage)
         .unwrap()
         .load()
         .unwrap();
-    let length = u32::try_from(bytes).unwrap().to_ne_bytes();
-    harness
-        .maps
-        .frame_bytes
-        .update(&[0; 4], &length, MapFlags::ANY)
-        .unwrap();
-    let program = sandbox.program(direction).as_fd().as_raw_fd().to_ne_bytes();
+    let under_test = sandbox.program(direction).as_fd().as_raw_fd().to_ne_bytes();
     harness
         .maps
         .under_test
-        .update(&[0; 4], &program, MapFlags::ANY)
+        .update(&[0; 4], &under_test, MapFlags::ANY)
         .unwrap();
-    test_run::run(&harness.progs.cut, frame, 1).unwrap()
+    let program = match handover {
+        Handover::Cut(bytes) => {
+            harness
+                .maps
+                .frame_bytes
+                .update(&[0; 4], &bytes.to_ne_bytes(), MapFlags::ANY)
+                .unwrap();
+            &harness.progs.cut
+        }
+        Handover::Tag => &harness.progs.tag,
+    };
+    test_run::run(program, frame, 1).unwrap()
 }

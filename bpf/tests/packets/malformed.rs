@@ -11,6 +11,7 @@ use wardline_bpf::frame::{
     ETHERNET_BYTES, Echo, arp, echo, ethernet, icmp, ip, neighbour, sctp, tcp, udp, unreachable,
 };
 
+use crate::harness::Handover;
 use crate::row::{Row, pass, stop};
 use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, CLIENT6, POD, POD6, port};
 
@@ -55,6 +56,10 @@ fn syn6() -> Vec<u8> {
     tcp(port(CLIENT6, 1), port(POD6, 80), SYN)
 }
 
+fn cut_to(bytes: usize) -> Handover {
+    Handover::Cut(u32::try_from(bytes).unwrap())
+}
+
 fn unread(name: &'static str, frame: Vec<u8>, reason: wardline_bpf::abi::Reason) -> Row {
     stop(name, Ingress, frame, reason).deny(Ingress, UNREAD, 0, 0)
 }
@@ -71,6 +76,7 @@ pub fn ethernet_and_arp() -> Vec<Row> {
     let request = || arp("10.0.0.20".parse().unwrap(), "10.0.0.10".parse().unwrap());
     vec![
         unread("a VLAN tag", ethernet(0x8100, &[0; 46]), Vlan),
+        unread("a VLAN tag beside the frame", syn(), Vlan).by(Handover::Tag),
         unread("a service VLAN tag", ethernet(0x88a8, &[0; 46]), Vlan),
         unread(
             "an ethertype that is not handled",
@@ -107,9 +113,9 @@ pub fn ipv4() -> Vec<Row> {
         frame[L4 + 41] = 2;
     });
     vec![
-        unread("nothing behind Ethernet", syn(), Malformed).cut(IP),
-        unread("one byte", syn(), Malformed).cut(IP + 1),
-        unread("cut in the header", syn(), Malformed).cut(L4 - 1),
+        unread("nothing behind Ethernet", syn(), Malformed).by(cut_to(IP)),
+        unread("one byte", syn(), Malformed).by(cut_to(IP + 1)),
+        unread("cut in the header", syn(), Malformed).by(cut_to(L4 - 1)),
         unread("another version", set(syn(), IP, 0x65), Malformed),
         unread("a header of less than 20 bytes", set(syn(), IP, 0x44), Malformed),
         unread("options beyond the packet", set(syn(), IP, 0x4f), Malformed),
@@ -139,7 +145,7 @@ pub fn ipv6() -> Vec<Row> {
     let next = |header: u8| ip(CLIENT6, POD6, header, &[6, 0, 0, 0, 0, 0, 0, 0]);
     let extension = |name, header| stop(name, Ingress, next(header), ExtensionHeader).deny(Ingress, CLIENT6, header, 0);
     vec![
-        unread("cut in the header", syn6(), Malformed).cut(L4_IPV6 - 1),
+        unread("cut in the header", syn6(), Malformed).by(cut_to(L4_IPV6 - 1)),
         unread("another version", set(syn6(), IP, 0x40), Malformed),
         unread("longer than the frame", set(syn6(), IP + 5, 21), Malformed),
         bad6("no payload", edit(syn6(), |frame| frame[IP + 4..IP + 6].fill(0)), TCP),

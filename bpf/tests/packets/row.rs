@@ -8,7 +8,7 @@ use wardline_bpf::abi::{AllowEvent, Counters, DenyEntry, Direction, Reason, Verd
 use wardline_bpf::sandbox::Sizes;
 use wardline_bpf::test_run::Frame;
 
-use crate::harness;
+use crate::harness::{self, Handover};
 use crate::world::{IFINDEX, SLOT, UID, World, table_of};
 
 /// What a deny leaves: the aggregate's key beside pod and generation.
@@ -50,7 +50,7 @@ pub struct Row {
     passes: bool,
     pub reason: Reason,
     from_node: bool,
-    cut: Option<usize>,
+    handover: Option<Handover>,
     unread_events: usize,
     before: Vec<fn(&mut World)>,
     after: Vec<fn(&World)>,
@@ -68,7 +68,7 @@ pub fn pass(name: &'static str, direction: Direction, frame: Vec<u8>, reason: Re
         passes: true,
         reason,
         from_node: false,
-        cut: None,
+        handover: None,
         unread_events: 0,
         before: Vec::new(),
         after: Vec::new(),
@@ -105,9 +105,9 @@ impl Row {
         self
     }
 
-    /// Ends after that many bytes, although its IP header is not whole then.
-    pub fn cut(mut self, bytes: usize) -> Self {
-        self.cut = Some(bytes);
+    /// Reaches the program by way of another one.
+    pub fn by(mut self, handover: Handover) -> Self {
+        self.handover = Some(handover);
         self
     }
 
@@ -151,8 +151,8 @@ impl Row {
             ifindex: IFINDEX,
             ingress_ifindex,
         };
-        let outcome = match self.cut {
-            Some(bytes) => harness::run_cut(&world.sandbox, self.direction, frame, bytes),
+        let outcome = match self.handover {
+            Some(handover) => harness::run(&world.sandbox, self.direction, frame, handover),
             None => world
                 .sandbox
                 .run(self.direction, frame)
