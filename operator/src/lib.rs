@@ -5,6 +5,7 @@
 //!            watch                 reconcile, in stages                       API server
 //!  Dataplane ──────► dereference ► validate ► build ► apply ► update_status ─► ConfigMap, DaemonSet, status, Events
 //!  NetworkLogging ─► dereference ► validate ─────────────────► update_status ─► status, Events
+//!  DataplaneNode.status.invalidObjects ─► invalid_objects ─────────────────────► Events on what they name
 //!  DaemonSet, its Pods and ConfigMaps, DataplaneNodes ──► caches, a change of any reconciles all
 //! ```
 //!
@@ -23,6 +24,7 @@ mod dataplane;
 mod error;
 mod http;
 mod image;
+mod invalid_objects;
 mod lease;
 mod metrics;
 mod network_logging;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wardline_crds::condition;
+use wardline_crds::{InvalidObject, MAX_LISTED, condition};
 
 use crate::caches::Caches;
 
@@ -24,6 +24,11 @@ pub(crate) struct Report {
     pub(crate) applied_generation: i64,
     /// Why the node is degraded, in its own words.
     pub(crate) degraded: Option<String>,
+    /// Objects that the node cannot use.
+    pub(crate) invalid: Vec<InvalidObject>,
+    /// Whether an object that is not in `invalid` is in force: not while the daemon starts or refuses a change, nor where
+    /// the list has no more room.
+    pub(crate) names_all: bool,
 }
 
 impl Nodes {
@@ -43,6 +48,8 @@ impl Nodes {
                         version: status.version.clone(),
                         applied_generation: status.logging.applied_generation,
                         degraded: degraded.map(|c| format!("{}: {}", c.reason, c.message)),
+                        names_all: status.policy.synced && status.invalid_objects.len() < MAX_LISTED,
+                        invalid: status.invalid_objects,
                     };
                     (&node.metadata.name, report)
                 }
@@ -66,6 +73,16 @@ impl Nodes {
 
     pub(crate) fn degraded(&self) -> i32 {
         count(self.reports.values().filter(|report| report.degraded.is_some()))
+    }
+
+    /// By the node's name.
+    pub(crate) fn reports(&self) -> &BTreeMap<String, Report> {
+        &self.reports
+    }
+
+    #[cfg(test)]
+    pub(crate) fn from_reports(reports: BTreeMap<String, Report>) -> Self {
+        Self { reports }
     }
 
     /// Nodes whose daemon has applied that generation of the `NetworkLogging`.
@@ -129,6 +146,7 @@ mod tests {
                 version: (*version).into(),
                 applied_generation: *generation,
                 degraded: degraded.map(Into::into),
+                ..Report::default()
             };
             ((*name).to_owned(), report)
         };

@@ -22,7 +22,8 @@ use crate::controller::Guarded;
 use crate::http;
 use crate::lease::Election;
 use crate::metrics::Metrics;
-use crate::{MANAGER, dataplane, network_logging};
+use crate::nodes::Nodes;
+use crate::{MANAGER, dataplane, invalid_objects, network_logging};
 
 /// Until this long after the signal, tasks may finish what they do. Kubernetes kills after thirty seconds.
 const GRACE: Duration = Duration::from_secs(10);
@@ -166,6 +167,7 @@ impl Operator<'_> {
         let mut controllers = JoinSet::new();
         controllers.spawn(dataplanes.run(Arc::clone(context), term.clone(), dataplane::reconcile));
         controllers.spawn(loggings.run(Arc::clone(context), term.clone(), network_logging::reconcile));
+        controllers.spawn(invalid_objects::follow(Arc::clone(context), term.clone()));
         let result = tokio::select! {
             biased;
             () = term.cancelled() => Ok(()),
@@ -202,7 +204,15 @@ fn count_invalid(
         );
         metrics.set_invalid("DataplaneNode", invalid(&caches.nodes, |_| false));
         metrics.set_invalid("DaemonSet", invalid(&caches.daemon_sets, |_| false));
-        metrics.set_invalid("Pod", invalid(&caches.pods, |_| false));
+        for (kind, named) in invalid_objects::count(&Nodes::gather(caches)) {
+            // The nodes watch all pods, so they name the daemon's own too; but they name 16 objects at most.
+            let own = if kind == "Pod" {
+                invalid(&caches.pods, |_| false)
+            } else {
+                0
+            };
+            metrics.set_invalid(kind, named.max(own));
+        }
     })));
 }
 
