@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
@@ -107,26 +108,40 @@ impl TestNamespace {
         Api::namespaced(self.lab.client().clone(), &self.name)
     }
 
-    /// Creates an echo server on [`PORT`] on a node, labelled `app: NAME`; ready when [`Self::ready`] says so.
-    pub async fn server(&self, name: &str, node: &str) -> Result<()> {
-        self.pod(name, node, &["serve", "--port", &PORT.to_string()]).await
-    }
-
     /// Creates a pod to run clients in, labelled `app: NAME`. It is a server too, which does no harm.
     pub async fn client(&self, name: &str, node: &str) -> Result<()> {
         self.server(name, node).await
     }
 
-    async fn pod(&self, name: &str, node: &str, args: &[&str]) -> Result<()> {
-        let pod: Pod = serde_json::from_value(json!({
-            "metadata": {"name": name, "labels": {"app": name}},
+    /// Like [`Self::server`], as the one pod of a StatefulSet: the pod is called `NAME-0`, its label is `app: NAME`.
+    pub async fn stateful_server(&self, name: &str, node: &str) -> Result<()> {
+        let labels = json!({"app": name});
+        let set: StatefulSet = serde_json::from_value(json!({
+            "metadata": {"name": name},
             "spec": {
-                "nodeName": node,
-                "terminationGracePeriodSeconds": 0,
-                "containers": [{"name": "traffic", "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"}],
+                "serviceName": name,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": pod_spec(node)},
             },
         }))
-        .context("failed to build a Pod")?;
+        .context("failed to build a StatefulSet")?;
+        Api::<StatefulSet>::namespaced(self.lab.client().clone(), &self.name)
+            .create(&PostParams::default(), &set)
+            .await
+            .with_context(|| format!("failed to create StatefulSet {}/{name}", self.name))?;
+        let what = format!("{name}-0 of {}", self.name);
+        wait_until(&what, PATIENCE, async || {
+            Ok(self.pods().get_opt(&format!("{name}-0")).await?.map(drop))
+        })
+        .await
+    }
+
+    /// Creates an echo server on [`PORT`] on a node, labelled `app: NAME`; ready when [`Self::ready`] says so.
+    pub async fn server(&self, name: &str, node: &str) -> Result<()> {
+        let labels = json!({"app": name});
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "spec": pod_spec(node)}))
+                .context("failed to build a Pod")?;
         self.pods()
             .create(&PostParams::default(), &pod)
             .await
@@ -201,6 +216,15 @@ impl TestNamespace {
         step(&format!("  applying to {}", self.name));
         self.lab.apply(&self.name, yaml).await
     }
+}
+
+fn pod_spec(node: &str) -> serde_json::Value {
+    let args = ["serve", "--port", &PORT.to_string()];
+    json!({
+        "nodeName": node,
+        "terminationGracePeriodSeconds": 0,
+        "containers": [{"name": "traffic", "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"}],
+    })
 }
 
 fn is_ready(pod: &Pod) -> bool {

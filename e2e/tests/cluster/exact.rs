@@ -13,40 +13,51 @@ use crate::{WEB_TAKES_FRIENDS, lines, of_client};
 
 /// What a client does in [`admitted_and_refused_clients_leave_exactly_their_records`].
 struct Row {
+    /// The pod's name.
     client: &'static str,
+    /// The StatefulSet that it belongs to, if any.
+    set: Option<&'static str>,
     node: &'static str,
     protocol: Protocol,
     admitted: bool,
 }
 
+/// The server, the pod of the StatefulSet `web`.
+const WEB: &str = "web-0";
+
 /// Both outcomes, within a node and over two, and a protocol that no rule names.
 const ROWS: [Row; 5] = [
     Row {
         client: "friend1",
+        set: None,
         node: "node1",
         protocol: Protocol::Tcp,
         admitted: true,
     },
     Row {
-        client: "friend2",
+        client: "friend2-0",
+        set: Some("friend2"),
         node: "node2",
         protocol: Protocol::Tcp,
         admitted: true,
     },
     Row {
         client: "foe1",
+        set: None,
         node: "node1",
         protocol: Protocol::Tcp,
         admitted: false,
     },
     Row {
         client: "foe2",
+        set: None,
         node: "node2",
         protocol: Protocol::Tcp,
         admitted: false,
     },
     Row {
         client: "foe3",
+        set: None,
         node: "node2",
         protocol: Protocol::Udp,
         admitted: false,
@@ -58,18 +69,21 @@ async fn admitted_and_refused_clients_leave_exactly_their_records() -> Result<()
     with_namespace("exact", async |namespace: &TestNamespace| {
         logging::set(&namespace.lab, true).await?;
         let fences = Fences::create(namespace).await?;
-        namespace.server("web", "node1").await?;
+        namespace.stateful_server("web", "node1").await?;
         for row in &ROWS {
-            namespace.client(row.client, row.node).await?;
+            match row.set {
+                Some(set) => namespace.stateful_server(set, row.node).await?,
+                None => namespace.client(row.client, row.node).await?,
+            }
         }
         fences.ready().await?;
         namespace.apply(WEB_TAKES_FRIENDS).await?;
-        namespace.until_reach("fence-node2", "web", false).await?;
+        namespace.until_reach("fence-node2", WEB, false).await?;
 
         let start = OffsetDateTime::now_utc();
         let mut attempts = Vec::new();
         for row in &ROWS {
-            let attempt = namespace.attempt(row.client, "web", row.protocol).await?;
+            let attempt = namespace.attempt(row.client, WEB, row.protocol).await?;
             ensure!(attempt.ok == row.admitted, "{}: {attempt:?}", row.client);
             ensure!(
                 row.admitted || attempt.timed_out(),
@@ -112,7 +126,7 @@ async fn check_row(
     );
     let record = found[0];
     let connection = &record.connection;
-    let (source, destination) = (namespace.ip(row.client).await?, namespace.ip("web").await?);
+    let (source, destination) = (namespace.ip(row.client).await?, namespace.ip(WEB).await?);
     ensure!(
         connection.src_ip.as_deref() == Some(source.to_string().as_str()),
         "src_ip: {}",
@@ -140,12 +154,12 @@ async fn check_row(
     // A verdict falls where the isolated pod is, wherever the client is.
     ensure!(record.node_name == "node1", "node_name: {}", record.line);
     ensure!(
-        record.src.as_ref() == Some(&pod(namespace, row.client)),
+        record.src.as_ref() == Some(&pod(namespace, row.client, row.set)),
         "src: {}",
         record.line
     );
     ensure!(
-        record.dest.as_ref() == Some(&pod(namespace, "web")),
+        record.dest.as_ref() == Some(&pod(namespace, WEB, Some("web"))),
         "dest: {}",
         record.line
     );
@@ -196,14 +210,14 @@ fn check_verdict(namespace: &TestNamespace, row: &Row, record: &Record) -> Resul
     Ok(())
 }
 
-/// A pod without an owner is its own workload.
-fn pod(namespace: &TestNamespace, name: &str) -> Side {
+/// A pod, and the StatefulSet that it belongs to; a pod on its own has no workload.
+fn pod(namespace: &TestNamespace, name: &str, set: Option<&str>) -> Side {
     Side {
         pod_name: Some(name.to_owned()),
         pod_namespace: Some(namespace.name.clone()),
         namespace: Some(namespace.name.clone()),
-        workload_kind: Some("Pod".to_owned()),
-        workload_name: Some(name.to_owned()),
+        workload_kind: set.map(|_| "StatefulSet".to_owned()),
+        workload_name: set.map(str::to_owned),
         ..Side::default()
     }
 }
