@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::{kube_proxy, logging};
 
-/// The ingress cases that are run, by a part of their names.
+/// The ingress cases that are run. The suite has some again over UDP and over SCTP, which the focus leaves out: SCTP
+/// needs a kernel module that not every machine has.
 const CASES: [&str; 3] = [
     "should support a 'default-deny-ingress' policy",
     "should enforce policy to allow traffic from pods within server namespace based on PodSelector",
@@ -23,7 +24,12 @@ async fn ingress_cases_of_the_upstream_suite_pass() -> Result<()> {
     kube_proxy::start(lab.layout()).await?;
     let focus: Vec<String> = CASES
         .iter()
-        .map(|case| format!("Netpol.*{}", case.replace('\'', ".")))
+        .map(|case| {
+            format!(
+                "Netpol NetworkPolicy between server and client {}",
+                case.replace('\'', ".")
+            )
+        })
         .collect();
     let output = tokio::process::Command::new(lab.layout().bin("e2e.test"))
         .arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()))
