@@ -70,6 +70,8 @@ pub enum Event {
     },
     Node(Arc<str>, Update<NodeInfo>),
     Logging(Update<LoggingSpec>),
+    /// The daemon's configuration does not come from here: this tells only whether the object can be used.
+    Dataplane(Update<()>),
     /// A list is complete; these are the names it had, as in [`super::InvalidObject::name`].
     Listed(Kind, BTreeSet<String>),
 }

@@ -137,6 +137,7 @@ impl Index {
                     Update::Invalid(_) => {}
                 }
             }
+            Event::Dataplane(update) => self.note(Kind::Dataplane, "default", &update),
             Event::Listed(kind, names) => self.listed(kind, &names),
         }
     }

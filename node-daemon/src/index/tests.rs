@@ -152,6 +152,22 @@ fn a_refused_policy_isolates_only_where_nothing_better_is_in_force() {
 }
 
 #[test]
+fn a_bad_dataplane_is_named_until_it_is_mended() {
+    let mut index = index();
+    let before = index.desired().tables;
+    index.apply(Event::Dataplane(Update::Invalid("spec.limits.rules: bad".into())));
+    let invalid: Vec<_> = index.invalid_objects().collect();
+    assert_eq!(invalid.len(), 1);
+    assert_eq!(
+        (invalid[0].kind, invalid[0].name.as_str()),
+        (Kind::Dataplane, "default")
+    );
+    assert_eq!(index.desired().tables, before);
+    index.apply(Event::Dataplane(Update::Set(())));
+    assert_eq!(index.invalid_objects().count(), 0);
+}
+
+#[test]
 fn a_list_removes_what_it_does_not_name() {
     let mut index = index();
     index.apply(Event::Listed(Kind::NetworkPolicy, BTreeSet::new()));

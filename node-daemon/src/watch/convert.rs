@@ -8,7 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use wardline_crds::NetworkLogging;
+use wardline_crds::{Dataplane, NetworkLogging, validate};
 use wardline_policy::model::{ObjectName, Policy};
 
 use super::{ObjectKey, Seen};
@@ -135,6 +135,13 @@ pub(super) fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {
     }))
 }
 
+/// Only whether it can be used: what is in force of it comes with the pod's configuration.
+pub(super) fn dataplane(_key: &ObjectKey, seen: Seen<Dataplane>) -> Event {
+    Event::Dataplane(update(seen, |dataplane| {
+        validate::dataplane(&dataplane.spec).map_err(|error| error.to_string())
+    }))
+}
+
 /// The controlling owner; a ReplicaSet of a Deployment is told as the Deployment, whose name is the ReplicaSet's less
 /// the hash that the pod carries as a label.
 fn workload(metadata: &ObjectMeta) -> Option<Workload> {
@@ -216,6 +223,23 @@ mod tests {
             assert!(cause.contains("spec."), "{cause}");
             let isolated = instead.map(|policy| (policy.ingress.is_some(), policy.egress.is_some()));
             assert_eq!(isolated, expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_dataplane_that_cannot_be_used_is_told_with_its_field() {
+        let key = ObjectKey {
+            namespace: "".into(),
+            name: "default".into(),
+        };
+        for (spec, field) in [("{}", None), (r#"{"limits":{"rules":5}}"#, Some("spec.limits.rules"))] {
+            let object = format!(r#"{{"metadata":{{"name":"default"}},"spec":{spec}}}"#);
+            let event = dataplane(&key, Seen::Here(serde_json::from_str(&object).unwrap()));
+            match (event, field) {
+                (Event::Dataplane(Update::Set(())), None) => {}
+                (Event::Dataplane(Update::Invalid(cause)), Some(field)) => assert!(cause.contains(field), "{cause}"),
+                (event, _) => panic!("{spec}: {event:?}"),
+            }
         }
     }
 

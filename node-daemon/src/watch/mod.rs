@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wardline_crds::NetworkLogging;
+use wardline_crds::{Dataplane, NetworkLogging};
 
 use crate::control::Message;
 use crate::index::{Event, Kind};
@@ -54,6 +54,11 @@ pub fn start(client: &Client, events: &mpsc::Sender<Message>, tasks: &TaskTracke
             .follow::<Node>(Kind::Node, watcher::Config::default(), convert::node),
     );
     let singleton = watcher::Config::default().fields(&format!("metadata.name={}", wardline_crds::SINGLETON_NAME));
+    tasks.spawn(
+        watch
+            .clone()
+            .follow::<Dataplane>(Kind::Dataplane, singleton.clone(), convert::dataplane),
+    );
     tasks.spawn(watch.follow::<NetworkLogging>(Kind::NetworkLogging, singleton, convert::logging));
 }
 
