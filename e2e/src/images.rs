@@ -19,6 +19,9 @@ use crate::progress::step;
 /// No image may be larger, in bytes.
 const LARGEST: u64 = 30 << 20;
 
+/// buildah's configuration, in `target/images`.
+const CONTAINERS_CONF: &str = "containers.conf";
+
 /// The images with a Dockerfile: name, folder of the Dockerfile, package and binary.
 const IMAGES: [(&str, &str, &str); 2] = [
     ("operator", "operator", "wardline-operator"),
@@ -65,6 +68,12 @@ pub struct Built {
 pub fn build(layout: &Layout, options: &Options) -> Result<Vec<Built>> {
     let binaries = build_binaries(layout)?;
     fs::create_dir_all(layout.images()).context("failed to create target/images")?;
+    let networks = layout.images().join("networks");
+    fs::write(
+        layout.images().join(CONTAINERS_CONF),
+        format!("[network]\nnetwork_config_dir = \"{}\"\n", networks.display()),
+    )
+    .context("failed to write the configuration of buildah")?;
     let mut all = Vec::new();
     for (short, folder, binary) in IMAGES {
         let name = format!("{}/{short}:{}", options.prefix, options.version);
@@ -261,6 +270,8 @@ fn program(layout: &Layout, builder: Builder) -> Command {
             command.arg("--storage-driver=vfs");
             command.arg("--root").arg(layout.images().join("buildah"));
             command.arg("--runroot").arg(layout.images().join("buildah-run"));
+            // Or it makes /etc/cni/net.d with a lock file in it, though no build here has a network.
+            command.env("CONTAINERS_CONF", layout.images().join(CONTAINERS_CONF));
             command
         }
     }
