@@ -29,7 +29,7 @@ pub(crate) struct Context {
     pub(crate) applied: Mutex<Option<Applied>>,
     /// Failures in a row, by kind and name.
     failures: Mutex<HashMap<String, u32>>,
-    /// What was last said of an object that does not decode, by kind and uid.
+    /// What was last said of an object that does not decode, by kind and name.
     complaints: Mutex<HashMap<String, String>>,
 }
 
@@ -60,7 +60,14 @@ impl Context {
         wait
     }
 
+    /// The object can be used: what was wrong with it is news again when it comes back.
     pub(crate) fn succeeded(&self, key: &str) {
+        lock(&self.failures).remove(key);
+        lock(&self.complaints).remove(key);
+    }
+
+    /// The object was looked at, and cannot be used.
+    pub(crate) fn refused(&self, key: &str) {
         lock(&self.failures).remove(key);
     }
 

@@ -110,8 +110,11 @@ where
     context
         .metrics
         .reconciled(&kind, label, started.elapsed().as_secs_f64());
-    result.map(|_| {
-        context.succeeded(&key);
+    result.map(|done| {
+        match done {
+            Done::Ok => context.succeeded(&key),
+            Done::Refused => context.refused(&key),
+        }
         Action::requeue(RESYNC)
     })
 }

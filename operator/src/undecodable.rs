@@ -42,8 +42,8 @@ where
     let Some(cause) = cause::<K>(&found) else { return Ok(()) };
     let message = format!("failed to decode {kind} {name}: {cause}; what was in force stays in force");
 
-    let key = format!("{kind}/{}", invalid.metadata.uid.as_deref().unwrap_or(&name));
-    if context.first_time(&key, &message) {
+    let complaint = format!("{} {message}", invalid.metadata.uid.as_deref().unwrap_or_default());
+    if context.first_time(&format!("{kind}/{name}"), &complaint) {
         tracing::warn!(kind = %kind, name, cause, "object does not decode");
         let reference = ObjectReference {
             api_version: Some(K::api_version(&()).into_owned()),

@@ -220,6 +220,10 @@ async fn an_object_that_does_not_decode_is_told_once_and_touches_nothing() {
             assert_eq!(summaries, ["GET dataplanes/default", "PATCH default/status"]);
         }
     }
+    // Mended, and broken again in the same way.
+    context.succeeded("Dataplane/default");
+    reconcile(dataplane(&spec, &Value::Null), context).await.unwrap();
+    assert_eq!(api.summaries()[1], "EVENT InvalidDataplane");
 }
 
 #[tokio::test]
