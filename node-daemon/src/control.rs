@@ -62,6 +62,8 @@ pub struct Control {
     metrics: Arc<Metrics>,
     kept_limits: Vec<KeptLimit>,
     refused: Option<Instant>,
+    /// Some pod is not guarded yet.
+    has_unmanaged: bool,
     tidied: Instant,
     looked: Instant,
 }
@@ -84,6 +86,7 @@ impl Control {
                 metrics,
                 kept_limits,
                 refused: None,
+                has_unmanaged: false,
                 tidied: Instant::now(),
                 looked: Instant::now(),
             },
@@ -101,6 +104,9 @@ impl Control {
         mut messages: mpsc::Receiver<Message>,
         cancel: &CancellationToken,
     ) -> std::io::Result<()> {
+        for (index, pod, uid) in self.datapath.inherited() {
+            self.index.inherit(index, pod, uid);
+        }
         self.index.set_interfaces(interfaces::scan()?);
         loop {
             let batch = runtime
@@ -110,7 +116,7 @@ impl Control {
             match batch {
                 Batch::Closed => return Ok(()),
                 Batch::Idle => self.tidy(),
-                Batch::Messages(batch) => self.take_in(batch)?,
+                Batch::Messages(batch) => self.take_in(batch),
             }
             if self.tidied.elapsed() >= BUSY {
                 self.tidy();
@@ -118,7 +124,15 @@ impl Control {
         }
     }
 
-    fn take_in(&mut self, batch: Vec<Message>) -> std::io::Result<()> {
+    /// Reads the node's interfaces; what was known of them stays where that fails.
+    fn scan(&mut self) {
+        match interfaces::scan() {
+            Ok(found) => self.index.set_interfaces(found),
+            Err(error) => tracing::warn!(%error, "failed to read the node's interfaces; trying again"),
+        }
+    }
+
+    fn take_in(&mut self, batch: Vec<Message>) {
         let began = Instant::now();
         let mut interfaces_changed = false;
         for message in batch {
@@ -128,27 +142,28 @@ impl Control {
             }
         }
         if interfaces_changed {
-            self.index.set_interfaces(interfaces::scan()?);
+            self.scan();
         }
         if !self.index.is_synced() {
-            return Ok(());
+            return;
         }
         self.names.apply_moves(self.index.take_moves());
         let mut desired = self.index.desired();
         if !desired.unmanaged.is_empty() && !interfaces_changed {
             // The address inside a pod's namespace tells nobody outside when it is set.
-            self.index.set_interfaces(interfaces::scan()?);
+            self.scan();
             desired = self.index.desired();
         }
         self.apply(&desired);
         self.metrics.observe_apply(began.elapsed());
-        Ok(())
     }
 
     fn apply(&mut self, desired: &Desired) {
         let index = &self.index;
         let result = self.datapath.apply(desired, |pod| pod_name(index, pod));
         self.refused = result.is_err().then(Instant::now);
+        self.has_unmanaged =
+            !desired.unmanaged.is_empty() || result.as_ref().is_ok_and(|applied| !applied.failed.is_empty());
         if let Err(error) = &result {
             tracing::error!(%error, "a change was refused; what was in force stays");
         }
@@ -194,8 +209,11 @@ impl Control {
     /// What is off the way from a change to its being in force.
     fn tidy(&mut self) {
         self.tidied = Instant::now();
-        if self.refused.is_some_and(|since| since.elapsed() >= RETRY) {
-            self.apply(&self.index.desired());
+        let waits = self.refused.is_some_and(|since| since.elapsed() >= RETRY) || self.has_unmanaged;
+        if waits && self.index.is_synced() {
+            self.scan();
+            let desired = self.index.desired();
+            self.apply(&desired);
         }
         if let Err(error) = self.datapath.collect_garbage() {
             tracing::warn!(%error, "failed to tidy the kernel's tables; trying again");

@@ -102,12 +102,17 @@ impl Accounts {
         self.generation_cell().load(Ordering::Acquire)
     }
 
-    /// Begins the next generation. When it returns, the one before no longer changes.
-    pub fn flip(&self) -> io::Result<u32> {
+    /// Begins the next generation and returns the one before, which packets that are under way may still change:
+    /// [`Accounts::settle`] waits for them.
+    pub fn flip(&self) -> u32 {
         let closed = self.generation();
         self.generation_cell().store(closed.wrapping_add(1), Ordering::Release);
-        wait_for_programs()?;
-        Ok(closed)
+        closed
+    }
+
+    /// When it returns, generations before the one in use no longer change.
+    pub fn settle(&self) -> io::Result<()> {
+        wait_for_programs()
     }
 
     /// Verdicts of `generation` that ask for a record, by direction and verdict.
@@ -150,12 +155,11 @@ impl Accounts {
         for (slot, share) in self.shares(generation)? {
             closed.overflow[slot as usize % DIRECTIONS] += share.overflow;
         }
-        closed.denies = self
-            .denies
-            .entries()?
-            .into_iter()
-            .filter(|(key, _)| key.generation == generation)
-            .collect();
+        self.denies.for_each(|key, entry| {
+            if key.generation == generation {
+                closed.denies.push((key, entry));
+            }
+        })?;
         closed
             .denies
             .sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
@@ -182,12 +186,13 @@ impl Accounts {
 
     /// Slots whose share of `generation` was used.
     fn shares(&self, generation: u32) -> Result<Vec<(u32, DenyShare)>, MapError> {
-        let entries = self.shares.entries()?;
-        let of_generation = entries.into_iter().filter(|(index, _)| index & 1 == generation & 1);
-        Ok(of_generation
-            .filter(|(_, share)| *share != DenyShare::default())
-            .map(|(index, share)| (index / 2, share))
-            .collect())
+        let mut used = Vec::new();
+        self.shares.for_each(|index, share| {
+            if index & 1 == generation & 1 && share != DenyShare::default() {
+                used.push((index / 2, share));
+            }
+        })?;
+        Ok(used)
     }
 
     fn generation_cell(&self) -> &std::sync::atomic::AtomicU32 {

@@ -128,6 +128,8 @@ impl Attacher {
             }
             detach(link);
         }
+        // One that cannot be opened would be in the way of the new one.
+        let _ = fs::remove_file(&path);
         let mut link = attach_tcx(program, ifindex).map_err(|error| fail("attach", &error))?;
         link.pin(&path).map_err(|error| fail("pin", &error))?;
         Ok(link)

@@ -9,6 +9,9 @@ use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey};
 
 use super::map::{MapError, TypedMap};
 
+/// Uids of the endpoints there are; None until the first policy was applied.
+pub(super) type LiveEndpoints = Arc<RwLock<Option<HashSet<u32>>>>;
+
 /// What a sweep found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
@@ -19,8 +22,7 @@ pub struct Swept {
 #[derive(Debug)]
 pub struct ConntrackSweeper {
     map: TypedMap<ConntrackKey, ConntrackEntry>,
-    /// Uids of the endpoints there are; empty until the first policy was applied.
-    live: Arc<RwLock<HashSet<u32>>>,
+    live: LiveEndpoints,
     timeouts: Timeouts,
 }
 
@@ -37,11 +39,7 @@ pub(super) struct Timeouts {
 }
 
 impl ConntrackSweeper {
-    pub(super) fn new(
-        handle: MapHandle,
-        live: Arc<RwLock<HashSet<u32>>>,
-        timeouts: Timeouts,
-    ) -> Result<Self, MapError> {
+    pub(super) fn new(handle: MapHandle, live: LiveEndpoints, timeouts: Timeouts) -> Result<Self, MapError> {
         Ok(Self {
             map: TypedMap::new(handle)?,
             live,
@@ -52,21 +50,38 @@ impl ConntrackSweeper {
     /// Reads the whole table once. A packet may refresh an entry between the reading and the deletion; its flow is
     /// then judged once more, as one in mid-stream.
     pub fn sweep(&self, now_ns: u64) -> Result<Swept, MapError> {
-        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).clone();
         let tick = now_ns >> abi::TICK_SHIFT;
-        let entries = self.map.entries()?;
-        let mut swept = Swept {
-            entries: entries.len(),
-            deleted: 0,
-        };
-        for (key, entry) in &entries {
-            let is_gone = !live.is_empty() && !live.contains(&key.endpoint);
-            if is_gone || self.is_expired(key, entry, tick) {
-                self.map.delete(key)?;
-                swept.deleted += 1;
+        let (mut entries, mut stale) = (0, Vec::new());
+        let mut owners = HashSet::new();
+        self.map.for_each(|key, entry| {
+            entries += 1;
+            owners.insert(key.endpoint);
+            if self.is_expired(&key, &entry, tick) {
+                stale.push(key);
             }
+        })?;
+        stale.iter().try_for_each(|key| self.map.delete(key))?;
+        let deleted = stale.len() + self.sweep_gone(&owners)?;
+        Ok(Swept { entries, deleted })
+    }
+
+    /// Entries of endpoints that are gone. Who is live is asked after the table was read: an endpoint is made known
+    /// before its first packet.
+    fn sweep_gone(&self, owners: &HashSet<u32>) -> Result<usize, MapError> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(live) = live else { return Ok(0) };
+        let gone: HashSet<u32> = owners.difference(&live).copied().collect();
+        if gone.is_empty() {
+            return Ok(0);
         }
-        Ok(swept)
+        let mut stale = Vec::new();
+        self.map.for_each(|key, _| {
+            if gone.contains(&key.endpoint) {
+                stale.push(key);
+            }
+        })?;
+        stale.iter().try_for_each(|key| self.map.delete(key))?;
+        Ok(stale.len())
     }
 
     fn is_expired(&self, key: &ConntrackKey, entry: &ConntrackEntry, tick: u64) -> bool {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pods at their interfaces, as the kernel knows them: entry, slots and programs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use wardline_bpf::PolicyWord;
 use wardline_bpf::abi::{self, Address};
-use wardline_policy::model::Direction;
+use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::tables::TableKey;
 
 use super::attach::{AttachError, Attached, Attacher};
@@ -23,8 +23,16 @@ pub(super) struct Managed {
     pub(super) spec: EndpointSpec,
     pub(super) uid: u32,
     pub(super) slot: u32,
-    pub(super) tables: [Option<TableKey>; 2],
     pub(super) attached: Attached,
+}
+
+/// What the words of all endpoints name, those among them that this life does not manage.
+#[derive(Clone, Debug, Default)]
+pub(super) struct InForce {
+    pub(super) tables: HashSet<u32>,
+    /// Of the peer maps.
+    pub(super) generations: HashSet<u32>,
+    pub(super) uids: HashSet<u32>,
 }
 
 /// One slot's policy in terms of the word's fields; 0 is no table.
@@ -129,19 +137,13 @@ impl Endpoints {
             }
         };
         self.slots_in_use.insert(endpoint.slot);
-        let NewEndpoint {
-            spec,
-            uid,
-            slot,
-            tables,
-        } = endpoint;
+        let NewEndpoint { spec, uid, slot, .. } = endpoint;
         self.managed.insert(
             ifindex,
             Managed {
                 spec,
                 uid,
                 slot,
-                tables,
                 attached,
             },
         );
@@ -171,7 +173,7 @@ impl Endpoints {
         self.entries.delete(ifindex)
     }
 
-    pub(super) fn word(&self, slot: u32) -> PolicyWord {
+    fn word(&self, slot: u32) -> PolicyWord {
         PolicyWord::unpack(self.words.u64(slot as usize * 8).load(Ordering::Relaxed))
     }
 
@@ -191,12 +193,51 @@ impl Endpoints {
         self.words.u64(slot as usize * 8).store(word, Ordering::Release);
     }
 
+    pub(super) fn slot_policy(&self, slot: u32) -> SlotPolicy {
+        let word = self.word(slot);
+        SlotPolicy {
+            table: word.table,
+            peers: word.peers,
+            cidrs: word.cidrs,
+        }
+    }
+
+    /// Read from the kernel: it alone knows.
+    pub(super) fn in_force(&self) -> Result<InForce, MapError> {
+        let mut in_force = InForce::default();
+        self.entries.hash.for_each(|_, entry| {
+            in_force.uids.insert(entry.uid);
+            for direction in Direction::ALL {
+                let word = self.word(slot_of(entry.slot, direction));
+                if word.table != 0 {
+                    in_force.tables.insert(word.table);
+                    in_force.generations.insert(word.peers);
+                }
+            }
+        })?;
+        Ok(in_force)
+    }
+
+    /// Who the kernel has entries for, as far as the journal knows them.
+    pub(super) fn inherited_pods(&self, names: &Names) -> Vec<(u32, ObjectName, Arc<str>)> {
+        let mut pods = Vec::new();
+        let found = self.entries.hash.for_each(|ifindex, entry| {
+            if let Some(name) = names.endpoint(entry.uid) {
+                pods.push((ifindex, name.name.pod.clone(), Arc::clone(&name.pod_uid)));
+            }
+        });
+        if let Err(error) = found {
+            tracing::warn!(%error, "failed to read the endpoints of an earlier life");
+        }
+        pods
+    }
+
     pub(super) fn uids(&self) -> impl Iterator<Item = u32> + '_ {
         self.managed.values().map(|managed| managed.uid)
     }
 }
 
-/// An endpoint about to be put in force.
+/// An endpoint about to be put in force, and the tables that its slots are given before.
 #[derive(Debug)]
 pub(super) struct NewEndpoint {
     pub(super) spec: EndpointSpec,

@@ -81,13 +81,14 @@ impl Ids {
         self.tables_in_use.remove(&id);
     }
 
-    /// A generation of the peer maps; the one before is swept before the next is begun.
-    pub(super) fn next_peers(&mut self) -> u32 {
-        self.counters.peers = (self.counters.peers + 1) & ((1 << abi::WORD_PEERS_BITS) - 1);
-        if self.counters.peers == 0 {
-            self.counters.peers = 1;
+    /// A generation of the peer maps. They come round soon, so those that may still be there are passed over.
+    pub(super) fn next_peers(&mut self, is_used: impl Fn(u32) -> bool) -> u32 {
+        loop {
+            self.counters.peers = (self.counters.peers + 1) & ((1 << abi::WORD_PEERS_BITS) - 1);
+            if self.counters.peers != 0 && !is_used(self.counters.peers) {
+                return self.counters.peers;
+            }
         }
-        self.counters.peers
     }
 
     /// Must be called before ids that were given out are used.

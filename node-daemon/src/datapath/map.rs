@@ -2,7 +2,9 @@
 //! A BPF map with types: keys and values are the ABI's, so that a size can never be wrong.
 
 use std::marker::PhantomData;
+use std::os::fd::AsFd;
 
+use super::batch;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
@@ -13,6 +15,16 @@ pub struct MapError {
     action: &'static str,
     map: String,
     source: libbpf_rs::Error,
+}
+
+impl MapError {
+    /// Whether the map, or memory, had no room.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            libbpf_rs::ErrorKind::TooBig | libbpf_rs::ErrorKind::OutOfMemory
+        )
+    }
 }
 
 /// A hash, LPM trie or array.
@@ -74,20 +86,14 @@ where
             .collect()
     }
 
-    /// All entries of a hash, read in batches.
-    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, MapError> {
-        const BATCH: u32 = 4096;
-        let mut entries = Vec::new();
-        let batches = self
-            .handle
-            .lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY)
-            .map_err(|error| self.error("read", error))?;
-        for (key, value) in batches {
-            if let (Ok(key), Ok(value)) = (K::read_from_bytes(&key), V::read_from_bytes(&value)) {
-                entries.push((key, value));
+    /// Calls `each` with every entry of a hash or an array.
+    pub(super) fn for_each(&self, mut each: impl FnMut(K, V)) -> Result<(), MapError> {
+        batch::read(self.handle.as_fd(), size_of::<K>(), size_of::<V>(), |key, value| {
+            if let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value)) {
+                each(key, value);
             }
-        }
-        Ok(entries)
+        })
+        .map_err(|error| self.error("read", error.into()))
     }
 
     fn error(&self, action: &'static str, source: libbpf_rs::Error) -> MapError {

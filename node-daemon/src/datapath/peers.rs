@@ -49,6 +49,10 @@ impl Peers {
         Self { exact, cidrs }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.exact.len() + self.cidrs.len()
+    }
+
     /// The classes that some address can have.
     pub(super) fn classes(&self) -> HashSet<u32> {
         self.exact
@@ -135,18 +139,15 @@ impl PeerMaps {
         Ok(())
     }
 
-    /// Deletes what belongs to another generation than `id`.
-    pub(super) fn sweep(&self, id: u32) -> Result<(), MapError> {
-        self.exact
-            .keys()
-            .iter()
-            .filter(|key| key.peers != id)
-            .try_for_each(|key| self.exact.delete(key))?;
-        self.cidrs
-            .keys()
-            .iter()
-            .filter(|key| key.peers != id)
-            .try_for_each(|key| self.cidrs.delete(key))
+    /// Deletes what belongs to none of the generations `keep`.
+    pub(super) fn sweep(&self, keep: &HashSet<u32>) -> Result<(), MapError> {
+        for key in self.exact.keys().iter().filter(|key| !keep.contains(&key.peers)) {
+            self.exact.delete(key)?;
+        }
+        for key in self.cidrs.keys().iter().filter(|key| !keep.contains(&key.peers)) {
+            self.cidrs.delete(key)?;
+        }
+        Ok(())
     }
 }
 

@@ -40,8 +40,10 @@ const DENY: usize = AbiVerdict::Deny as usize;
 pub enum LogError {
     #[error("failed to write policy log: {0}")]
     Write(io::Error),
-    #[error("failed to begin a new generation: {0}")]
-    Flip(io::Error),
+    #[error("failed to wait for packet programs: {0}")]
+    Settle(io::Error),
+    #[error("failed to map the ring of events: {0}")]
+    Ring(io::Error),
     #[error("failed to read clock: {0}")]
     Clock(nix::Error),
     #[error(transparent)]
@@ -85,7 +87,7 @@ impl PolicyLog {
         aggregation: Duration,
     ) -> Result<Self, LogError> {
         let (fd, size) = accounts.ring();
-        let ring = Ring::new(fd, size).map_err(LogError::Flip)?;
+        let ring = Ring::new(fd, size).map_err(LogError::Ring)?;
         let ledger = accounts.ledger()?;
         if ledger.ring_position > ring.position() {
             ring.advance(ledger.ring_position);
@@ -163,12 +165,18 @@ impl PolicyLog {
                 }
             });
         self.file.append(buffer).map_err(LogError::Write)?;
+        // Should the ledger fail, the batch is counted again and not written again.
+        written.ring = Some(end);
+        let mut next = *ledger;
         for direction in 0..2 {
-            ledger.written[direction][ALLOW] += counts[direction];
+            next.written[direction][ALLOW] += counts[direction];
+        }
+        next.ring_position = end;
+        accounts.store_ledger(&next)?;
+        *ledger = next;
+        for direction in 0..2 {
             ahead[direction] += ahead_counts[direction];
         }
-        ledger.ring_position = end;
-        accounts.store_ledger(ledger)?;
         self.ring.advance(end);
         Ok(events == BATCH)
     }
@@ -207,7 +215,7 @@ impl PolicyLog {
         if let Some(pending) = self.pending {
             self.write_closed(pending)?;
         }
-        let closed = self.accounts.flip().map_err(LogError::Flip)?;
+        let closed = self.accounts.flip();
         self.pending = Some(closed);
         self.first_due = None;
         // Whatever was read so far is of the closed generation or of one before it.
@@ -220,6 +228,7 @@ impl PolicyLog {
     }
 
     fn write_closed(&mut self, generation: u32) -> Result<(), LogError> {
+        self.accounts.settle().map_err(LogError::Settle)?;
         let end = self.ring.end();
         while self.ring.position() < end {
             self.drain()?;

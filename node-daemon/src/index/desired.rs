@@ -9,7 +9,7 @@ use wardline_policy::compile::compile;
 use wardline_policy::model::ObjectName;
 use wardline_policy::tables::Tables;
 
-use super::{Index, Logged, PodInfo};
+use super::{Index, Logged};
 use crate::interfaces::Veth;
 
 /// One node's desired state.
@@ -30,7 +30,7 @@ pub struct Desired {
 pub struct EndpointSpec {
     pub pod: ObjectName,
     pub pod_uid: Arc<str>,
-    /// Those that both the interface and the pod's status have.
+    /// Of the pod's status.
     pub addresses: Vec<IpAddr>,
     /// Its Namespace asks for deny records where that is delegated.
     pub log_denies: bool,
@@ -47,23 +47,8 @@ const NO_INTERFACE: &str = "no host-side veth has its address";
 const SEVERAL_INTERFACES: &str = "several host-side veths have its address";
 
 impl Index {
-    pub fn desired(&self) -> Desired {
-        let mut endpoints = BTreeMap::new();
-        let mut unmanaged = BTreeMap::new();
-        for (name, info) in self.pods.iter().filter(|(_, info)| info.node == self.node) {
-            if info.addresses().is_empty() {
-                continue;
-            }
-            match self.endpoint(name, info) {
-                Ok((index, spec)) => _ = endpoints.insert(index, spec),
-                Err(cause) => _ = unmanaged.insert(name.clone(), cause),
-            }
-        }
-        for spec in self.departed.values() {
-            if let Ok(index) = self.interface_of(&spec.addresses) {
-                endpoints.entry(index).or_insert_with(|| spec.clone());
-            }
-        }
+    pub fn desired(&mut self) -> Desired {
+        let unmanaged = self.bind_pods();
         let log_modes = self.logging.map_or(
             LogModes {
                 allow: Logged::Off,
@@ -76,39 +61,54 @@ impl Index {
         );
         Desired {
             tables: compile(&self.objects, &self.node),
-            endpoints,
+            endpoints: self.bound.clone(),
             unmanaged,
             log_modes,
             local: self.interfaces.local.clone(),
         }
     }
 
-    /// The pod at its interface, or why there is none.
-    pub(super) fn endpoint(&self, name: &ObjectName, info: &PodInfo) -> Result<(u32, EndpointSpec), &'static str> {
-        let index = self.interface_of(info.addresses())?;
-        let veth = &self.interfaces.veths[&index];
-        let spec = EndpointSpec {
-            pod: name.clone(),
-            pod_uid: Arc::clone(&info.uid),
-            addresses: info
-                .addresses()
-                .iter()
-                .filter(|ip| veth.addresses.contains(ip))
-                .copied()
-                .collect(),
-            log_denies: self.log_denies.contains(&name.namespace),
-        };
-        Ok((index, spec))
+    /// Finds the interfaces of pods that have none yet, and brings what is known of the others up to date. Returns the
+    /// pods without one, and why.
+    ///
+    /// A pod keeps the interface that it was found at until that is gone: what addresses a pod gives itself later, or
+    /// takes away, moves neither its own programs nor another pod's.
+    fn bind_pods(&mut self) -> BTreeMap<ObjectName, &'static str> {
+        let mut unmanaged = BTreeMap::new();
+        let at: BTreeMap<(ObjectName, Arc<str>), u32> = self
+            .bound
+            .iter()
+            .map(|(i, spec)| ((spec.pod.clone(), Arc::clone(&spec.pod_uid)), *i))
+            .collect();
+        let local = self
+            .pods
+            .iter()
+            .filter(|(_, info)| info.node == self.node && !info.addresses().is_empty());
+        for (name, info) in local {
+            let spec = EndpointSpec {
+                pod: name.clone(),
+                pod_uid: Arc::clone(&info.uid),
+                addresses: info.addresses().to_vec(),
+                log_denies: self.log_denies.contains(&name.namespace),
+            };
+            let bound = at.get(&(name.clone(), Arc::clone(&info.uid))).copied();
+            match bound.map_or_else(|| self.free_interface(info.addresses()), Ok) {
+                Ok(index) => _ = self.bound.insert(index, spec),
+                Err(cause) => _ = unmanaged.insert(name.clone(), cause),
+            }
+        }
+        unmanaged
     }
 
-    fn interface_of(&self, addresses: &[IpAddr]) -> Result<u32, &'static str> {
+    /// The interface with one of the addresses that is nobody's yet.
+    fn free_interface(&self, addresses: &[IpAddr]) -> Result<u32, &'static str> {
         let has_one = |veth: &Veth| addresses.iter().any(|ip| veth.addresses.contains(ip));
-        let mut found = self
+        let free = self
             .interfaces
             .veths
             .iter()
-            .filter(|(_, veth)| has_one(veth))
-            .map(|(index, _)| *index);
+            .filter(|(index, _)| !self.bound.contains_key(index));
+        let mut found = free.filter(|(_, veth)| has_one(veth)).map(|(index, _)| *index);
         match (found.next(), found.next()) {
             (Some(index), None) => Ok(index),
             (None, _) => Err(NO_INTERFACE),

@@ -37,8 +37,9 @@ pub struct Index {
     logging: Option<LoggingSpec>,
     invalid: BTreeMap<(Kind, String), String>,
     interfaces: Interfaces,
-    /// Pods of this node that ended while their interface is still there: it stays guarded by what selected them.
-    departed: BTreeMap<ObjectName, EndpointSpec>,
+    /// By ifindex: the pods of this node at their interfaces, those that ended while the interface is still there
+    /// among them.
+    bound: BTreeMap<u32, EndpointSpec>,
     /// Who came to addresses and left them since they were taken last.
     moves: Vec<Move>,
     synced: BTreeSet<Kind>,
@@ -77,23 +78,31 @@ impl Index {
     pub fn set_interfaces(&mut self, interfaces: Interfaces) {
         self.interfaces = interfaces;
         let Self {
-            departed,
+            bound,
             interfaces,
             pods,
             objects,
             ..
         } = self;
-        departed.retain(|name, spec| {
-            let is_there = interfaces
-                .veths
-                .values()
-                .any(|veth| spec.addresses.iter().any(|ip| veth.addresses.contains(ip)));
+        bound.retain(|index, spec| {
+            let is_there = interfaces.veths.contains_key(index);
             // Kept without addresses for its labels alone; a successor of the same name has taken its place.
-            if !is_there && pods.get(name).is_none_or(|pod| pod.policy.is_none()) {
-                objects.pods.remove(name);
+            if !is_there && pods.get(&spec.pod).is_none_or(|pod| pod.policy.is_none()) {
+                objects.pods.remove(&spec.pod);
             }
             is_there
         });
+    }
+
+    /// A pod that an earlier life of the daemon managed at an interface.
+    pub fn inherit(&mut self, index: u32, pod: ObjectName, pod_uid: Arc<str>) {
+        let spec = EndpointSpec {
+            pod,
+            pod_uid,
+            addresses: Vec::new(),
+            log_denies: false,
+        };
+        self.bound.insert(index, spec);
     }
 
     /// Takes one event in. An object that does not decode or convert leaves its last good version in force.
@@ -240,17 +249,19 @@ impl Index {
     /// A pod takes part no more. While its interface is there, what selected it goes on guarding it; as a peer it is
     /// gone at once.
     fn depart(&mut self, name: &ObjectName) {
-        let spec = self.pods.get(name).and_then(|info| self.endpoint(name, info).ok());
-        match (spec, self.objects.pods.get(name)) {
-            (Some((_, spec)), Some(pod)) => {
+        let uid = self.pods.get(name).map(|info| &info.uid);
+        let is_bound = self
+            .bound
+            .values()
+            .any(|spec| spec.pod == *name && Some(&spec.pod_uid) == uid);
+        match self.objects.pods.get(name) {
+            Some(pod) if is_bound => {
                 let label_only = Pod {
                     addresses: Vec::new(),
                     ..Pod::clone(pod)
                 };
                 self.objects.pods.insert(name.clone(), Arc::new(label_only));
-                self.departed.insert(name.clone(), spec);
             }
-            _ if self.departed.contains_key(name) => {}
             _ => _ = self.objects.pods.remove(name),
         }
     }

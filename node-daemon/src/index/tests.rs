@@ -85,6 +85,7 @@ fn a_pod_meets_its_interface() {
 #[test]
 fn a_pod_that_is_gone_stays_guarded_while_its_interface_is_there() {
     let mut index = index();
+    index.desired();
     index.apply(Event::Pod(name("web"), Update::Gone));
     let desired = index.desired();
     assert_eq!(desired.endpoints[&7].pod_uid, "u1".into());
@@ -96,8 +97,49 @@ fn a_pod_that_is_gone_stays_guarded_while_its_interface_is_there() {
 }
 
 #[test]
+fn a_pod_cannot_give_itself_or_others_another_interface() {
+    let mut index = index();
+    index.apply(Event::Pod(
+        name("victim"),
+        Update::Set(pod("u2", "node1", "10.0.0.2", "web")),
+    ));
+    assert_eq!(index.desired().endpoints.len(), 2);
+    // web, at 7, moves its own address away and takes the victim's.
+    index.set_interfaces(veths(&[(7, "10.0.0.2"), (8, "10.0.0.2")]));
+    let desired = index.desired();
+    assert_eq!(desired.endpoints[&7].pod, name("web"));
+    assert_eq!(desired.endpoints[&7].addresses, [address("10.0.0.1")]);
+    assert_eq!(desired.endpoints[&8].pod, name("victim"));
+    assert!(desired.unmanaged.is_empty());
+    // Nor does it catch a pod that comes later.
+    index.set_interfaces(veths(&[(7, "10.0.0.3"), (8, "10.0.0.2"), (9, "10.0.0.3")]));
+    index.apply(Event::Pod(
+        name("late"),
+        Update::Set(pod("u3", "node1", "10.0.0.3", "web")),
+    ));
+    assert_eq!(index.desired().endpoints[&9].pod, name("late"));
+}
+
+#[test]
+fn what_an_earlier_life_managed_is_known_by_its_interface() {
+    let mut index = Index::new("node1");
+    index.inherit(7, name("web"), "u1".into());
+    index.inherit(6, name("gone"), "u0".into());
+    index.set_interfaces(veths(&[(7, "10.9.9.9"), (8, "10.0.0.1")]));
+    index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
+    index.apply(Event::Pod(
+        name("web"),
+        Update::Set(pod("u1", "node1", "10.0.0.1", "web")),
+    ));
+    let desired = index.desired();
+    assert_eq!(desired.endpoints.keys().copied().collect::<Vec<_>>(), [7]);
+    assert_eq!(desired.endpoints[&7].addresses, [address("10.0.0.1")]);
+}
+
+#[test]
 fn a_successor_of_the_same_name_is_another_endpoint() {
     let mut index = index();
+    index.desired();
     index.apply(Event::Pod(
         name("web"),
         Update::Set(pod("u9", "node1", "10.0.0.2", "web")),

@@ -24,7 +24,7 @@ use self::netlink::Netlink;
 /// What a scan of the node found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interfaces {
-    /// By ifindex: the veths whose other end is in another namespace and has addresses there.
+    /// By ifindex: the veths whose other end is in another namespace.
     pub veths: BTreeMap<u32, Veth>,
     /// The node's own addresses, on whatever interface.
     pub local: BTreeSet<IpAddr>,
@@ -33,16 +33,23 @@ pub struct Interfaces {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Veth {
     pub name: String,
-    /// Of the other end, link-local ones left out.
+    /// Of the other end, link-local ones left out. A pod that may change its addresses can have any here.
     pub addresses: BTreeSet<IpAddr>,
 }
 
 /// Reads the interfaces of the namespace that the process is in.
 pub fn scan() -> io::Result<Interfaces> {
     let mut netlink = Netlink::open()?;
-    let ends = veth_ends(&mut netlink)?;
-    let local = addresses(&mut netlink, None)?
+    let links = links(&mut netlink)?;
+    let ends: Vec<VethEnd> = links.iter().filter_map(veth_end).collect();
+    let ipvs = links
+        .iter()
+        .find(|link| is_named(link, IPVS))
+        .map(|link| link.header.index);
+    let own = addresses(&mut netlink, None)?;
+    let local = own
         .into_iter()
+        .filter(|(index, _)| Some(*index) != ipvs)
         .map(|(_, address)| address)
         .collect();
 
@@ -53,19 +60,19 @@ pub fn scan() -> io::Result<Interfaces> {
     }
     let veths = ends
         .into_iter()
-        .filter_map(|end| {
-            let addresses: BTreeSet<IpAddr> = by_namespace[&end.namespace]
+        .map(|end| {
+            let addresses = by_namespace[&end.namespace]
                 .iter()
                 .filter(|(index, address)| *index == end.peer && !is_link_local(address))
                 .map(|(_, address)| *address)
                 .collect();
-            (!addresses.is_empty()).then_some((
+            (
                 end.index,
                 Veth {
                     name: end.name,
                     addresses,
                 },
-            ))
+            )
         })
         .collect();
     Ok(Interfaces { veths, local })
@@ -88,15 +95,22 @@ struct VethEnd {
     namespace: i32,
 }
 
-fn veth_ends(netlink: &mut Netlink) -> io::Result<Vec<VethEnd>> {
+/// kube-proxy's, in IPVS mode: it holds every Service address, and none of them is the node.
+const IPVS: &str = "kube-ipvs0";
+
+fn links(netlink: &mut Netlink) -> io::Result<Vec<LinkMessage>> {
     let answers = netlink.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    Ok(answers
-        .into_iter()
-        .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewLink(link) => veth_end(&link),
-            _ => None,
-        })
-        .collect())
+    let link = |answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(link),
+        _ => None,
+    };
+    Ok(answers.into_iter().filter_map(link).collect())
+}
+
+fn is_named(link: &LinkMessage, name: &str) -> bool {
+    link.attributes
+        .iter()
+        .any(|attribute| matches!(attribute, LinkAttribute::IfName(found) if found == name))
 }
 
 /// None for what is no veth, or whose other end is in the same namespace.

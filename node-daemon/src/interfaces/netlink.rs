@@ -3,10 +3,13 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+
+/// How often a dump is tried.
+const ATTEMPTS: usize = 5;
 
 /// A rtnetlink socket of the network namespace that the process is in.
 pub(super) struct Netlink {
@@ -44,8 +47,21 @@ impl Netlink {
         }
     }
 
-    /// All answers to one dump request.
+    /// All answers to one dump request, asked again when something changed in the middle of them.
     pub(super) fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..ATTEMPTS {
+            let (answers, is_whole) = self.dump_once(request.clone())?;
+            if is_whole {
+                return Ok(answers);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "interfaces change faster than they can be read",
+        ))
+    }
+
+    fn dump_once(&mut self, request: RouteNetlinkMessage) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
         self.sequence += 1;
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -56,7 +72,7 @@ impl Netlink {
         message.serialize(&mut buffer);
         self.socket.send(&buffer, 0)?;
 
-        let mut answers = Vec::new();
+        let (mut answers, mut is_whole) = (Vec::new(), true);
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut rest = &datagram[..];
@@ -68,12 +84,14 @@ impl Netlink {
                     return Err(io::Error::other("a netlink message of length 0"));
                 }
                 rest = &rest[length..];
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Done(_) => return Ok((answers, is_whole)),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    NetlinkPayload::InnerMessage(inner) if message.header.sequence_number == self.sequence => {
-                        answers.push(inner);
-                    }
+                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
                     _ => {}
                 }
             }
