@@ -61,9 +61,8 @@ pub struct Control {
     state: watch::Sender<NodeState>,
     metrics: Arc<Metrics>,
     kept_limits: Vec<KeptLimit>,
-    refused: Option<Instant>,
-    /// Some pod is not guarded yet.
-    has_unmanaged: bool,
+    /// Since when something waits for another try: a refused change, a pod that could not be managed.
+    unsettled: Option<Instant>,
     tidied: Instant,
     looked: Instant,
 }
@@ -85,8 +84,7 @@ impl Control {
                 state,
                 metrics,
                 kept_limits,
-                refused: None,
-                has_unmanaged: false,
+                unsettled: None,
                 tidied: Instant::now(),
                 looked: Instant::now(),
             },
@@ -124,30 +122,36 @@ impl Control {
         }
     }
 
-    /// Reads the node's interfaces; what was known of them stays where that fails.
-    fn scan(&mut self) {
+    /// Reads the node's interfaces and says whether they changed; what was known of them stays where that fails.
+    fn scan(&mut self) -> bool {
         match interfaces::scan() {
             Ok(found) => self.index.set_interfaces(found),
-            Err(error) => tracing::warn!(%error, "failed to read the node's interfaces; trying again"),
+            Err(error) => {
+                tracing::warn!(%error, "failed to read the node's interfaces; trying again");
+                false
+            }
         }
     }
 
     fn take_in(&mut self, batch: Vec<Message>) {
         let began = Instant::now();
-        let mut interfaces_changed = false;
+        let (mut interfaces_changed, mut changed) = (false, false);
         for message in batch {
             match message {
                 Message::InterfacesChanged => interfaces_changed = true,
-                Message::Cluster(event) => self.index.apply(event),
+                Message::Cluster(event) => changed |= self.index.apply(event),
             }
         }
         if interfaces_changed {
-            self.scan();
+            changed |= self.scan();
         }
         if !self.index.is_synced() {
             return;
         }
         self.names.apply_moves(self.index.take_moves());
+        if !changed {
+            return;
+        }
         let mut desired = self.index.desired();
         if !desired.unmanaged.is_empty() && !interfaces_changed {
             // The address inside a pod's namespace tells nobody outside when it is set.
@@ -161,9 +165,8 @@ impl Control {
     fn apply(&mut self, desired: &Desired) {
         let index = &self.index;
         let result = self.datapath.apply(desired, |pod| pod_name(index, pod));
-        self.refused = result.is_err().then(Instant::now);
-        self.has_unmanaged =
-            !desired.unmanaged.is_empty() || result.as_ref().is_ok_and(|applied| !applied.failed.is_empty());
+        let is_settled = desired.unmanaged.is_empty() && result.as_ref().is_ok_and(|applied| applied.failed.is_empty());
+        self.unsettled = (!is_settled).then(Instant::now);
         if let Err(error) = &result {
             tracing::error!(%error, "a change was refused; what was in force stays");
         }
@@ -209,8 +212,7 @@ impl Control {
     /// What is off the way from a change to its being in force.
     fn tidy(&mut self) {
         self.tidied = Instant::now();
-        let waits = self.refused.is_some_and(|since| since.elapsed() >= RETRY) || self.has_unmanaged;
-        if waits && self.index.is_synced() {
+        if self.index.is_synced() && self.unsettled.is_some_and(|since| since.elapsed() >= RETRY) {
             self.scan();
             let desired = self.index.desired();
             self.apply(&desired);

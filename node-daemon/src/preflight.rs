@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::mapping::wait_for_programs;
 use caps::{CapSet, Capability};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -26,6 +27,10 @@ pub enum PreflightError {
     NoBpffs { path: PathBuf },
     #[error("capability {missing} is missing: add it to securityContext.capabilities of the daemon's container")]
     NoCapability { missing: Capability },
+    #[error(
+        "the kernel refuses membarrier(MEMBARRIER_CMD_GLOBAL): {0}; it is not there with the boot option nohz_full"
+    )]
+    NoMembarrier(std::io::Error),
     #[error("failed to read the process's capabilities: {0}")]
     Capabilities(#[from] caps::errors::CapsError),
 }
@@ -42,6 +47,7 @@ pub fn check(bpffs: &Path) -> Result<String, PreflightError> {
     if !statfs(bpffs).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
         return Err(PreflightError::NoBpffs { path: bpffs.to_owned() });
     }
+    wait_for_programs().map_err(PreflightError::NoMembarrier)?;
     let effective = caps::read(None, CapSet::Effective)?;
     match NEEDED.into_iter().find(|capability| !effective.contains(capability)) {
         Some(missing) => Err(PreflightError::NoCapability { missing }),

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the daemon together: starts its threads and tasks, and stops them all when one ends or a signal comes.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -23,6 +26,8 @@ use crate::{api, interfaces, preflight, watch};
 
 /// Messages that wait for the control thread; the watches wait when it is full.
 const MESSAGES: usize = 4096;
+/// How long open requests may hold the end of the daemon.
+const STOPPING: Duration = Duration::from_secs(5);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs until a signal comes.
@@ -50,6 +55,8 @@ pub async fn run(args: Args) -> Result<()> {
 }
 
 struct Daemon {
+    /// Held until the process ends: two daemons would take the kernel from each other.
+    _lock: Flock<File>,
     args: Args,
     config: DaemonConfig,
     kernel: String,
@@ -104,12 +111,14 @@ impl Parts {
 
 impl Daemon {
     async fn new(args: Args, config: DaemonConfig, kernel: String) -> Result<Self> {
+        let lock = lock(&args.state_dir)?;
         let names = Arc::new(Names::open(&args.state_dir)?);
         let metrics = Arc::new(Metrics::new()?);
         let client = kube::Client::try_default()
             .await
             .context("failed to find the API server")?;
         Ok(Self {
+            _lock: lock,
             args,
             config,
             kernel,
@@ -238,10 +247,24 @@ impl Daemon {
         tracing::info!("stopping; what is in force stays in the kernel");
         self.parts.cancel.cancel();
         self.parts.tasks.close();
-        self.parts.tasks.wait().await;
+        if tokio::time::timeout(STOPPING, self.parts.tasks.wait()).await.is_err() {
+            tracing::warn!("a request or a task does not end; leaving it");
+        }
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "stopped");
         failure.map_or(Ok(()), Err)
     }
+}
+
+fn lock(directory: &Path) -> Result<Flock<File>> {
+    std::fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))?;
+    let path = directory.join("lock");
+    let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        anyhow::anyhow!(
+            "failed to lock {}: {error}: another Wardline daemon runs on this node",
+            path.display()
+        )
+    })
 }
 
 fn start_logging(config: &DaemonConfig) {

@@ -288,6 +288,103 @@ fn a_change_that_does_not_fit_is_refused_whole() {
     });
 }
 
+#[test]
+fn edits_without_a_pause_use_neither_up_the_peers_nor_old_generations() {
+    on_a_node(1, |node| {
+        let mut config = DaemonConfig::default();
+        config.limits.peers = 4;
+        let mut objects = objects();
+        let relabelled = ObjectName::new("shop", "a");
+        admit(&mut objects, 1, &["a", "b"]);
+        let mut life = node.start(&config);
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A) && edge.connect(B));
+        let pod = objects.pods.get_mut(&relabelled).unwrap();
+        *pod = Arc::new(Pod {
+            labels: Labels::from([("app".to_owned(), "z".to_owned())]),
+            ..Pod::clone(pod)
+        });
+        // More edits than the words have room for generations, each with other selectors.
+        for generation in 2..300 {
+            let clients: &[&str] = if generation % 2 == 0 { &["a", "b"] } else { &["b"] };
+            admit(&mut objects, generation, clients);
+            life.apply(&node.desired(&objects, NODE));
+            assert!(!edge.leaks(A) && edge.talks(B), "edit {generation}");
+        }
+    });
+}
+
+#[test]
+fn a_pod_that_starts_while_a_change_is_refused_is_guarded() {
+    on_a_node(2, |node| {
+        let mut config = DaemonConfig::default();
+        config.limits.rules = 2;
+        let mut objects = objects();
+        let mut life = node.start(&config);
+        life.apply(&node.desired(&Objects::default(), NODE));
+        admit(&mut objects, 1, &["a"]);
+        let ports = (1..=9)
+            .map(|port| PortMatch {
+                protocol: Protocol::Udp,
+                port: Port::Exact(port),
+            })
+            .collect();
+        let policy = objects.policies.get_mut(&ObjectName::new("shop", "server")).unwrap();
+        let mut wide = Policy::clone(policy);
+        wide.ingress.as_mut().unwrap().push(Rule {
+            peers: None,
+            ports: Some(ports),
+        });
+        *policy = Arc::new(wide);
+        let refused = life.datapath.apply(&node.desired(&objects, NODE), |pod| PodName {
+            pod: pod.clone(),
+            workload: None,
+        });
+        assert!(matches!(refused, Err(ApplyError::Full { .. })));
+        let edge = Edge::of(node, &life);
+        assert!(
+            !edge.connect(A),
+            "isolated by a policy that is not in force: nothing is allowed"
+        );
+        let records = life.records();
+        assert_eq!(records[0]["isolated_by"][0]["name"], "server", "{records:?}");
+
+        admit(&mut objects, 2, &["a"]);
+        life.apply(&node.desired(&objects, NODE));
+        life.datapath.collect_garbage().unwrap();
+        assert!(edge.connect(A) && !edge.connect(B));
+    });
+}
+
+#[test]
+fn denies_of_many_ports_are_all_written() {
+    const PORTS: u16 = 2000;
+    const PODS: u16 = 8;
+    on_a_node(PODS.into(), |node| {
+        let mut objects = objects();
+        admit(&mut objects, 1, &["a"]);
+        for i in 2..=PODS {
+            let server = Pod::clone(&objects.pods[&ObjectName::new("shop", "server")]);
+            let addresses = vec![format!("10.0.0.{i}").parse().unwrap()];
+            let name = ObjectName::new("shop", format!("server{i}"));
+            objects.pods.insert(name, Arc::new(Pod { addresses, ..server }));
+        }
+        let mut life = node.start(&DaemonConfig::default());
+        let desired = node.desired(&objects, NODE);
+        life.apply(&desired);
+        for (ifindex, spec) in &desired.endpoints {
+            let program = life.program(*ifindex, Direction::Ingress);
+            for port in 1..=PORTS {
+                let to = SocketAddr::new(spec.addresses[0], port);
+                assert!(!program.passes(&frame::tcp(socket(B, 40_000), to, flag::SYN)));
+            }
+        }
+        assert_eq!(count(&mut life, "deny"), usize::from(PORTS) * usize::from(PODS));
+        assert_eq!(life.log.imbalance(), Some([[0; 2]; 2]));
+    });
+}
+
 fn count(life: &mut Life, disposition: &str) -> usize {
     life.records()
         .iter()

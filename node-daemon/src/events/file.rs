@@ -6,11 +6,16 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// How far back the last sequence numbers are looked for: more than the largest batch that is written at once.
 const TAIL: u64 = 64 << 20;
+
+/// The time in the name of an old file.
+const ROTATED: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]-[minute]-[second].[subsecond digits:6]");
 
 #[derive(Clone, Debug)]
 pub struct FileOptions {
@@ -28,6 +33,8 @@ pub struct LogFile {
     size: u64,
     inode: u64,
     rotations: u64,
+    /// Half a line may stand behind `size`.
+    is_torn: bool,
 }
 
 impl LogFile {
@@ -43,6 +50,7 @@ impl LogFile {
             size,
             inode,
             rotations: 0,
+            is_torn: false,
         };
         log.cut_torn_line()?;
         Ok(log)
@@ -54,9 +62,13 @@ impl LogFile {
         if self.size > 0 && self.size + lines.len() as u64 > self.options.max_size {
             self.rotate()?;
         }
+        if self.is_torn {
+            self.file.set_len(self.size)?;
+            self.is_torn = false;
+        }
         if let Err(error) = self.file.write_all(lines) {
             // A part may have been written before the disk was full: a torn line must not stay.
-            self.file.set_len(self.size)?;
+            self.is_torn = self.file.set_len(self.size).is_err();
             return Err(error);
         }
         self.size += lines.len() as u64;
@@ -109,7 +121,9 @@ impl LogFile {
         match fs::metadata(&self.options.path) {
             Ok(metadata) if metadata.ino() == self.inode => {
                 // Somebody may have emptied it in place.
-                self.size = metadata.len();
+                if !self.is_torn {
+                    self.size = metadata.len();
+                }
                 Ok(())
             }
             Ok(_) => self.reopen(),
@@ -120,6 +134,7 @@ impl LogFile {
 
     fn reopen(&mut self) -> io::Result<()> {
         (self.file, self.size, self.inode) = open(&self.options.path)?;
+        self.is_torn = false;
         Ok(())
     }
 
@@ -134,8 +149,7 @@ impl LogFile {
 
     /// `policy_action-2026-06-13T21-29-31.445.log` beside `policy_action.log`; sorts by time.
     fn rotated_path(&self) -> io::Result<PathBuf> {
-        let format = format_description!("[year]-[month]-[day]T[hour]-[minute]-[second].[subsecond digits:6]");
-        let time = OffsetDateTime::now_utc().format(format).map_err(io::Error::other)?;
+        let time = OffsetDateTime::now_utc().format(ROTATED).map_err(io::Error::other)?;
         let (stem, extension) = self.name_parts();
         Ok(self.options.path.with_file_name(format!("{stem}-{time}{extension}")))
     }
@@ -150,7 +164,11 @@ impl LogFile {
             .filter(|entry| {
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
-                name.starts_with(&prefix) && name.ends_with(&extension)
+                let time = name
+                    .strip_prefix(&prefix)
+                    .and_then(|rest| rest.strip_suffix(&extension));
+                // Other files of that prefix are not ours to delete.
+                time.is_some_and(|time| PrimitiveDateTime::parse(time, ROTATED).is_ok())
             })
             .map(|entry| entry.path())
             .collect();

@@ -168,14 +168,14 @@ impl PolicyLog {
         // Should the ledger fail, the batch is counted again and not written again.
         written.ring = Some(end);
         let mut next = *ledger;
-        for direction in 0..2 {
-            next.written[direction][ALLOW] += counts[direction];
+        for (written, count) in next.written.iter_mut().zip(counts) {
+            written[ALLOW] += count;
         }
         next.ring_position = end;
         accounts.store_ledger(&next)?;
         *ledger = next;
-        for direction in 0..2 {
-            ahead[direction] += ahead_counts[direction];
+        for (ahead, count) in ahead.iter_mut().zip(ahead_counts) {
+            *ahead += count;
         }
         self.ring.advance(end);
         Ok(events == BATCH)

@@ -75,7 +75,11 @@ impl Index {
         self.pods.get(name)
     }
 
-    pub fn set_interfaces(&mut self, interfaces: Interfaces) {
+    /// Returns whether they are others than before.
+    pub fn set_interfaces(&mut self, interfaces: Interfaces) -> bool {
+        if self.interfaces == interfaces {
+            return false;
+        }
         self.interfaces = interfaces;
         let Self {
             bound,
@@ -92,6 +96,7 @@ impl Index {
             }
             is_there
         });
+        true
     }
 
     /// A pod that an earlier life of the daemon managed at an interface.
@@ -105,8 +110,12 @@ impl Index {
         self.bound.insert(index, spec);
     }
 
-    /// Takes one event in. An object that does not decode or convert leaves its last good version in force.
-    pub fn apply(&mut self, event: Event) {
+    /// Takes one event in and says whether it can change what the node desires or tells: kubelet writes a pod's status
+    /// many times. An object that does not decode or convert leaves its last good version in force.
+    pub fn apply(&mut self, event: Event) -> bool {
+        if self.is_known(&event) {
+            return false;
+        }
         match event {
             Event::Namespace(name, update) => {
                 self.note(Kind::Namespace, &name, &update);
@@ -148,6 +157,21 @@ impl Index {
             }
             Event::Dataplane(update) => self.note(Kind::Dataplane, "default", &update),
             Event::Listed(kind, names) => self.listed(kind, &names),
+        }
+        true
+    }
+
+    /// Whether the event says of a valid object what is known already.
+    fn is_known(&self, event: &Event) -> bool {
+        let is_valid = |kind, name: String| !self.invalid.contains_key(&(kind, name));
+        match event {
+            Event::Pod(name, Update::Set(pod)) => {
+                self.pods.get(name) == Some(pod) && is_valid(Kind::Pod, name.to_string())
+            }
+            Event::Node(name, Update::Set(node)) => {
+                self.nodes.get(name) == Some(node) && is_valid(Kind::Node, name.to_string())
+            }
+            _ => false,
         }
     }
 
