@@ -2,6 +2,7 @@
 //! What Wardline promises, on a real cluster. They need the lab with Wardline in it: `make test`, or `lab install` and
 //! then `cargo test -p wardline-e2e --features cluster-tests --test cluster`.
 
+mod bad_input;
 mod daemon;
 mod exact;
 mod live;
