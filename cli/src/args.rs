@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line.
 
+// The comments on arguments are what `--help` prints: plain text, not markdown.
+#![allow(clippy::doc_markdown)]
+
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -26,7 +26,10 @@ impl Cluster {
             .build()
             .context("failed to start the runtime")?;
         let client = runtime.block_on(async {
-            let config = config(args).await.context("failed to read the kubeconfig")?;
+            // kube's errors spell out their causes already.
+            let config = config(args)
+                .await
+                .map_err(|error| anyhow::anyhow!("failed to read the kubeconfig: {error}"))?;
             Client::try_from(config).context("failed to make a client of the kubeconfig")
         })?;
         Ok(Self { runtime, client })
@@ -38,7 +41,7 @@ impl Cluster {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource);
         let listed = match self.runtime.block_on(pages(&api)) {
             Err(kube::Error::Api(response)) if response.code == 404 => return Ok(None),
-            listed => listed.with_context(|| format!("failed to list {}", resource.plural))?,
+            listed => listed.map_err(|error| anyhow::anyhow!("failed to list {}: {error}", resource.plural))?,
         };
         let values = listed.into_iter().map(serde_json::to_value).collect::<Result<_, _>>();
         values

@@ -27,7 +27,11 @@ pub(super) fn table(out: &mut Vec<u8>, report: &Report) -> anyhow::Result<()> {
         out.push(b'\n');
     }
     for problem in &report.problems {
-        writeln!(out, "{} {}: {}", problem.kind, problem.name, problem.message).context("failed to write")?;
+        let names = some(&problem.names);
+        writeln!(out, "{} {names}: {}", problem.kind, problem.message).context("failed to write")?;
+    }
+    for note in &report.notes {
+        writeln!(out, "note: {note}").context("failed to write")?;
     }
     let all = if report.well {
         "all is well".to_owned()
@@ -57,5 +61,14 @@ fn listed(number: usize) -> String {
         format!("{number}+")
     } else {
         number.to_string()
+    }
+}
+
+/// The first few of many nodes; JSON has them all.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    match names.len().checked_sub(SHOWN) {
+        None | Some(0) => names.join(", "),
+        Some(more) => format!("{} and {more} more", names[..SHOWN].join(", ")),
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Report {
     pub(super) well: bool,
     pub(super) objects: Vec<Row>,
     pub(super) problems: Vec<Problem>,
+    /// What is no problem, and good to know.
+    pub(super) notes: Vec<&'static str>,
 }
 
 /// One object; None where the kind has no such thing.
@@ -56,7 +58,8 @@ pub(super) struct Endpoints {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Problem {
     pub(super) kind: &'static str,
-    pub(super) name: String,
+    /// Several where nodes have the same problem, as all have with an object that cannot be used.
+    pub(super) names: Vec<String>,
     pub(super) message: String,
 }
 
@@ -69,6 +72,7 @@ pub(super) fn report(listed: Listed) -> Report {
         well: false,
         objects: Vec::new(),
         problems: Vec::new(),
+        notes: Vec::new(),
     };
     if listed.dataplanes.is_none() {
         report.problem(DATAPLANE, SINGLETON_NAME, "Wardline is not installed in this cluster");
@@ -83,6 +87,9 @@ pub(super) fn report(listed: Listed) -> Report {
     for dataplane in dataplanes {
         report.dataplane(dataplane, nodes.len());
     }
+    if loggings.is_empty() && report.problems.iter().all(|problem| problem.kind != LOGGING) {
+        report.notes.push("there is no NetworkLogging, so nothing is logged");
+    }
     for logging in loggings {
         report.logging(logging);
     }
@@ -95,11 +102,16 @@ pub(super) fn report(listed: Listed) -> Report {
 
 impl Report {
     fn problem(&mut self, kind: &'static str, name: &str, message: impl Into<String>) {
-        self.problems.push(Problem {
-            kind,
-            name: name.to_owned(),
-            message: message.into(),
-        });
+        let message = message.into();
+        let same = |problem: &&mut Problem| problem.kind == kind && problem.message == message;
+        match self.problems.iter_mut().find(same) {
+            Some(problem) => problem.names.push(name.to_owned()),
+            None => self.problems.push(Problem {
+                kind,
+                names: vec![name.to_owned()],
+                message,
+            }),
+        }
     }
 
     /// Those that decode; the others are problems.
