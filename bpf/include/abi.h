@@ -138,6 +138,7 @@ enum conntrack_flag {
 	CONNTRACK_FIN_INITIATOR = 1,
 	CONNTRACK_FIN_RESPONDER = 2,
 	CONNTRACK_MIDSTREAM = 4, /* the direction is a guess */
+	CONNTRACK_ANSWERED = 16, /* in mid-stream: the first packet seen was the responder's, or what looked like it */
 	CONNTRACK_LOCAL = 8,     /* a socket of this node sent the first packet: proof that later ones cannot give */
 };
 

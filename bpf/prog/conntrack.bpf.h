@@ -72,8 +72,13 @@ static __always_inline bool opens_anew(const struct conntrack_entry *entry, cons
 static __always_inline void advance(struct conntrack_entry *entry, const struct flow *flow)
 {
 	bool initiator = entry->initiator == flow->direction;
+	bool answered = entry->flags & CONNTRACK_ANSWERED;
 
-	if (entry->state == CONNTRACK_OPENING && !initiator)
+	/*
+	 * It takes both sides to open a connection. One that was found in mid-stream by its responder's packet waits
+	 * for the initiator's: else a stranger's lone packets would hold entries for hours.
+	 */
+	if (entry->state == CONNTRACK_OPENING && initiator == answered)
 		entry->state = CONNTRACK_OPEN;
 	if (flow->tcp_flags & TCP_FIN)
 		entry->flags |= initiator ? CONNTRACK_FIN_INITIATOR : CONNTRACK_FIN_RESPONDER;
@@ -99,6 +104,8 @@ static __always_inline struct conntrack_entry new_entry(const struct flow *flow,
 
 	if (midstream)
 		entry.flags |= CONNTRACK_MIDSTREAM;
+	if (midstream && flow->judged != flow->direction)
+		entry.flags |= CONNTRACK_ANSWERED;
 	if (flow->local_socket)
 		entry.flags |= CONNTRACK_LOCAL;
 	advance(&entry, flow);

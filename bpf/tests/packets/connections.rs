@@ -184,6 +184,15 @@ pub fn mid_stream() -> Vec<Row> {
         .event(Ingress, CLIENT_TO_80)
         .after(|world| world.assert_entries(2)),
         pass(
+            "more of the same side do not open it",
+            Egress,
+            from_pod(80, CLIENT, 2, ACK),
+            Established,
+        )
+        .after(|world| assert_eq!(world.state_of(2), Some(ConntrackState::Opening))),
+        pass("the other side does", Ingress, to_pod(CLIENT, 2, 80, ACK), Established)
+            .after(|world| assert_eq!(world.state_of(2), Some(ConntrackState::Open))),
+        pass(
             "a SYN and ACK without its SYN",
             Ingress,
             to_pod(CLIENT, 443, 3, SYN | ACK),

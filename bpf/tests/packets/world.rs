@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use wardline_bpf::PolicyWord;
 use wardline_bpf::abi::{
-    ConntrackEntry, Direction, Endpoint, Enforcement, LogMode, PEER_LOCAL, Peer, RULE_ALLOW, RULE_LOG, RULE_RANGES,
-    RangeKey, Rule, RuleKey, Settings,
+    ConntrackEntry, ConntrackState, Direction, Endpoint, Enforcement, LogMode, PEER_LOCAL, Peer, RULE_ALLOW, RULE_LOG,
+    RULE_RANGES, RangeKey, Rule, RuleKey, Settings,
 };
 use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::sandbox::{Sandbox, Sizes};
@@ -294,6 +294,17 @@ impl World {
     }
 
     #[track_caller]
+    /// The state of the flow with that remote port.
+    pub fn state_of(&self, remote_port: u16) -> Option<ConntrackState> {
+        let entries = self.sandbox.conntrack().unwrap();
+        let mut of_port = entries
+            .iter()
+            .filter(|(key, _)| u16::from_be(key.remote_port) == remote_port);
+        of_port
+            .next()
+            .and_then(|(_, entry)| ConntrackState::try_from(entry.state).ok())
+    }
+
     pub fn assert_entries(&self, count: usize) {
         let entries = self.sandbox.conntrack().unwrap();
         assert_eq!(entries.len(), count, "{entries:?}");
