@@ -4,7 +4,7 @@
 use wardline_crds::condition::{find, is_true};
 use wardline_crds::{Dataplane, DataplaneNode, Enforcement, SINGLETON_NAME};
 
-use super::judge::{Answer, Party};
+use super::answer::{Answer, Party};
 use crate::cluster::Cluster;
 use crate::decode;
 
@@ -72,7 +72,7 @@ fn edge(nodes: &[DataplaneNode], party: &Party) -> Option<String> {
 mod tests {
     use serde_json::json;
 
-    use super::super::judge::PodName;
+    use super::super::answer::PodName;
     use super::*;
 
     fn party(node: &str) -> Party {

@@ -4,13 +4,12 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, bail};
-use serde::Serialize;
 use wardline_policy::evaluate::{Flow, Verdict, evaluate};
 use wardline_policy::model::{Direction, ObjectName};
-use wardline_policy::tables::{Allowing, PolicyRef};
 
+use super::answer::{Allowed, Answer, Edge, Isolating, Party, Path, PodName, PolicyName, Ruling};
 use super::inventory::{Inventory, Place, PlaceKind};
-use super::reasons::{Miss, misses};
+use super::reasons::misses;
 use crate::args::{EvalArgs, PartyArg, ProtocolArg, ServiceArg};
 
 #[derive(Clone, Debug)]
@@ -43,136 +42,10 @@ impl From<&EvalArgs> for Question {
     }
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct Answer {
-    /// Over every address family that both ends have.
-    pub(super) allowed: bool,
-    pub(super) from: Party,
-    pub(super) to: Party,
-    /// One an address family, the destination's primary one first.
-    pub(super) paths: Vec<Path>,
-    /// What else bears on the answer.
-    pub(super) notes: Vec<String>,
-}
-
-/// One end as it was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Party {
-    /// None: no pod has the address.
-    pub(super) pod: Option<PodName>,
-    pub(super) node: Option<String>,
-    #[serde(skip)]
-    pub(super) host_network: bool,
-    #[serde(skip)]
-    pub(super) addresses: Vec<IpAddr>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct PodName {
-    pub(super) namespace: String,
-    pub(super) name: String,
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Path {
-    pub(super) allowed: bool,
-    pub(super) src_ip: IpAddr,
-    pub(super) dest_ip: IpAddr,
-    /// As records spell it.
-    pub(super) protocol: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) dest_port: Option<u16>,
-    /// Egress of the source, ingress of the destination.
-    pub(super) edges: [Edge; 2],
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Edge {
-    pub(super) direction: Direction,
-    #[serde(flatten)]
-    pub(super) ruling: Ruling,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "verdict", rename_all = "kebab-case")]
-pub(super) enum Ruling {
-    /// No pod, or one on the host network: no policy is asked.
-    NoEdge,
-    /// A pod always reaches itself.
-    Itself,
-    /// A pod and its own node always reach each other.
-    Node,
-    NotIsolated,
-    Allow {
-        policies: Vec<Allowed>,
-    },
-    DefaultDeny {
-        isolated_by: Vec<Isolating>,
-    },
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct PolicyName {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    /// None: the object has none, being of a file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) generation: Option<i64>,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Allowed {
-    #[serde(flatten)]
-    pub(super) policy: PolicyName,
-    pub(super) rules: Vec<u32>,
-}
-
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Isolating {
-    #[serde(flatten)]
-    pub(super) policy: PolicyName,
-    /// Why each rule of this direction does not allow the flow.
-    pub(super) misses: Vec<Miss>,
-}
-
-impl From<&PolicyRef> for PolicyName {
-    fn from(policy: &PolicyRef) -> Self {
-        Self {
-            namespace: policy.name.namespace.to_string(),
-            name: policy.name.name.to_string(),
-            generation: (policy.generation != 0).then_some(policy.generation),
-        }
-    }
-}
-
-impl From<&Allowing> for Allowed {
-    fn from(allowing: &Allowing) -> Self {
-        Self {
-            policy: PolicyName::from(&allowing.policy),
-            rules: allowing.rules.clone(),
-        }
-    }
-}
-
-impl Ruling {
-    pub(super) fn allows(&self) -> bool {
-        !matches!(self, Self::DefaultDeny { .. })
-    }
-}
-
-impl Party {
-    /// The pod at whose edge policy is asked.
-    fn endpoint(&self) -> Option<ObjectName> {
-        let pod = self.pod.as_ref().filter(|_| !self.host_network)?;
-        Some(ObjectName::new(pod.namespace.as_str(), pod.name.as_str()))
-    }
-}
-
 /// Answers by the objects alone.
 pub(super) fn answer(inventory: &Inventory, question: &Question) -> anyhow::Result<Answer> {
-    let mut notes = Vec::new();
-    let from = resolve(inventory, &question.from, &mut notes).context("failed to resolve --from")?;
-    let to = resolve(inventory, &question.to, &mut notes).context("failed to resolve --to")?;
+    let from = resolve(inventory, &question.from).context("failed to resolve --from")?;
+    let to = resolve(inventory, &question.to).context("failed to resolve --to")?;
     let mut paths = Vec::new();
     for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
         let of = |party: &Party| party.addresses.iter().copied().find(family);
@@ -188,6 +61,7 @@ pub(super) fn answer(inventory: &Inventory, question: &Question) -> anyhow::Resu
         );
     }
     paths.sort_by_key(|path| to.addresses.first() != Some(&path.dest_ip));
+    let mut notes = contested(inventory, &paths);
     notes.extend(doubts(inventory, &from, &to));
     Ok(Answer {
         allowed: paths.iter().all(|path| path.allowed),
@@ -198,7 +72,7 @@ pub(super) fn answer(inventory: &Inventory, question: &Question) -> anyhow::Resu
     })
 }
 
-fn resolve(inventory: &Inventory, party: &PartyArg, notes: &mut Vec<String>) -> anyhow::Result<Party> {
+fn resolve(inventory: &Inventory, party: &PartyArg) -> anyhow::Result<Party> {
     match party {
         PartyArg::Pod(name) => {
             let place = inventory
@@ -213,28 +87,15 @@ fn resolve(inventory: &Inventory, party: &PartyArg, notes: &mut Vec<String>) -> 
             }
             Ok(found(name, place, place.addresses.clone()))
         }
-        PartyArg::Address(address) => {
-            let mut owners = inventory
-                .places
-                .iter()
-                .filter(|(_, place)| place.kind == PlaceKind::Endpoint && place.addresses.contains(address));
-            match (owners.next(), owners.next()) {
-                (Some((name, place)), None) => Ok(found(name, place, vec![*address])),
-                (first, second) => {
-                    if let (Some((first, _)), Some((second, _))) = (first, second) {
-                        notes.push(format!(
-                            "{address} is claimed by pods {first} and {second}: it is nobody's, and no podSelector matches it"
-                        ));
-                    }
-                    Ok(Party {
-                        pod: None,
-                        node: inventory.node_of(address),
-                        host_network: false,
-                        addresses: vec![*address],
-                    })
-                }
-            }
-        }
+        PartyArg::Address(address) => match inventory.owners(address)[..] {
+            [(name, place)] => Ok(found(name, place, vec![*address])),
+            _ => Ok(Party {
+                pod: None,
+                node: inventory.node_of(address),
+                host_network: false,
+                addresses: vec![*address],
+            }),
+        },
     }
 }
 
@@ -251,6 +112,12 @@ fn found(name: &ObjectName, place: &Place, addresses: Vec<IpAddr>) -> Party {
 }
 
 impl Inventory {
+    /// Pods with edges of their own that claim the address.
+    fn owners(&self, address: &IpAddr) -> Vec<(&ObjectName, &Place)> {
+        let claims = |place: &Place| place.kind == PlaceKind::Endpoint && place.addresses.contains(address);
+        self.places.iter().filter(|(_, place)| claims(place)).collect()
+    }
+
     fn node_of(&self, address: &IpAddr) -> Option<String> {
         let mut nodes = self.nodes.iter().filter(|(_, addresses)| addresses.contains(address));
         nodes.next().map(|(name, _)| name.clone())
@@ -332,6 +199,23 @@ fn rule(inventory: &Inventory, flow: &Flow, local: &Party, remote: &Party) -> Ru
                 .collect(),
         },
     }
+}
+
+/// Addresses that several pods claim, as a new pod's and a leaving one's for a moment.
+fn contested(inventory: &Inventory, paths: &[Path]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for address in paths.iter().flat_map(|path| [path.src_ip, path.dest_ip]) {
+        let owners = inventory.owners(&address);
+        if owners.len() > 1 {
+            let names: Vec<String> = owners.iter().map(|(name, _)| name.to_string()).collect();
+            notes.push(format!(
+                "{address} is claimed by pods {}: it is nobody's, and no podSelector matches it",
+                names.join(" and ")
+            ));
+        }
+    }
+    notes.dedup();
+    notes
 }
 
 /// What makes the answer less than certain.

@@ -7,6 +7,7 @@
 //! API server -----------------------enforcement::notes--^ is it in force?
 //! ```
 
+mod answer;
 mod enforcement;
 mod inventory;
 mod judge;
@@ -20,8 +21,9 @@ use std::io::BufRead;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
+use self::answer::Answer;
 use self::inventory::Inventory;
-use self::judge::{Answer, Question};
+use self::judge::Question;
 use crate::args::{ClusterArgs, EvalArgs, Format};
 use crate::cluster::Cluster;
 use crate::manifests::{self, Kind};

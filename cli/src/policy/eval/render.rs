@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use wardline_policy::model::Direction;
 
-use super::judge::{Allowed, Answer, Edge, Isolating, Party, Path, PolicyName, Ruling};
+use super::answer::{Allowed, Answer, Edge, Isolating, Party, Path, PolicyName, Ruling};
 
 pub(super) fn text(out: &mut Vec<u8>, answer: &Answer) -> anyhow::Result<()> {
     let mut text = String::new();

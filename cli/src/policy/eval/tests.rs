@@ -4,8 +4,9 @@
 
 use serde_json::{Value, json};
 
+use super::answer::Answer;
 use super::inventory::Inventory;
-use super::judge::{Answer, Question, What, answer};
+use super::judge::{Question, What, answer};
 use crate::args::ServiceArg;
 use crate::manifests::Kind;
 
