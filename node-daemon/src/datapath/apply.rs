@@ -183,7 +183,7 @@ impl Datapath {
                 plan.inherited.push((*ifindex, new));
                 continue;
             }
-            if known.contains(ifindex) {
+            if self.endpoints.managed.contains_key(ifindex) {
                 plan.removed.insert(*ifindex);
             }
             unmet.push((*ifindex, spec.clone(), tables));

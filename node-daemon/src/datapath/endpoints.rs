@@ -123,19 +123,24 @@ impl Endpoints {
         endpoint: NewEndpoint,
         attacher: &Attacher,
     ) -> Result<(), EndpointError> {
-        let was_there = self.entries.get(ifindex)?.is_some();
+        let former = self.entries.get(ifindex)?;
         self.entries
             .set(ifindex, entry(&endpoint.spec, endpoint.uid, endpoint.slot))?;
         let attached = match attacher.attach(ifindex, endpoint.uid) {
             Ok(links) => links,
             Err(error) => {
                 // Programs of an earlier life may still be at the interface and need their entry.
-                if !was_there {
-                    self.entries.delete(ifindex)?;
+                match former {
+                    Some(former) => self.entries.set(ifindex, former)?,
+                    None => self.entries.delete(ifindex)?,
                 }
                 return Err(error.into());
             }
         };
+        // Those of an endpoint that nobody knows any more go only now, so that the pod is never without.
+        if let Some(former) = former.filter(|former| former.uid != endpoint.uid) {
+            attacher.detach_left_over(former.uid);
+        }
         self.slots_in_use.insert(endpoint.slot);
         let NewEndpoint { spec, uid, slot, .. } = endpoint;
         self.managed.insert(

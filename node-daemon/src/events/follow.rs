@@ -34,7 +34,7 @@ pub fn follow(mut log: PolicyLog, metrics: &Metrics, cancel: &CancellationToken)
             looked = now;
         }
         match step(&mut log, look.then_some(now)) {
-            Ok(true) => continue,
+            Ok(true) => {}
             Ok(false) => wait(&epoll)?,
             Err(error) => {
                 metrics.write_failed();
