@@ -14,7 +14,7 @@ LAB := target/debug/lab
 SECTION := @hack/section.sh
 CARGO_DENY := 0.20.2
 # Tests that make namespaces or load programs need root; these crates have none.
-UNPRIVILEGED := --package=wardline-policy --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
+UNPRIVILEGED := --package=wardline-policy --package=wardline-cli --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
 	--package=wardline-traffic
 
 .PHONY: help
@@ -55,8 +55,10 @@ check: deps ## formatting, lints, generated files, and the tests that need no ro
 	$(MAKE) --no-print-directory check-sections
 
 .PHONY: bench
-bench: deps ## what packets cost, as a table and as target/bench.json; needs root
-	@cargo run --quiet --release --package wardline-bpf --example packet_bench
+bench: deps tool ## what packets, connections, records and policy changes cost: a table, and target/bench.json; needs root
+	@echo 'measuring the packet programs'
+	cargo run --quiet --release --package wardline-bpf --example packet_bench target/bench-packets.json > target/bench-packets.txt
+	$(LAB) bench --packets target/bench-packets.json --output target/bench.json
 
 .PHONY: fmt
 fmt: ## format the Rust code
@@ -105,6 +107,7 @@ cluster-sections: tool
 		hack/section.sh 'Wardline is installed' $(LAB) install || status=1
 		hack/section.sh 'CRDs in an API server' cargo test --quiet --package wardline-crds --features apiserver-tests --test cel || status=1
 		hack/section.sh 'on the cluster' cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- --nocapture || status=1
+		hack/section.sh 'benchmark runs' $(LAB) bench --quick --output target/bench-quick.json || status=1
 	} || status=1
 	hack/section.sh 'nothing is left' $(LAB) down || status=1
 	exit $$status

@@ -129,11 +129,7 @@ pub fn import(layout: &Layout, images: &[Built]) -> Result<bool> {
 /// Builds everything that ships as static binaries, in a target folder of its own: other flags would make Cargo build
 /// the dependencies of everyday work anew each time.
 fn build_binaries(layout: &Layout) -> Result<PathBuf> {
-    let version = run("rustc", ["-vV"])?;
-    let host = version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .context("failed to read rustc's host: `rustc -vV` does not name it")?;
+    let host = host()?;
     let target = layout.target().join("ship");
     step(&format!("building static binaries for {host}"));
     let mut cargo = Command::new("cargo");
@@ -141,7 +137,7 @@ fn build_binaries(layout: &Layout) -> Result<PathBuf> {
         .current_dir(layout.workspace())
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     cargo
-        .args(["build", "--quiet", "--profile=ship", "--target", host, "--target-dir"])
+        .args(["build", "--quiet", "--profile=ship", "--target", &host, "--target-dir"])
         .arg(&target);
     cargo.args(["--package=wardline-traffic", "--bin=traffic"]);
     for (_, _, binary) in IMAGES {
@@ -149,6 +145,19 @@ fn build_binaries(layout: &Layout) -> Result<PathBuf> {
     }
     stream(&mut cargo)?;
     Ok(target.join(host).join("ship"))
+}
+
+/// Where [`build`] leaves a binary before it goes into an image.
+pub fn static_binary(layout: &Layout, name: &str) -> Result<PathBuf> {
+    Ok(layout.target().join("ship").join(host()?).join("ship").join(name))
+}
+
+/// The target triple of this machine.
+fn host() -> Result<String> {
+    let version = run("rustc", ["-vV"])?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    let host = host.context("failed to read rustc's host: `rustc -vV` does not name it")?;
+    Ok(host.to_owned())
 }
 
 fn plan(layout: &Layout, short: &str, name: &str, sources: &[&Path]) -> Result<Built> {

@@ -12,9 +12,10 @@
 //! ```
 //!
 //! Data flows one way: [`layout`] says where everything lies, [`gobuild`] and [`images`] fill `target/`,
-//! [`up`] starts the cluster from it and [`down`] ends it. Tests and the demo use [`cluster::Lab`], which talks to the
+//! [`up`] starts the cluster from it and [`down`] ends it. Tests, the demo and the benchmark use [`cluster::Lab`], which talks to the
 //! running cluster only.
 
+pub mod bench;
 pub mod cluster;
 pub mod command;
 pub mod control_plane;

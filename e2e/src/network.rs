@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::bench::wires;
 use crate::command::{run, run_line};
 use crate::layout::{BRIDGE, CONTROL_PLANE, NODES, NodeSpec};
 
@@ -50,8 +51,9 @@ fn create_node(node: &NodeSpec) -> Result<()> {
     Ok(())
 }
 
-/// Removes what [`create`] makes, as far as it is there.
+/// Removes what [`create`] makes, as far as it is there, and what a benchmark that was killed left behind.
 pub fn remove() -> Result<()> {
+    wires::remove()?;
     for node in &NODES {
         if link_exists(node.uplink) {
             run_line(&format!("ip link delete {}", node.uplink))?;
@@ -66,7 +68,7 @@ pub fn remove() -> Result<()> {
     Ok(())
 }
 
-/// What of [`create`]'s work is there, for a report.
+/// What of this is there, for a report.
 pub fn leftovers() -> Vec<String> {
     let mut left = Vec::new();
     for link in NODES.iter().map(|node| node.uplink).chain([BRIDGE]) {
@@ -79,6 +81,11 @@ pub fn leftovers() -> Vec<String> {
             .iter()
             .filter(|node| netns_exists(node))
             .map(|node| format!("network namespace {}", node.netns)),
+    );
+    left.extend(
+        wires::leftovers()
+            .into_iter()
+            .map(|name| format!("network namespace {name}")),
     );
     left
 }

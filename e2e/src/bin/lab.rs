@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
+use wardline_e2e::{bench, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
@@ -43,6 +43,13 @@ enum Cmd {
     Install(images::Options),
     /// Bring everything up, open connections between pods, and show each beside its record
     Demo(images::Options),
+    /// Measure what Wardline costs connections and how fast it is; brings up what is missing
+    Bench {
+        #[command(flatten)]
+        bench: bench::BenchOptions,
+        #[command(flatten)]
+        images: images::Options,
+    },
     /// Show what runs: processes, nodes, and Wardline on them
     Status,
     /// Run a command in a node's network, mount and process namespaces
@@ -97,9 +104,11 @@ fn run(command: Cmd) -> Result<()> {
             print!("{}", node::enter(&layout, spec, &words)?);
             Ok(())
         }
-        command @ (Cmd::Up { .. } | Cmd::Install(_) | Cmd::Demo(_) | Cmd::Status) => tokio::runtime::Runtime::new()
-            .context("failed to start a runtime")?
-            .block_on(run_async(&layout, command)),
+        command @ (Cmd::Up { .. } | Cmd::Install(_) | Cmd::Demo(_) | Cmd::Bench { .. } | Cmd::Status) => {
+            tokio::runtime::Runtime::new()
+                .context("failed to start a runtime")?
+                .block_on(run_async(&layout, command))
+        }
     }
 }
 
@@ -117,6 +126,7 @@ async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
             wardline::install(&Lab::connect().await?, &options, &built).await
         }
         Cmd::Demo(options) => demo::demo(layout, &options).await,
+        Cmd::Bench { bench: options, images } => bench::bench(layout, &images, &options).await,
         Cmd::Status => status::show(layout).await,
         Cmd::Down | Cmd::Enter { .. } | Cmd::Images(_) | Cmd::Node { .. } | Cmd::Tools => Ok(()),
     }

@@ -30,13 +30,17 @@ fn attempt(target: &Target, timeout: Duration, local_port: &mut Option<u16>) -> 
     if target.udp {
         let socket = udp_socket(target).map_err(|error| ("connect", error))?;
         *local_port = port(socket.local_addr());
-        socket.set_read_timeout(Some(timeout)).map_err(|error| ("connect", error))?;
+        socket
+            .set_read_timeout(Some(timeout))
+            .map_err(|error| ("connect", error))?;
         socket.send(b"ping").map_err(|error| ("send", error))?;
         socket.recv(&mut answer).map_err(|error| ("echo", error))?;
     } else {
         let mut stream = TcpStream::connect_timeout(&target.server, timeout).map_err(|error| ("connect", error))?;
         *local_port = port(stream.local_addr());
-        stream.set_read_timeout(Some(timeout)).map_err(|error| ("connect", error))?;
+        stream
+            .set_read_timeout(Some(timeout))
+            .map_err(|error| ("connect", error))?;
         stream.write_all(b"ping").map_err(|error| ("send", error))?;
         stream.read_exact(&mut answer).map_err(|error| ("echo", error))?;
     }
@@ -48,7 +52,11 @@ fn attempt(target: &Target, timeout: Duration, local_port: &mut Option<u16>) -> 
 /// Starts with `{"event":"connected","local_port":…}`, and ends with `{"event":"done","sent":…}` when the standard
 /// input does. Over TCP a lost packet shows as a gap between echoes, over UDP as a number that never comes.
 pub(crate) fn hold(target: &Target, interval: Duration) -> io::Result<()> {
-    let sent = if target.udp { hold_udp(target, interval)? } else { hold_tcp(target, interval)? };
+    let sent = if target.udp {
+        hold_udp(target, interval)?
+    } else {
+        hold_tcp(target, interval)?
+    };
     say(&json!({"event": "done", "sent": sent}));
     Ok(())
 }
@@ -123,11 +131,13 @@ fn port(address: io::Result<SocketAddr>) -> Option<u16> {
 }
 
 fn say_echo(seq: &str) {
-    let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis());
     say(&json!({"event": "echo", "seq": seq.parse::<u64>().ok(), "at_ms": u64::try_from(at).ok()}));
 }
 
-fn say(line: &Value) {
+pub(crate) fn say(line: &Value) {
     // Nobody listens any more when this fails, and then there is nobody to tell.
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `traffic`: an echo server and its clients, for tests in pods. Apart from the lab's crate, so that the image is small.
+//! `traffic`: servers and clients for tests and benchmarks in pods. Apart from the lab's crate, so that the image is small.
 //!
 //! Clients print one JSON object a line, so that a test can wait for what it wants to see instead of sleeping.
 
 mod client;
+mod flood;
+mod load;
+mod probe;
 mod server;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-/// An echo server and its clients, for tests in pods.
+/// Servers and clients for tests and benchmarks in pods.
 #[derive(Parser)]
 #[command(name = "traffic")]
 struct Cli {
@@ -44,6 +47,54 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         interval: u64,
     },
+    /// Answer the clients of `rr` and `crr`
+    Respond {
+        /// The port to listen on
+        #[arg(long)]
+        port: u16,
+        /// How many connections are served at once
+        #[arg(long, default_value_t = 1)]
+        threads: u16,
+    },
+    /// Measure requests and responses of one byte on one TCP connection
+    Rr(Load),
+    /// Measure TCP connections that carry one request and one response of one byte
+    Crr(Load),
+    /// Send a numbered datagram each interval, and say when answers stop and when they come again
+    Probe {
+        /// Address and port of a UDP echo server
+        server: SocketAddr,
+        /// Microseconds between datagrams
+        #[arg(long, default_value_t = 500)]
+        interval: u64,
+    },
+    /// Open and reset TCP connections from raw frames, without waiting for answers; needs root
+    Flood {
+        #[command(flatten)]
+        load: Load,
+        /// The address they come from
+        #[arg(long)]
+        from: Ipv4Addr,
+        /// Connections a second
+        #[arg(long)]
+        rate: u32,
+    },
+}
+
+/// A server, and how long it is kept busy.
+#[derive(Args, Clone, Copy)]
+struct Load {
+    /// Address and port of the server
+    server: SocketAddr,
+    /// How long, in milliseconds
+    #[arg(long, default_value_t = 1000)]
+    duration: u64,
+}
+
+impl Load {
+    fn duration(self) -> Duration {
+        Duration::from_millis(self.duration)
+    }
 }
 
 /// Whom a client talks to, and how.
@@ -64,6 +115,11 @@ fn main() -> ExitCode {
         Command::Serve { ports } => server::serve(&ports),
         Command::Connect { target, timeout } => client::connect(&target, Duration::from_millis(timeout)),
         Command::Hold { target, interval } => client::hold(&target, Duration::from_millis(interval)),
+        Command::Respond { port, threads } => load::respond(port, threads),
+        Command::Rr(load) => load::rr(load.server, load.duration()),
+        Command::Crr(load) => load::crr(load.server, load.duration()),
+        Command::Probe { server, interval } => probe::probe(server, Duration::from_micros(interval)),
+        Command::Flood { load, from, rate } => flood::flood(from, load.server, rate, load.duration()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

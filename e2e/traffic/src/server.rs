@@ -10,14 +10,17 @@ pub(crate) fn serve(ports: &[u16]) -> io::Result<()> {
     let mut threads = Vec::new();
     for port in ports {
         // An IPv6 wildcard socket takes IPv4 too, unless the pod has no IPv6 at all.
-        let tcp = TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).or_else(|_| TcpListener::bind(("0.0.0.0", *port)))?;
+        let tcp =
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).or_else(|_| TcpListener::bind(("0.0.0.0", *port)))?;
         let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, *port)).or_else(|_| UdpSocket::bind(("0.0.0.0", *port)))?;
         threads.push(thread::spawn(move || serve_tcp(&tcp)));
         threads.push(thread::spawn(move || serve_udp(&udp)));
         println!("{}", serde_json::json!({"event": "listening", "port": port}));
     }
     for thread in threads {
-        thread.join().map_err(|_| io::Error::other("a server thread panicked"))??;
+        thread
+            .join()
+            .map_err(|_| io::Error::other("a server thread panicked"))??;
     }
     Ok(())
 }

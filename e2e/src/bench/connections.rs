@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections between two pods of a node, each logged, against the same without Wardline; and what logging them costs
+//! the daemon.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::figure::{Figure, Target, median};
+use super::load::{Traffic, count};
+use super::process::ContainerProcess;
+use super::wires::{Place, Wires};
+use super::{Effort, account::Account};
+use crate::cluster::LabNode;
+
+/// How long after a load the daemon may still be writing: it empties the ring every 10 ms, and settles now and then.
+const WRITE_OUT: Duration = Duration::from_millis(100);
+
+/// Everything the measurements need.
+#[derive(Debug)]
+pub struct Setting<'a> {
+    /// The program.
+    pub traffic: &'a Traffic,
+    /// Client and server in pods.
+    pub pods: [Place; 2],
+    /// The node of the pods.
+    pub node: LabNode<'a>,
+    /// Its daemon.
+    pub daemon: &'a ContainerProcess,
+}
+
+/// Samples of one kind of load: one a round, for each topology.
+#[derive(Debug, Default)]
+struct Samples {
+    pods: Vec<f64>,
+    routed: Vec<f64>,
+    direct: Vec<f64>,
+}
+
+/// What the daemon did while connections were opened.
+#[derive(Debug, Default)]
+struct Logging {
+    cpu: f64,
+    connections: u64,
+    elapsed: f64,
+}
+
+/// `tcp_rr`, `tcp_crr` and `daemon_cpu_per_record`.
+pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figure>> {
+    let wires = Wires::create(setting.node.spec)?;
+    let mut servers = Vec::new();
+    for [_, server] in [&setting.pods, &wires.routed, &wires.direct] {
+        servers.push(setting.traffic.respond(server, 1).await?);
+    }
+    let (mut rr, mut crr, mut logging) = (Samples::default(), Samples::default(), Logging::default());
+    let before = Account::read(setting.node).await?;
+    // The first round warms up and is thrown away.
+    for round in 0..=effort.rounds {
+        let slice = if round == 0 { effort.round / 2 } else { effort.round };
+        let kept = round > 0;
+        rr.round(setting, &wires, "rr", slice, kept, None).await?;
+        crr.round(setting, &wires, "crr", slice, kept, Some(&mut logging))
+            .await?;
+    }
+    // Each connection is there once, those of the warm-up too, and so is that of each round of rr.
+    let expected = logging.connections + u64::from(effort.rounds) + 1;
+    let written = before.until_written(setting.node, expected).await?;
+    ensure!(
+        written.lost == 0 && written.due == expected,
+        "{expected} connections were opened, but the account says {written:?}"
+    );
+    let mut figures = Vec::new();
+    figures.extend(rr.figures("tcp_rr", "one byte there and back on one connection", 0.97));
+    figures.extend(crr.figures("tcp_crr", "connect, one byte there and back, close", 0.85));
+    figures.push(logging.figure());
+    Ok(figures)
+}
+
+impl Samples {
+    async fn round(
+        &mut self,
+        setting: &Setting<'_>,
+        wires: &Wires,
+        kind: &str,
+        slice: Duration,
+        kept: bool,
+        logging: Option<&mut Logging>,
+    ) -> Result<()> {
+        let (cpu, start) = (setting.daemon.cpu_seconds()?, Instant::now());
+        let pods = setting.traffic.load(kind, &setting.pods, slice).await?;
+        if let Some(logging) = logging {
+            tokio::time::sleep(WRITE_OUT).await;
+            logging.cpu += setting.daemon.cpu_seconds()? - cpu;
+            logging.connections += pods.transactions;
+            logging.elapsed += start.elapsed().as_secs_f64();
+        }
+        let routed = setting.traffic.load(kind, &wires.routed, slice).await?;
+        let direct = setting.traffic.load(kind, &wires.direct, slice).await?;
+        if kept {
+            self.pods.push(pods.rate());
+            self.routed.push(routed.rate());
+            self.direct.push(direct.rate());
+        }
+        Ok(())
+    }
+
+    fn figures(&self, name: &str, what: &str, target: f64) -> [Figure; 2] {
+        let figure = |name: String, baseline: &[f64], measured: String| Figure {
+            name,
+            value: median(&self.pods),
+            unit: "1/s".into(),
+            baseline: Some(median(baseline)),
+            target: Some(Target::AtLeast(target)),
+            measured,
+        };
+        let routed = format!(
+            "{what}, between two pods of node1, every connection judged and logged, over two namespaces hung into node1 \
+             in the same way that are no pods; medians of {} interleaved rounds",
+            self.pods.len()
+        );
+        let direct = "the same over one veth pair between two namespaces, without a node to route through".to_owned();
+        [
+            figure(name.to_owned(), &self.routed, routed),
+            figure(format!("{name}-over-direct-veth"), &self.direct, direct),
+        ]
+    }
+}
+
+impl Logging {
+    fn figure(&self) -> Figure {
+        let connections = count(self.connections);
+        Figure {
+            name: "daemon_cpu_per_record".into(),
+            value: self.cpu * 1e6 / connections,
+            unit: "us".into(),
+            baseline: None,
+            target: Some(Target::AtMost(4.0)),
+            measured: format!(
+                "CPU time of node1's daemon in the rounds of tcp_crr between pods, all that it did included, over the \
+                 records written: {connections} in {:.1} s",
+                self.elapsed
+            ),
+        }
+    }
+}

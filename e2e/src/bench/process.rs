@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The processes behind containers, seen from this machine: their network namespace, CPU time and memory.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+
+use super::load::count;
+use super::wires::Place;
+use crate::cluster::{Lab, SYSTEM_NAMESPACE};
+
+/// The part of a second that /proc counts CPU time in; the same on every architecture that Kubernetes runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// The first process of a container.
+#[derive(Debug, Clone)]
+pub struct ContainerProcess {
+    proc: PathBuf,
+}
+
+impl ContainerProcess {
+    /// That of a pod's first container.
+    pub fn of(pod: &Pod) -> Result<Self> {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let status = pod
+            .status
+            .as_ref()
+            .and_then(|status| status.container_statuses.as_ref()?.first());
+        let id = status.and_then(|status| status.container_id.as_deref()?.split_once("://"));
+        let (_, id) = id.with_context(|| format!("failed to find the container of Pod {name}: it does not run"))?;
+        for entry in fs::read_dir("/proc").context("failed to read /proc")? {
+            let proc = entry.context("failed to read /proc")?.path();
+            // Processes end while one looks at them.
+            let cgroups = fs::read_to_string(proc.join("cgroup")).unwrap_or_default();
+            if cgroups.contains(id) {
+                return Ok(Self { proc });
+            }
+        }
+        anyhow::bail!("failed to find the process of Pod {name}: no cgroup is named after container {id}")
+    }
+
+    /// That of the daemon on a node.
+    pub async fn of_daemon(lab: &Lab, node: &str) -> Result<Self> {
+        let pods: Api<Pod> = Api::namespaced(lab.client().clone(), SYSTEM_NAMESPACE);
+        let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        let all = pods.list(&on_node).await.context("failed to list Wardline's pods")?;
+        let is_daemon = |pod: &&Pod| {
+            let owners = pod.metadata.owner_references.iter().flatten();
+            owners.into_iter().any(|owner| owner.kind == "DaemonSet")
+        };
+        let daemon = all.items.iter().find(is_daemon);
+        Self::of(daemon.with_context(|| format!("failed to find the daemon of {node}"))?)
+    }
+
+    /// CPU time of all its threads so far, in seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        let text = self.read("stat")?;
+        let ticks = ticks(&text).with_context(|| format!("failed to read the CPU time in `{text}`"))?;
+        Ok(count(ticks) / TICKS_PER_SECOND)
+    }
+
+    /// Resident memory, in MiB.
+    pub fn resident_mebibytes(&self) -> Result<f64> {
+        let text = self.read("status")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        Ok(count(kibibytes.context("failed to read VmRSS")?) / 1024.0)
+    }
+
+    /// Its network namespace, for a process that is the pod with this address.
+    pub fn place(&self, address: Ipv4Addr) -> Place {
+        Place {
+            netns: self.proc.join("ns/net"),
+            address,
+        }
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        let path: &Path = &self.proc.join(file);
+        fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
+    }
+}
+
+/// User and system time of a line of /proc/PID/stat, see proc(5).
+fn ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let user: u64 = fields.nth(11)?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ticks;
+
+    #[test]
+    fn cpu_time_is_that_of_user_and_system() {
+        let stat = "12 (a b) c) S 1 2 3 4 5 6 7 8 9 10 100 23 0 0 20 0 1 0 5";
+        assert_eq!(ticks(stat), Some(123));
+    }
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Connections that are opened and reset at once, from raw frames: more of them than two stacks could shake hands on.
+//!
+//! Each is a SYN and then an RST of the same ports. To what watches packets it is a connection like another; nobody
+//! needs to answer, so the network may drop them behind the watcher.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
+
+use crate::load::report;
+
+/// Source ports are taken in turn, so that one has rested for a while when its turn comes again.
+const PORTS: u16 = 16_384;
+const FIRST_PORT: u16 = 20_000;
+/// How often the pace is kept.
+const SLICE: Duration = Duration::from_millis(1);
+
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+
+/// Opens and resets `rate` connections a second for `duration`; prints what [`crate::load::rr`] prints.
+///
+/// Slower than `rate` if the machine is; the report says how many there were.
+pub(crate) fn flood(from: Ipv4Addr, server: SocketAddr, rate: u32, duration: Duration) -> io::Result<()> {
+    let SocketAddr::V4(server) = server else {
+        return Err(io::Error::other("the server's address is not IPv4"));
+    };
+    let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW))?;
+    let (start, mut opened) = (Instant::now(), 0_u64);
+    while start.elapsed() < duration {
+        let due = start.elapsed().as_micros() * u128::from(rate) / 1_000_000;
+        while u128::from(opened) < due {
+            let port = FIRST_PORT + u16::try_from(opened % u64::from(PORTS)).unwrap_or(0);
+            for flags in [SYN, RST] {
+                sendto(
+                    &raw,
+                    &segment(from, port, server, flags),
+                    SendFlags::empty(),
+                    &SocketAddr::V4(server),
+                )?;
+            }
+            opened += 1;
+            if start.elapsed() >= duration {
+                break;
+            }
+        }
+        thread::sleep(SLICE);
+    }
+    report(opened, start.elapsed());
+    Ok(())
+}
+
+/// An IPv4 header and a TCP header without options. The kernel fills in the length and checksum of the first; that of
+/// the second stays zero, as no stack will look at it.
+fn segment(from: Ipv4Addr, port: u16, to: SocketAddrV4, flags: u8) -> [u8; 40] {
+    let mut bytes = [0; 40];
+    bytes[0] = 0x45;
+    bytes[8] = 64;
+    bytes[9] = 6;
+    bytes[12..16].copy_from_slice(&from.octets());
+    bytes[16..20].copy_from_slice(&to.ip().octets());
+    bytes[20..22].copy_from_slice(&port.to_be_bytes());
+    bytes[22..24].copy_from_slice(&to.port().to_be_bytes());
+    bytes[32] = 5 << 4;
+    bytes[33] = flags;
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SYN, segment};
+
+    #[test]
+    fn a_segment_has_addresses_ports_and_flags_where_they_belong() {
+        let bytes = segment([10, 0, 0, 1].into(), 0x1234, "10.0.0.2:80".parse().unwrap(), SYN);
+        assert_eq!(bytes[..1], [0x45]);
+        assert_eq!(bytes[12..24], [10, 0, 0, 1, 10, 0, 0, 2, 0x12, 0x34, 0, 80]);
+        assert_eq!(bytes[32..34], [0x50, 0x02]);
+    }
+}
