@@ -90,6 +90,21 @@ impl TryFrom<&NetworkPolicy> for Policy {
     }
 }
 
+/// The policy without its rules, which still says whom it isolates: for one that cannot be used, since left out
+/// altogether it would fail open (docs/decisions/0006-bad-policies-isolate.md). None where selector or types are what
+/// cannot be read.
+pub fn isolating(mut policy: NetworkPolicy) -> Option<Policy> {
+    let spec = policy.spec.as_mut()?;
+    let egress = spec.egress.take().is_some_and(|rules| !rules.is_empty());
+    spec.ingress = None;
+    // With the rules gone, the default would be another one.
+    if spec.policy_types.as_ref().is_none_or(Vec::is_empty) {
+        let default: &[&str] = if egress { &["Ingress", "Egress"] } else { &["Ingress"] };
+        spec.policy_types = Some(default.iter().map(|&name| name.to_owned()).collect());
+    }
+    Policy::try_from(&policy).ok()
+}
+
 /// Both directions' rules; None: not isolated in it.
 struct Rules {
     ingress: Option<Vec<Rule>>,

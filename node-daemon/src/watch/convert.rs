@@ -83,22 +83,9 @@ pub(super) fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
         Err(error) => Event::PolicyRefused {
             name,
             cause: error.to_string(),
-            instead: isolating(policy),
+            instead: wardline_policy::convert::isolating(policy),
         },
     }
-}
-
-/// The policy without its rules, which still says whom it isolates: left out altogether it would fail open
-/// (docs/decisions/0006-bad-policies-isolate.md). None where that cannot be read either.
-fn isolating(mut policy: NetworkPolicy) -> Option<Policy> {
-    let spec = policy.spec.as_mut()?;
-    let has_egress = spec.egress.take().is_some_and(|rules| !rules.is_empty());
-    spec.ingress = None;
-    spec.policy_types.get_or_insert_with(|| {
-        let types = [Some("Ingress"), has_egress.then_some("Egress")];
-        types.into_iter().flatten().map(str::to_owned).collect()
-    });
-    Policy::try_from(&policy).ok()
 }
 
 pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {

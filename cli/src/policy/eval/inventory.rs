@@ -64,7 +64,7 @@ impl Inventory {
             Err(error) => format!("{error}; nobody can tell which pods it isolates"),
             Ok(policy) => match Policy::try_from(&policy) {
                 Ok(policy) => return self.add_policy(policy),
-                Err(error) => match isolating(policy) {
+                Err(error) => match convert::isolating(policy) {
                     Some(policy) => {
                         self.add_policy(policy)?;
                         format!(
@@ -195,16 +195,4 @@ impl Decoding {
         };
         read.map_err(|error: Undecodable| anyhow::anyhow!("{}: {}", error.field, error.cause))
     }
-}
-
-/// The policy without its rules; None where selector or types are what cannot be read.
-fn isolating(mut policy: NetworkPolicy) -> Option<Policy> {
-    let spec = policy.spec.as_mut()?;
-    let egress = spec.egress.take().is_some_and(|rules| !rules.is_empty());
-    spec.ingress = None;
-    if spec.policy_types.as_ref().is_none_or(Vec::is_empty) {
-        let default: &[&str] = if egress { &["Ingress", "Egress"] } else { &["Ingress"] };
-        spec.policy_types = Some(default.iter().map(|&name| name.to_owned()).collect());
-    }
-    Policy::try_from(&policy).ok()
 }
