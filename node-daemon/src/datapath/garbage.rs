@@ -22,8 +22,11 @@ impl Datapath {
             return Ok(());
         }
         wait_for_programs().map_err(ApplyError::Grace)?;
-        for (key, class) in &stale {
-            if let Some(table) = self.loaded.tables.get_mut(key) {
+        for (key, classes) in &stale {
+            let Some(table) = self.loaded.tables.get_mut(key) else {
+                continue;
+            };
+            for class in classes {
                 let (rules, ranges) = keys_of(table, *class);
                 rules.iter().try_for_each(|key| self.rules.delete(key))?;
                 ranges.iter().try_for_each(|key| self.ranges.delete(key))?;
@@ -79,8 +82,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Classes in tables that no word names, and classes that no address has any more.
-    fn stale_classes(&self, in_force: &InForce) -> Vec<(TableKey, u32)> {
+    /// By table: the classes of those that no word names, and the classes that no address has any more.
+    fn stale_classes(&self, in_force: &InForce) -> Vec<(TableKey, Vec<u32>)> {
         let occurring = self.loaded.peers.classes();
         // A word of another generation still leads to classes that the mirror knows nothing of.
         let is_settled = in_force.generations.iter().all(|id| *id == self.loaded.generation);
@@ -91,7 +94,10 @@ impl Datapath {
                 .classes
                 .keys()
                 .filter(|class| !is_named || (is_settled && !occurring.contains(class)));
-            stale.extend(of_table.map(|class| (key.clone(), *class)));
+            let classes: Vec<u32> = of_table.copied().collect();
+            if !classes.is_empty() {
+                stale.push((key.clone(), classes));
+            }
         }
         stale
     }

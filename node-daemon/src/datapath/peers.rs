@@ -23,8 +23,13 @@ pub(super) struct Peers {
 impl Peers {
     /// What the tables ask for. The node's own addresses are always there, marked as such.
     pub(super) fn wanted(tables: &Tables, local: &BTreeSet<IpAddr>, meanings: &mut Meanings, ids: &mut Ids) -> Self {
+        // Addresses of one class share it. Its hash goes over all that its selectors say, which an ipBlock with
+        // thousands of exceptions makes long: it is taken once a class, not once an address.
+        let mut known = HashMap::new();
         let mut peer = |class: &Arc<Class>, flags| Peer {
-            class: meanings.class(class, ids),
+            class: *known
+                .entry(Arc::as_ptr(class))
+                .or_insert_with(|| meanings.class(class, ids)),
             flags,
         };
         let mut exact: HashMap<IpAddr, Peer> = tables
