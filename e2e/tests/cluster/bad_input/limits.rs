@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::namespace::{TestNamespace, with_namespace};
 use wardline_e2e::progress::wait_until;
-use wardline_e2e::traffic::Protocol;
+use wardline_e2e::traffic::{Held, Protocol};
 use wardline_e2e::wardline::is_true;
 
 use super::{PATIENCE, condition, node_status};
@@ -18,13 +18,54 @@ use crate::WEB_TAKES_FRIENDS;
 
 /// Often enough for a stop to show soon.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// Ports that a rule of the policy lists: every other one, so that no range holds two.
+/// Ports that a rule lists: every other one, so that no range holds two.
 const PORTS: u64 = 1400;
+/// Exceptions of one policy: it has to fit into a request to etcd.
+const EXCEPTIONS: u64 = 60_000;
+
+/// A limit, and the rules of policies that together need just more than that.
+struct Row {
+    limit: &'static str,
+    rules: fn(u64) -> Vec<Value>,
+}
+
+const ROWS: [Row; 2] = [
+    Row {
+        limit: "rules",
+        rules: addresses_times_ports,
+    },
+    Row {
+        limit: "peers",
+        rules: exceptions,
+    },
+];
+
+/// One policy: addresses in a class each, times ports.
+fn addresses_times_ports(limit: u64) -> Vec<Value> {
+    let peers: Vec<Value> = (0..=limit / PORTS)
+        .map(|n| json!({"ipBlock": {"cidr": format!("198.18.{}.{}/32", n / 256, n % 256)}}))
+        .collect();
+    let ports: Vec<Value> = (0..PORTS)
+        .map(|n| json!({"protocol": "TCP", "port": 10_000 + 2 * n}))
+        .collect();
+    vec![json!({"from": peers, "ports": ports})]
+}
+
+/// Several policies, each a block less every other of some of its addresses.
+fn exceptions(limit: u64) -> Vec<Value> {
+    let excepted: Vec<String> = (0..=limit)
+        .map(|n| 2 * n)
+        .map(|n| format!("100.{}.{}.{}/32", 64 + (n >> 16), (n >> 8) & 255, n & 255))
+        .collect();
+    excepted
+        .chunks(usize::try_from(EXCEPTIONS).unwrap_or(usize::MAX))
+        .map(|except| json!({"from": [{"ipBlock": {"cidr": "100.64.0.0/10", "except": except}}]}))
+        .collect()
+}
 
 #[tokio::test]
-async fn a_rule_table_that_would_overflow_is_refused_whole() -> Result<()> {
+async fn a_table_that_would_overflow_is_refused_whole() -> Result<()> {
     with_namespace("overflow", async |namespace: &TestNamespace| {
-        let lab = &namespace.lab;
         namespace.server("web", "node1").await?;
         for client in ["friend2", "foe2"] {
             namespace.client(client, "node2").await?;
@@ -33,34 +74,9 @@ async fn a_rule_table_that_would_overflow_is_refused_whole() -> Result<()> {
         namespace.apply(WEB_TAKES_FRIENDS).await?;
         namespace.until_reach("foe2", "web", false).await?;
         let open = namespace.hold("friend2", "web", Protocol::Tcp, INTERVAL).await?;
-        let dataplane = lab.get("wardline.io/v1alpha1", "Dataplane", "", "default").await?;
-        let limit = dataplane.data["spec"]["limits"]["rules"].as_u64();
-        let limit = limit.context("failed to read spec.limits.rules of Dataplane default")?;
-
-        let policies: Api<NetworkPolicy> = Api::namespaced(lab.client().clone(), &namespace.name);
-        let policy = serde_json::from_value(too_large(limit)).context("failed to build a NetworkPolicy")?;
-        policies
-            .create(&PostParams::default(), &policy)
-            .await
-            .context("failed to create NetworkPolicy too-large")?;
-        until_refused(lab, limit).await?;
-        // The first rule of the policy admits this one; it is not in force, and what was, is.
-        let refused = namespace.attempt("foe2", "web", Protocol::Tcp).await?;
-        ensure!(refused.timed_out(), "a part of the policy is in force: {refused:?}");
-        let admitted = namespace.attempt("friend2", "web", Protocol::Tcp).await?;
-        ensure!(admitted.ok, "what was in force is so no more: {admitted:?}");
-        open.until_echoes(3).await?;
-        // The other node runs none of the policy's pods.
-        let other = node_status(lab, lab.node("node2")?).await?;
-        ensure!(is_true(&other, "Ready"), "node2 is not Ready: {other}");
-
-        policies
-            .delete("too-large", &DeleteParams::default())
-            .await
-            .context("failed to delete NetworkPolicy too-large")?;
-        until_recovered(lab).await?;
-        let refused = namespace.attempt("foe2", "web", Protocol::Tcp).await?;
-        ensure!(refused.timed_out(), "{refused:?}");
+        for row in &ROWS {
+            overflow(namespace, row, &open).await?;
+        }
         let fared = open.finish().await?;
         ensure!(
             fared.missing.is_empty() && fared.twice.is_empty(),
@@ -71,33 +87,68 @@ async fn a_rule_table_that_would_overflow_is_refused_whole() -> Result<()> {
     .await
 }
 
-/// A policy that needs just more than `limit` rules: addresses in one class each, times ports.
-fn too_large(limit: u64) -> Value {
-    let addresses = limit / PORTS + 1;
-    let peers: Vec<Value> = (0..addresses)
-        .map(|n| json!({"ipBlock": {"cidr": format!("198.18.{}.{}/32", n / 256, n % 256)}}))
-        .collect();
-    let ports: Vec<Value> = (0..PORTS)
-        .map(|n| json!({"protocol": "TCP", "port": 10_000 + 2 * n}))
-        .collect();
-    json!({
-        "metadata": {"name": "too-large"},
-        "spec": {
-            "podSelector": {"matchLabels": {"app": "web"}},
-            "policyTypes": ["Ingress"],
-            "ingress": [
-                {"from": [{"podSelector": {"matchLabels": {"app": "foe2"}}}]},
-                {"from": peers, "ports": ports},
-            ],
-        },
-    })
+async fn overflow(namespace: &TestNamespace, row: &Row, open: &Held) -> Result<()> {
+    let lab = &namespace.lab;
+    let dataplane = lab.get("wardline.io/v1alpha1", "Dataplane", "", "default").await?;
+    let limit = dataplane.data["spec"]["limits"][row.limit].as_u64();
+    let limit = limit.with_context(|| format!("failed to read spec.limits.{} of Dataplane default", row.limit))?;
+
+    let policies: Api<NetworkPolicy> = Api::namespaced(lab.client().clone(), &namespace.name);
+    let rules = (row.rules)(limit);
+    for (n, rule) in rules.iter().enumerate() {
+        // The last one is too much; that it admits foe2 as well must not show.
+        let admits = json!({"from": [{"podSelector": {"matchLabels": {"app": "foe2"}}}]});
+        let rules = if n + 1 == rules.len() {
+            vec![&admits, rule]
+        } else {
+            vec![rule]
+        };
+        create(&policies, &name(row, n), &rules).await?;
+    }
+    until_refused(lab, row, limit).await?;
+    let refused = namespace.attempt("foe2", "web", Protocol::Tcp).await?;
+    ensure!(refused.timed_out(), "a part of the policy is in force: {refused:?}");
+    let admitted = namespace.attempt("friend2", "web", Protocol::Tcp).await?;
+    ensure!(admitted.ok, "what was in force is so no more: {admitted:?}");
+    open.until_echoes(3).await?;
+    // The other node runs none of the policies' pods.
+    let other = node_status(lab, lab.node("node2")?).await?;
+    ensure!(is_true(&other, "Ready"), "node2 is not Ready: {other}");
+
+    // The one that was too much first: no other admits foe2.
+    for n in (0..rules.len()).rev() {
+        let name = name(row, n);
+        let deleted = policies.delete(&name, &DeleteParams::default()).await;
+        deleted.with_context(|| format!("failed to delete NetworkPolicy {name}"))?;
+    }
+    until_recovered(lab).await?;
+    let refused = namespace.attempt("foe2", "web", Protocol::Tcp).await?;
+    ensure!(refused.timed_out(), "{refused:?}");
+    Ok(())
+}
+
+fn name(row: &Row, n: usize) -> String {
+    format!("many-{}-{n}", row.limit)
+}
+
+/// Created, not applied: nobody needs to know who owns each of the many fields.
+async fn create(policies: &Api<NetworkPolicy>, name: &str, rules: &[&Value]) -> Result<()> {
+    let policy = json!({
+        "metadata": {"name": name},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"], "ingress": rules},
+    });
+    let policy = serde_json::from_value(policy).context("failed to build a NetworkPolicy")?;
+    let created = policies.create(&PostParams::default(), &policy).await;
+    created.with_context(|| format!("failed to create NetworkPolicy {name}"))?;
+    Ok(())
 }
 
 /// Waits until the node says that it refuses the change, which limit stands in its way, its size and what is needed.
-async fn until_refused(lab: &Lab, limit: u64) -> Result<()> {
+async fn until_refused(lab: &Lab, row: &Row, limit: u64) -> Result<()> {
     let node = lab.node("node1")?;
-    let beginning = format!("limits.rules is {limit}, and ");
-    wait_until("DataplaneNode node1 to name limits.rules", PATIENCE, async || {
+    let beginning = format!("limits.{} is {limit}, and ", row.limit);
+    let what = format!("DataplaneNode node1 to name limits.{}", row.limit);
+    wait_until(&what, PATIENCE, async || {
         let status = node_status(lab, node).await?;
         let ready = condition(&status, "Ready");
         let [degraded, reason, message] = condition(&status, "Degraded");
