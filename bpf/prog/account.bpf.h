@@ -192,6 +192,9 @@ static __always_inline void account(const struct endpoint *endpoint, struct flow
 
 	if (!counted || reason >= REASON_COUNT)
 		return;
+	/* What passes from a forged source is told as that, whatever allowed it. */
+	if (flow->forged && reason < REASON_DEFAULT_DENY)
+		reason = REASON_SPOOFED;
 	counted->packets[direction][reason]++;
 	if (flow->due) {
 		counted->due[egress][VERDICT_ALLOW]++;

@@ -35,6 +35,7 @@ struct flow {
 	__u8 kind;         /* enum flow_kind */
 	__u8 tcp_flags;    /* enum tcp_flag */
 	__u8 local_socket; /* proven: a socket of this node sent the flow's first packet */
+	__u8 forged;       /* from an address that is not the pod's, where that is only watched for */
 	__u8 due;          /* an allow that asks for a record */
 };
 

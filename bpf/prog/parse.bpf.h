@@ -227,11 +227,20 @@ static __always_inline __u32 parse_icmpv6(struct __sk_buff *skb, const struct en
 	return UNDECIDED;
 }
 
+/* Where forged sources are only watched for, policy goes on judging: to forge one must not be a way past it. */
+static __always_inline __u32 forged_source(struct flow *flow)
+{
+	if (flow->settings.source_check != ENFORCEMENT_AUDIT)
+		return REASON_SPOOFED;
+	flow->forged = true;
+	return UNDECIDED;
+}
+
 /*
  * A frame that is not for the pod is not its business, and one that the pod has no right to send is not judged:
  * both come before everything that only a closer look could say.
  */
-static __always_inline __u32 check_addresses(const struct endpoint *endpoint, const struct flow *flow,
+static __always_inline __u32 check_addresses(const struct endpoint *endpoint, struct flow *flow,
 					     const struct network *network, bool ipv6)
 {
 	if (flow->direction == DIRECTION_INGRESS)
@@ -241,7 +250,7 @@ static __always_inline __u32 check_addresses(const struct endpoint *endpoint, co
 	/* Duplicate address detection speaks from no address: judge_neighbour knows. */
 	if (ipv6 && network->protocol == IP_ICMPV6 && is_unspecified(&flow->key.pod))
 		return UNDECIDED;
-	return REASON_SPOOFED;
+	return forged_source(flow);
 }
 
 static __always_inline __u32 parse_transport(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow,
@@ -309,6 +318,6 @@ static __always_inline __u32 parse(struct __sk_buff *skb, const struct endpoint 
 	reason = parse_transport(skb, endpoint, flow, ipv6);
 	/* Past its exception above, the unspecified address is no source. */
 	if (reason == UNDECIDED && flow->direction == DIRECTION_EGRESS && is_unspecified(&flow->key.pod))
-		return REASON_SPOOFED;
+		return forged_source(flow);
 	return reason;
 }

@@ -115,13 +115,22 @@ pub fn sources_of_the_pod() -> Vec<Row> {
 pub fn forged_sources_are_watched() -> Vec<Row> {
     vec![
         pass(
-            "passes, counted only",
+            "passes where policy allows it, and is counted",
             Egress,
             udp(port(OTHER_POD, 1), port(CLIENT, 53)),
             Spoofed,
         )
         .before(|world| world.change_settings(|settings| settings.source_check = Enforcement::Audit.into()))
-        .after(|world| world.assert_entries(0)),
+        .event(Egress, POD_TO_443)
+        .after(|world| world.assert_entries(1)),
+        pass("again", Egress, udp(port(OTHER_POD, 1), port(CLIENT, 53)), Spoofed),
+        stop(
+            "to forge a source is no way past policy",
+            Egress,
+            udp(port(OTHER_POD, 1), port(CLIENT, 54)),
+            DefaultDeny,
+        )
+        .deny(Egress, CLIENT, UDP, 54),
         stop(
             "policy is enforced all the same",
             Egress,

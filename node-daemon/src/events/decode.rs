@@ -12,7 +12,7 @@ use super::observed::{Observed, Verdict};
 
 /// Field `reason` of an allowed record: only what tells more than the policies do.
 fn allow_reason(reason: Reason) -> Option<&'static str> {
-    (reason == Reason::Midstream).then(|| reason.as_str())
+    matches!(reason, Reason::Midstream | Reason::Spoofed).then(|| reason.as_str())
 }
 
 pub(super) fn allow(event: &AllowEvent, clock: &Clock, only_annotated: bool) -> Result<Observed, UnknownValue> {
