@@ -5,6 +5,10 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::api::{Api, ListParams, LogParams};
 
 use crate::cluster::{Lab, SYSTEM_NAMESPACE};
+use crate::records::Record;
+
+/// More than these a test that looks at each has not.
+const RECORDS: usize = 200;
 
 /// The namespace's pods, warnings and records, and the ends of the logs of Wardline's own pods.
 pub async fn collect(lab: &Lab, namespace: &str) -> String {
@@ -13,10 +17,11 @@ pub async fn collect(lab: &Lab, namespace: &str) -> String {
     lines.extend(warnings(lab, namespace).await);
     match lab.records() {
         Ok(records) => {
-            let ours = records
-                .iter()
-                .filter(|record| record.concerns(namespace) || record.disposition == "lost");
-            lines.extend(ours.map(|record| format!("record {}", record.line)));
+            let ours = |record: &&Record| record.concerns(namespace) || record.disposition == "lost";
+            let ours: Vec<&Record> = records.iter().filter(ours).collect();
+            let last = ours.len().saturating_sub(RECORDS);
+            lines.push(format!("{} records, the last of them:", ours.len()));
+            lines.extend(ours[last..].iter().map(|record| format!("record {}", record.line)));
         }
         Err(error) => lines.push(format!("records: {error:#}")),
     }

@@ -227,7 +227,8 @@ fn pod_spec(node: &str) -> serde_json::Value {
     })
 }
 
-fn is_ready(pod: &Pod) -> bool {
+/// Whether a pod's condition Ready is true.
+pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }

@@ -13,6 +13,7 @@ use crate::command::output_of;
 use crate::evidence;
 use crate::images::{self, Built, Options};
 use crate::layout::{CONTROL_PLANE, NODES};
+use crate::namespace::is_ready;
 use crate::progress::{step, wait_until};
 
 /// Imports the images, installs or upgrades the chart, and waits until every node enforces.
@@ -67,7 +68,15 @@ async fn restart(lab: &Lab) -> Result<()> {
     pods.delete_collection(&DeleteParams::default(), &ListParams::default())
         .await
         .context("failed to restart Wardline's pods")?;
-    Ok(())
+    // Until then, what the statuses say is what the pods that go have said.
+    wait_until("the new pods of Wardline", Duration::from_mins(2), async || {
+        let all = pods.list(&ListParams::default()).await?.items;
+        let new = all
+            .iter()
+            .all(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod));
+        Ok((new && all.len() > NODES.len()).then_some(()))
+    })
+    .await
 }
 
 /// Waits until the Dataplane says that every node is ready, and so do the nodes themselves.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The account that a daemon keeps of its records.
+//! The account that a daemon keeps of its records: of those of allowed connections, as denies are written seconds later.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::progress::wait_until;
 /// Counters of a daemon, or how far they moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Account {
-    /// Verdicts that asked for a record.
+    /// Connections that asked for a record.
     pub due: u64,
-    /// Verdicts whose record was written.
+    /// Connections whose record was written.
     pub written: u64,
-    /// Verdicts told as lost.
+    /// Connections whose record was told as lost.
     pub lost: u64,
 }
 
@@ -28,7 +28,7 @@ impl Account {
             clippy::cast_sign_loss,
             reason = "counters are whole numbers below 2^52"
         )]
-        let sum = |name: &str| metrics.sum(name, &[]).unwrap_or(0.0) as u64;
+        let sum = |name: &str| metrics.sum(name, &["verdict=\"allow\""]).unwrap_or(0.0) as u64;
         Ok(Self {
             due: sum("wardline_log_due_total"),
             written: sum("wardline_log_written_total"),
@@ -36,10 +36,10 @@ impl Account {
         })
     }
 
-    /// Waits until at least `verdicts` have been written or told as lost since this was read, and the account balances;
+    /// Waits until at least `connections` have been written or told as lost since this was read, and the account balances;
     /// returns how far the counters moved.
-    pub async fn until_written(&self, node: LabNode<'_>, verdicts: u64) -> Result<Self> {
-        let what = format!("{verdicts} records of {}", node.spec.name);
+    pub async fn until_written(&self, node: LabNode<'_>, connections: u64) -> Result<Self> {
+        let what = format!("{connections} records of {}", node.spec.name);
         wait_until(&what, Duration::from_secs(30), async || {
             let now = Self::read(node).await?;
             let moved = Self {
@@ -48,7 +48,7 @@ impl Account {
                 lost: now.lost - self.lost,
             };
             let told = moved.written + moved.lost;
-            ensure!(told == moved.due && told >= verdicts, "so far {moved:?}");
+            ensure!(told == moved.due && told >= connections, "so far {moved:?}");
             Ok(Some(moved))
         })
         .await

@@ -85,13 +85,13 @@ fn policy(admits: bool) -> Result<NetworkPolicy> {
 
 /// Waits until probes go unanswered; when the first of them was sent.
 async fn stopped(probes: &mut Running) -> Result<u64> {
-    let event = probes.event().await?;
+    let event = probes.event().await.context("failed to see the probes stop")?;
     let at = event["first_unanswered_ns"].as_u64();
     at.with_context(|| format!("failed to see the probes stop: {event}"))
 }
 
 async fn flowing(probes: &mut Running) -> Result<()> {
-    let event = probes.event().await?;
+    let event = probes.event().await.context("failed to see the probes flow")?;
     if event["event"] != "flowing" {
         bail!("failed to see the probes flow: {event}");
     }

@@ -50,7 +50,8 @@ impl ContainerProcess {
         let all = pods.list(&on_node).await.context("failed to list Wardline's pods")?;
         let is_daemon = |pod: &&Pod| {
             let owners = pod.metadata.owner_references.iter().flatten();
-            owners.into_iter().any(|owner| owner.kind == "DaemonSet")
+            let goes = pod.metadata.deletion_timestamp.is_some();
+            !goes && owners.into_iter().any(|owner| owner.kind == "DaemonSet")
         };
         let daemon = all.items.iter().find(is_daemon);
         Self::of(daemon.with_context(|| format!("failed to find the daemon of {node}"))?)
