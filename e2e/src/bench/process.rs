@@ -4,17 +4,17 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
+use nix::time::ClockId;
+use nix::unistd::Pid;
 
 use super::load::count;
 use super::wires::Place;
 use crate::cluster::{Lab, SYSTEM_NAMESPACE};
-
-/// The part of a second that /proc counts CPU time in; the same on every architecture that Kubernetes runs on.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The first process of a container.
 #[derive(Debug, Clone)]
@@ -58,10 +58,16 @@ impl ContainerProcess {
     }
 
     /// CPU time of all its threads so far, in seconds.
+    ///
+    /// From the clock of the process: /proc/PID/stat counts in hundredths of a second, too coarse for a short load.
     pub fn cpu_seconds(&self) -> Result<f64> {
-        let text = self.read("stat")?;
-        let ticks = ticks(&text).with_context(|| format!("failed to read the CPU time in `{text}`"))?;
-        Ok(count(ticks) / TICKS_PER_SECOND)
+        let shown = self.proc.display();
+        let pid = self.proc.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let pid = pid.with_context(|| format!("failed to read the pid of {shown}"))?;
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
+        let time = clock.and_then(ClockId::now);
+        let time = time.with_context(|| format!("failed to read the CPU time of {shown}"))?;
+        Ok(Duration::from(time).as_secs_f64())
     }
 
     /// Resident memory, in MiB.
@@ -83,24 +89,5 @@ impl ContainerProcess {
     fn read(&self, file: &str) -> Result<String> {
         let path: &Path = &self.proc.join(file);
         fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))
-    }
-}
-
-/// User and system time of a line of /proc/PID/stat, see proc(5).
-fn ticks(stat: &str) -> Option<u64> {
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let user: u64 = fields.nth(11)?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ticks;
-
-    #[test]
-    fn cpu_time_is_that_of_user_and_system() {
-        let stat = "12 (a b) c) S 1 2 3 4 5 6 7 8 9 10 100 23 0 0 20 0 1 0 5";
-        assert_eq!(ticks(stat), Some(123));
     }
 }
