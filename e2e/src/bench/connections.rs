@@ -37,6 +37,14 @@ struct Samples {
     direct: Vec<f64>,
 }
 
+/// A load of one round.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    kind: &'static str,
+    round: u32,
+    duration: Duration,
+}
+
 /// What the daemon did while connections were opened.
 #[derive(Debug, Default)]
 struct Logging {
@@ -54,13 +62,14 @@ pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figur
     }
     let (mut rr, mut crr, mut logging) = (Samples::default(), Samples::default(), Logging::default());
     let before = Account::read(setting.node).await?;
-    // The first round warms up and is thrown away.
     for round in 0..=effort.rounds {
-        let slice = if round == 0 { effort.round / 2 } else { effort.round };
-        let kept = round > 0;
-        rr.round(setting, &wires, "rr", slice, kept, None).await?;
-        crr.round(setting, &wires, "crr", slice, kept, Some(&mut logging))
-            .await?;
+        let load = |kind| Load {
+            kind,
+            round,
+            duration: effort.round,
+        };
+        rr.round(setting, &wires, load("rr"), None).await?;
+        crr.round(setting, &wires, load("crr"), Some(&mut logging)).await?;
     }
     // Each connection is there once, those of the warm-up too, and so is that of each round of rr.
     let expected = logging.connections + u64::from(effort.rounds) + 1;
@@ -77,29 +86,29 @@ pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figur
 }
 
 impl Samples {
+    /// One load over each of the wires. Who comes first changes from round to round, as the first may find a machine that
+    /// the last has left busy.
     async fn round(
         &mut self,
         setting: &Setting<'_>,
         wires: &Wires,
-        kind: &str,
-        slice: Duration,
-        kept: bool,
-        logging: Option<&mut Logging>,
+        load: Load,
+        mut logging: Option<&mut Logging>,
     ) -> Result<()> {
-        let (cpu, start) = (setting.daemon.cpu_seconds()?, Instant::now());
-        let pods = setting.traffic.load(kind, &setting.pods, slice).await?;
-        if let Some(logging) = logging {
-            tokio::time::sleep(WRITE_OUT).await;
-            logging.cpu += setting.daemon.cpu_seconds()? - cpu;
-            logging.connections += pods.transactions;
-            logging.elapsed += start.elapsed().as_secs_f64();
-        }
-        let routed = setting.traffic.load(kind, &wires.routed, slice).await?;
-        let direct = setting.traffic.load(kind, &wires.direct, slice).await?;
-        if kept {
-            self.pods.push(pods.rate());
-            self.routed.push(routed.rate());
-            self.direct.push(direct.rate());
+        let over = [&setting.pods, &wires.routed, &wires.direct];
+        for index in (0..over.len()).map(|index| (index + load.round as usize) % over.len()) {
+            let (cpu, start) = (setting.daemon.cpu_seconds()?, Instant::now());
+            let done = setting.traffic.load(load.kind, over[index], load.duration).await?;
+            if let (0, Some(logging)) = (index, logging.as_mut()) {
+                tokio::time::sleep(WRITE_OUT).await;
+                logging.cpu += setting.daemon.cpu_seconds()? - cpu;
+                logging.connections += done.transactions;
+                logging.elapsed += start.elapsed().as_secs_f64();
+            }
+            // The first round warms up and is thrown away.
+            if load.round > 0 {
+                [&mut self.pods, &mut self.routed, &mut self.direct][index].push(done.rate());
+            }
         }
         Ok(())
     }

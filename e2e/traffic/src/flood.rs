@@ -15,7 +15,7 @@ use crate::load::report;
 
 /// Source ports are taken in turn, so that one has rested for a while when its turn comes again.
 const PORTS: u16 = 16_384;
-const FIRST_PORT: u16 = 20_000;
+const FIRST_PORTS: [u16; 2] = [16_384, 32_768];
 /// How often the pace is kept.
 const SLICE: Duration = Duration::from_millis(1);
 
@@ -24,34 +24,38 @@ const RST: u8 = 0x04;
 
 /// Opens and resets `rate` connections a second for `duration`; prints what [`crate::load::rr`] prints.
 ///
-/// Slower than `rate` if the machine is; the report says how many there were.
+/// Slower than `rate` if the machine is; the report says how many there were. Half of them come from each of two
+/// threads, so that a sender is not held to one CPU.
 pub(crate) fn flood(from: Ipv4Addr, server: SocketAddr, rate: u32, duration: Duration) -> io::Result<()> {
     let SocketAddr::V4(server) = server else {
         return Err(io::Error::other("the server's address is not IPv4"));
     };
+    let start = Instant::now();
+    let half = |first| thread::spawn(move || flood_from(from, first, server, rate / 2, duration));
+    let mut opened = 0;
+    for sender in FIRST_PORTS.map(half) {
+        opened += sender.join().map_err(|_| io::Error::other("a sender panicked"))??;
+    }
+    report(opened, start.elapsed());
+    Ok(())
+}
+
+fn flood_from(from: Ipv4Addr, first: u16, server: SocketAddrV4, rate: u32, duration: Duration) -> io::Result<u64> {
     let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW))?;
     let (start, mut opened) = (Instant::now(), 0_u64);
     while start.elapsed() < duration {
         let due = start.elapsed().as_micros() * u128::from(rate) / 1_000_000;
-        while u128::from(opened) < due {
-            let port = FIRST_PORT + u16::try_from(opened % u64::from(PORTS)).unwrap_or(0);
+        while u128::from(opened) < due && start.elapsed() < duration {
+            let port = first + u16::try_from(opened % u64::from(PORTS)).unwrap_or(0);
             for flags in [SYN, RST] {
-                sendto(
-                    &raw,
-                    &segment(from, port, server, flags),
-                    SendFlags::empty(),
-                    &SocketAddr::V4(server),
-                )?;
+                let bytes = segment(from, port, server, flags);
+                sendto(&raw, &bytes, SendFlags::empty(), &SocketAddr::V4(server))?;
             }
             opened += 1;
-            if start.elapsed() >= duration {
-                break;
-            }
         }
         thread::sleep(SLICE);
     }
-    report(opened, start.elapsed());
-    Ok(())
+    Ok(opened)
 }
 
 /// An IPv4 header and a TCP header without options. The kernel fills in the length and checksum of the first; that of
