@@ -17,7 +17,7 @@ use crate::index::Desired;
 use crate::names::PodName;
 
 /// Former generations of the peer maps that may wait for being tidied.
-const FORMER: usize = 3;
+const FORMER: usize = 16;
 
 #[derive(Debug, Default)]
 struct EndpointPlan {
