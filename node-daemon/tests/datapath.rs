@@ -11,7 +11,6 @@ use std::sync::Arc;
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::ApplyError;
-use wardline_node::names::PodName;
 use wardline_policy::model::{
     Direction, Labels, ObjectName, Objects, Operator, Peer, Pod, Policy, Port, PortMatch, Protocol, Requirement, Rule,
     Selector,
@@ -73,6 +72,31 @@ fn admit(objects: &mut Objects, generation: i64, clients: &[&str]) {
         egress: None,
     };
     objects.policies.insert(name, Arc::new(policy));
+}
+
+/// Adds a rule with nine more ports to the server's policy.
+fn widen(objects: &mut Objects) {
+    let ports = (1..=9)
+        .map(|port| PortMatch {
+            protocol: Protocol::Udp,
+            port: Port::Exact(port),
+        })
+        .collect();
+    let policy = objects.policies.get_mut(&ObjectName::new("shop", "server")).unwrap();
+    let mut wide = Policy::clone(policy);
+    wide.ingress.as_mut().unwrap().push(Rule {
+        peers: None,
+        ports: Some(ports),
+    });
+    *policy = Arc::new(wide);
+}
+
+fn relabel(objects: &mut Objects, pod: &str, app: &str) {
+    let pod = objects.pods.get_mut(&ObjectName::new("shop", pod)).unwrap();
+    *pod = Arc::new(Pod {
+        labels: Labels::from([("app".to_owned(), app.to_owned())]),
+        ..Pod::clone(pod)
+    });
 }
 
 /// A frame of the connection from `client`'s port 40000 to the server's port 80.
@@ -174,12 +198,8 @@ fn a_label_that_changes_takes_effect_on_open_connections() {
         let edge = Edge::of(node, &life);
         assert!(edge.connect(A) && !edge.connect(B));
         for (from, to, labelled) in [("a", "z", false), ("z", "a", true)] {
-            let pod = objects.pods.get_mut(&ObjectName::new("shop", "a")).unwrap();
-            assert_eq!(pod.labels["app"], from);
-            *pod = Arc::new(Pod {
-                labels: Labels::from([("app".to_owned(), to.to_owned())]),
-                ..Pod::clone(pod)
-            });
+            assert_eq!(objects.pods[&ObjectName::new("shop", "a")].labels["app"], from);
+            relabel(&mut objects, "a", to);
             life.apply(&node.desired(&objects, NODE));
             assert_eq!(edge.leaks(A), labelled, "a is labelled {to}");
         }
@@ -246,28 +266,10 @@ fn a_change_that_does_not_fit_is_refused_whole() {
         let edge = Edge::of(node, &life);
         assert!(edge.connect(A) && !edge.connect(B));
 
-        let ports = (1..=9)
-            .map(|port| PortMatch {
-                protocol: Protocol::Udp,
-                port: Port::Exact(port),
-            })
-            .collect();
         let mut wide = objects.clone();
         admit(&mut wide, 2, &["b"]);
-        let policy = wide.policies.get_mut(&ObjectName::new("shop", "server")).unwrap();
-        let mut wider = Policy::clone(policy);
-        wider.ingress.as_mut().unwrap().push(Rule {
-            peers: None,
-            ports: Some(ports),
-        });
-        *policy = Arc::new(wider);
-        let error = life
-            .datapath
-            .apply(&node.desired(&wide, NODE), |pod| PodName {
-                pod: pod.clone(),
-                workload: None,
-            })
-            .unwrap_err();
+        widen(&mut wide);
+        let error = life.try_apply(&node.desired(&wide, NODE)).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -294,17 +296,12 @@ fn edits_without_a_pause_use_neither_up_the_peers_nor_old_generations() {
         let mut config = DaemonConfig::default();
         config.limits.peers = 4;
         let mut objects = objects();
-        let relabelled = ObjectName::new("shop", "a");
         admit(&mut objects, 1, &["a", "b"]);
         let mut life = node.start(&config);
         life.apply(&node.desired(&objects, NODE));
         let edge = Edge::of(node, &life);
         assert!(edge.connect(A) && edge.connect(B));
-        let pod = objects.pods.get_mut(&relabelled).unwrap();
-        *pod = Arc::new(Pod {
-            labels: Labels::from([("app".to_owned(), "z".to_owned())]),
-            ..Pod::clone(pod)
-        });
+        relabel(&mut objects, "a", "z");
         // More edits than the words have room for generations, each with other selectors.
         for generation in 2..300 {
             let clients: &[&str] = if generation % 2 == 0 { &["a", "b"] } else { &["b"] };
@@ -324,23 +321,8 @@ fn a_pod_that_starts_while_a_change_is_refused_is_guarded() {
         let mut life = node.start(&config);
         life.apply(&node.desired(&Objects::default(), NODE));
         admit(&mut objects, 1, &["a"]);
-        let ports = (1..=9)
-            .map(|port| PortMatch {
-                protocol: Protocol::Udp,
-                port: Port::Exact(port),
-            })
-            .collect();
-        let policy = objects.policies.get_mut(&ObjectName::new("shop", "server")).unwrap();
-        let mut wide = Policy::clone(policy);
-        wide.ingress.as_mut().unwrap().push(Rule {
-            peers: None,
-            ports: Some(ports),
-        });
-        *policy = Arc::new(wide);
-        let refused = life.datapath.apply(&node.desired(&objects, NODE), |pod| PodName {
-            pod: pod.clone(),
-            workload: None,
-        });
+        widen(&mut objects);
+        let refused = life.try_apply(&node.desired(&objects, NODE));
         assert!(matches!(refused, Err(ApplyError::Full { .. })));
         let edge = Edge::of(node, &life);
         assert!(

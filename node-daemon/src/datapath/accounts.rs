@@ -115,22 +115,17 @@ impl Accounts {
         wait_for_programs()
     }
 
-    /// Verdicts of `generation` that ask for a record, by direction and verdict.
-    pub fn due(&self, generation: u32) -> Result<[[u64; VERDICTS]; DIRECTIONS], MapError> {
-        let mut due = [[0; VERDICTS]; DIRECTIONS];
+    /// What all CPUs counted in `generation`, also while it is in use.
+    pub fn counted(&self, generation: u32) -> Result<abi::Counters, MapError> {
+        let mut sum = abi::Counters::default();
         for counters in self.counters.get(generation & 1)? {
-            add(&mut due, &counters.due);
+            add(&mut sum.packets, &counters.packets);
+            add(&mut sum.due, &counters.due);
+            for (sum, value) in sum.ring_full.iter_mut().zip(counters.ring_full) {
+                *sum += value;
+            }
         }
-        Ok(due)
-    }
-
-    /// Packets of `generation` by direction and reason, also while it is in use.
-    pub fn packets(&self, generation: u32) -> Result<[[u64; REASONS]; DIRECTIONS], MapError> {
-        let mut packets = [[0; REASONS]; DIRECTIONS];
-        for counters in self.counters.get(generation & 1)? {
-            add(&mut packets, &counters.packets);
-        }
-        Ok(packets)
+        Ok(sum)
     }
 
     /// Whether only the policies that ask for records are named in those of allows.
@@ -144,14 +139,13 @@ impl Accounts {
 
     /// Reads a closed generation.
     pub fn read(&self, generation: u32) -> Result<Closed, MapError> {
-        let mut closed = Closed::default();
-        for counters in self.counters.get(generation & 1)? {
-            add(&mut closed.packets, &counters.packets);
-            add(&mut closed.due, &counters.due);
-            for (sum, value) in closed.ring_full.iter_mut().zip(counters.ring_full) {
-                *sum += value;
-            }
-        }
+        let counted = self.counted(generation)?;
+        let mut closed = Closed {
+            packets: counted.packets,
+            due: counted.due,
+            ring_full: counted.ring_full,
+            ..Closed::default()
+        };
         for (slot, share) in self.shares(generation)? {
             closed.overflow[slot as usize % DIRECTIONS] += share.overflow;
         }

@@ -187,7 +187,7 @@ impl PolicyLog {
             return self.write_closed(pending);
         }
         if self.first_due.is_none() {
-            let due = self.accounts.due(self.accounts.generation())?;
+            let due = self.accounts.counted(self.accounts.generation())?.due;
             if due.iter().flatten().any(|count| *count > 0) {
                 self.first_due = Some(now);
             } else if self.backlog() == 0 {
@@ -360,7 +360,7 @@ impl PolicyLog {
         let mut packets = self.ledger.packets;
         let generation = self.accounts.generation();
         if self.pending.is_none() {
-            add(&mut packets, &self.accounts.packets(generation)?);
+            add(&mut packets, &self.accounts.counted(generation)?.packets);
         }
         Ok(packets)
     }

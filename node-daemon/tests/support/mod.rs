@@ -20,12 +20,12 @@ use std::time::Duration;
 use libbpf_rs::Link;
 use serde_json::Value;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::datapath::{Accounts, Datapath, Handles, PinPaths};
+use wardline_node::datapath::{Accounts, Applied, ApplyError, Datapath, Handles, PinPaths};
 use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
 use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
 use wardline_node::names::{Names, PodName};
 use wardline_policy::compile::compile;
-use wardline_policy::model::{Direction, ObjectName, Objects};
+use wardline_policy::model::{Direction, Objects};
 
 /// Runs `test` on a thread in namespaces of its own, with a bpf file system and `veths` veth pairs, whose ifindexes
 /// it is given.
@@ -166,12 +166,15 @@ impl Node {
 }
 
 impl Life {
-    pub fn apply(&mut self, desired: &Desired) -> wardline_node::datapath::Applied {
-        let name = |pod: &ObjectName| PodName {
+    pub fn apply(&mut self, desired: &Desired) -> Applied {
+        self.try_apply(desired).unwrap()
+    }
+
+    pub fn try_apply(&mut self, desired: &Desired) -> Result<Applied, ApplyError> {
+        self.datapath.apply(desired, |pod| PodName {
             pod: pod.clone(),
             workload: None,
-        };
-        self.datapath.apply(desired, name).unwrap()
+        })
     }
 
     /// Closes the generation and returns the lines that were written since the last call.
