@@ -213,6 +213,59 @@ struct rule {
 	__u32 flags;       /* enum rule_flag */
 };
 
+/* --- Services ------------------------------------------------------------------------------------------------- */
+
+enum service_flag {
+	SERVICE_TRANSLATE = 1, /* ours to translate; else kube-proxy's, and policy judges all its backends */
+	SERVICE_DROP = 2,      /* without a backend it is silent (none is local, and only local ones count), not refused */
+};
+
+/*
+ * A Service's front: one address, port and protocol. Port 0 with protocol 0 is the address itself, there for every
+ * address that we translate: what asks for a port that is not listed is refused. The unspecified address stands for
+ * every node's: NodePorts.
+ */
+struct service_key {
+	struct address address;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+/*
+ * A list of backends never changes: another list is written under a fresh id, then the service names it by one update
+ * of its entry, and the old one goes when no packet can still hold its id.
+ */
+struct service {
+	__u32 id;    /* of this front; never used twice on a node */
+	__u32 list;
+	__u32 count; /* backends in the list: index 0 .. count - 1 */
+	__u32 flags; /* enum service_flag */
+	__u32 affinity; /* ticks for which a client stays with its backend; 0: no affinity */
+};
+
+struct backend_key {
+	__u32 list;
+	__u32 index;
+};
+
+struct backend {
+	struct address address;
+	__u16 port;
+	__u16 pad;
+};
+
+/* ClientIP affinity: which backend a client was given last. */
+struct affinity_key {
+	__u32 service; /* id */
+	struct address client;
+};
+
+struct affinity {
+	struct backend backend;
+	__u32 last_used; /* ticks */
+};
+
 /* --- settings that change while the programs run -------------------------------------------------------------- */
 
 enum log_mode {
@@ -299,6 +352,12 @@ _Static_assert(sizeof(struct peer_key) == 20, "peer_key");
 _Static_assert(sizeof(struct cidr_key) == 24, "cidr_key");
 _Static_assert(sizeof(struct rule_key) == 12, "rule_key");
 _Static_assert(sizeof(struct range_key) == 16, "range_key");
+_Static_assert(sizeof(struct service_key) == 20, "service_key");
+_Static_assert(sizeof(struct service) == 20, "service");
+_Static_assert(sizeof(struct backend_key) == 8, "backend_key");
+_Static_assert(sizeof(struct backend) == 20, "backend");
+_Static_assert(sizeof(struct affinity_key) == 20, "affinity_key");
+_Static_assert(sizeof(struct affinity) == 24, "affinity");
 _Static_assert(sizeof(struct settings) == 8, "settings");
 _Static_assert(sizeof(struct deny_key) == 36, "deny_key");
 _Static_assert(sizeof(struct deny_entry) == 48, "deny_entry");

@@ -9,6 +9,7 @@
 
 #include "parse.bpf.h"
 #include "related.bpf.h"
+#include "service.bpf.h"
 #include "account.bpf.h"
 
 /* Where they act, they say so here and nowhere else. Passing lets other programs on the hook run. */

@@ -87,7 +87,7 @@ fn size_and_pin(
 ) -> Result<Vec<KeptLimit>, LoadError> {
     let maps = &mut open.maps;
     // Twice the limit: a new generation is written beside the one in force before it replaces it.
-    let wanted: [(&'static str, &mut OpenMapMut<'_>, Option<u32>); 13] = [
+    let wanted: [(&'static str, &mut OpenMapMut<'_>, Option<u32>); 16] = [
         ("endpoints", &mut maps.endpoints, None),
         ("near_endpoints", &mut maps.near_endpoints, None),
         ("policy_words", &mut maps.policy_words, None),
@@ -96,6 +96,9 @@ fn size_and_pin(
         ("cidrs", &mut maps.cidrs, Some(limits.peers.saturating_mul(2))),
         ("rules", &mut maps.rules, Some(limits.rules.saturating_mul(2))),
         ("ranges", &mut maps.ranges, Some(limits.rules.saturating_mul(2))),
+        ("services", &mut maps.services, None),
+        ("backends", &mut maps.backends, None),
+        ("affinities", &mut maps.affinities, None),
         ("settings", &mut maps.settings, None),
         ("counters", &mut maps.counters, None),
         ("denies", &mut maps.denies, Some(limits.deny_aggregates)),
