@@ -166,6 +166,7 @@ struct conntrack_entry {
 
 enum peer_flag {
 	PEER_LOCAL = 1, /* an address of this node */
+	PEER_NODE = 2,  /* an address of any node, this one too: Services' node ports are behind it */
 };
 
 struct peer_key {
