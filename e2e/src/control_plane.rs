@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-use crate::layout::{API_SERVER, CONTROL_PLANE, ETCD, ETCD_PEER, Layout, POD_CIDR, SERVICE_CIDR};
+use crate::layout::{API_SERVER, CONTROL_PLANE, ETCD, ETCD_PEER, Layout, POD_CIDR, POD_CIDR6, SERVICE_CIDRS};
 use crate::process::{self, Recorded};
 use crate::progress::{step, wait_until};
 
@@ -106,7 +106,7 @@ fn api_server(layout: &Layout) -> Command {
     flag("service-account-issuer", "https://kubernetes.default.svc".to_owned());
     flag("service-account-key-file", pki("service-account.pub"));
     flag("service-account-signing-key-file", pki("service-account.key"));
-    flag("service-cluster-ip-range", SERVICE_CIDR.to_owned());
+    flag("service-cluster-ip-range", SERVICE_CIDRS.to_owned());
     flag("authorization-mode", "Node,RBAC".to_owned());
     flag("allow-privileged", "true".to_owned());
     flag("kubelet-client-certificate", pki("kubelet-client.crt"));
@@ -128,7 +128,8 @@ fn controller_manager(layout: &Layout) -> Command {
     flag("use-service-account-credentials", "true".to_owned());
     // The nodes are created with their pod ranges, so that CNI configuration and Node objects agree.
     flag("allocate-node-cidrs", "false".to_owned());
-    flag("cluster-cidr", POD_CIDR.to_owned());
+    flag("cluster-cidr", format!("{POD_CIDR},{POD_CIDR6}"));
+    flag("service-cluster-ip-range", SERVICE_CIDRS.to_owned());
     flag("cluster-signing-cert-file", pki("ca.crt"));
     flag("cluster-signing-key-file", pki("ca.key"));
     flag("leader-elect", "false".to_owned());

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::layout::{Layout, NODES, POD_CIDR};
+use crate::layout::{Layout, NODES, POD_CIDR, POD_CIDR6};
+use crate::pod_network;
 use crate::process;
 use crate::progress::{step, wait_until};
 
@@ -19,6 +20,7 @@ pub async fn start(layout: &Layout) -> Result<()> {
             continue;
         }
         step(&format!("starting kube-proxy on {}", node.name));
+        pod_network::let_bridges_ask(node)?;
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", node.netns))
@@ -30,7 +32,7 @@ pub async fn start(layout: &Layout) -> Result<()> {
         ));
         command
             .arg(format!("--hostname-override={}", node.name))
-            .arg(format!("--cluster-cidr={POD_CIDR}"));
+            .arg(format!("--cluster-cidr={POD_CIDR},{POD_CIDR6}"));
         // The sizes of the conntrack table belong to the whole machine and may not be written from a node.
         command.args(["--proxy-mode=nftables", "--conntrack-max-per-core=0"]);
         let proxy = process::start(layout, &name, &command)?;
@@ -40,7 +42,7 @@ pub async fn start(layout: &Layout) -> Result<()> {
             async || {
                 proxy.check()?;
                 let tables =
-                    crate::network::run_in(node, &["nft", "list", "tables"]).context("failed to list rules")?;
+                    crate::network::run_in(node.netns, &["nft", "list", "tables"]).context("failed to list rules")?;
                 Ok(tables.contains("kube-proxy").then_some(()))
             },
         )

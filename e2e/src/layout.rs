@@ -7,12 +7,18 @@ use std::path::{Path, PathBuf};
 pub const BRIDGE: &str = "wardline0";
 /// The address of the control plane on the bridge; its API server listens on port 6443.
 pub const CONTROL_PLANE: &str = "10.77.0.1";
+/// The control plane's IPv6 address, where nothing listens: for routes.
+pub const CONTROL_PLANE6: &str = "fd00:10:77::1";
 /// The URL of the API server, as nodes and host-network pods reach it.
 pub const API_SERVER: &str = "https://10.77.0.1:6443";
-/// Service addresses come from here; `10.96.0.1` is `kubernetes.default`.
-pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// Service addresses come from here, IPv4 first, as the first family is the one of Services that ask for none.
+pub const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
+/// `kubernetes.default`: the first address of [`SERVICE_CIDRS`].
+pub const API_SERVICE: &str = "10.96.0.1";
 /// Pods of all nodes; each node has a /24 of it.
 pub const POD_CIDR: &str = "10.244.0.0/16";
+/// The same for IPv6; each node has a /64 of it.
+pub const POD_CIDR6: &str = "fd00:10:244::/48";
 /// The URL of etcd. On the lab's own address, where no other etcd of this machine can be.
 pub const ETCD: &str = "http://10.77.0.1:2379";
 /// The URL that etcd would talk to other members on.
@@ -40,6 +46,15 @@ pub const PRIVATE_DIRS: [&str; 9] = [
     "/opt/cni/bin",
 ];
 
+/// What makes the pods' interfaces on a node. The nodes differ, so that both are always tested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plugin {
+    /// Each pod on a link of its own, and the node routes between them.
+    Ptp,
+    /// The pods of the node share a bridge.
+    Bridge,
+}
+
 /// One of the two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeSpec {
@@ -51,8 +66,14 @@ pub struct NodeSpec {
     pub uplink: &'static str,
     /// The node's address on the bridge.
     pub address: &'static str,
+    /// The same for IPv6.
+    pub address6: &'static str,
     /// The addresses of its pods.
     pub pod_cidr: &'static str,
+    /// The same for IPv6.
+    pub pod_cidr6: &'static str,
+    /// What connects its pods.
+    pub plugin: Plugin,
 }
 
 /// The nodes of the lab.
@@ -62,16 +83,43 @@ pub const NODES: [NodeSpec; 2] = [
         netns: "wardline-node1",
         uplink: "wardline-n1",
         address: "10.77.0.11",
+        address6: "fd00:10:77::11",
         pod_cidr: "10.244.0.0/24",
+        pod_cidr6: "fd00:10:244:0::/64",
+        plugin: Plugin::Ptp,
     },
     NodeSpec {
         name: "node2",
         netns: "wardline-node2",
         uplink: "wardline-n2",
         address: "10.77.0.12",
+        address6: "fd00:10:77::12",
         pod_cidr: "10.244.1.0/24",
+        pod_cidr6: "fd00:10:244:1::/64",
+        plugin: Plugin::Bridge,
     },
 ];
+
+/// A host on the bridge that is no part of the cluster. It knows the way to the nodes, and none to pods or Services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutsideSpec {
+    /// The network namespace, as `ip netns` lists it.
+    pub netns: &'static str,
+    /// The bridge's side of its uplink.
+    pub uplink: &'static str,
+    /// Its address on the bridge.
+    pub address: &'static str,
+    /// The same for IPv6.
+    pub address6: &'static str,
+}
+
+/// The client from outside of the cluster.
+pub const OUTSIDE: OutsideSpec = OutsideSpec {
+    netns: "wardline-outside",
+    uplink: "wardline-nx",
+    address: "10.77.0.99",
+    address6: "fd00:10:77::99",
+};
 
 /// The folders of the workspace that the lab reads and writes.
 #[derive(Debug, Clone)]
@@ -126,6 +174,11 @@ impl Layout {
     /// Image archives of Wardline itself.
     pub fn images(&self) -> PathBuf {
         self.target().join("images")
+    }
+
+    /// Logs and outcomes of the upstream suite.
+    pub fn conformance(&self) -> PathBuf {
+        self.target().join("conformance")
     }
 
     /// What is running: a JSON file a process.

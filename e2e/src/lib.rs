@@ -9,7 +9,10 @@
 //!     its own network, mount and          the same
 //!     process namespace: containerd,
 //!     kubelet, pods 10.244.0.0/24         pods 10.244.1.0/24
+//!     on the ptp plugin                   on the bridge plugin
 //! ```
+//!
+//! Nodes, pods and Services have an IPv6 address beside each of these ([`layout`]).
 //!
 //! Data flows one way: [`layout`] says where everything lies, [`gobuild`] and [`images`] fill `target/`,
 //! [`up`] starts the cluster from it and [`down`] ends it. Tests, the demo and the benchmark use [`cluster::Lab`], which talks to the
@@ -33,6 +36,7 @@ pub mod namespace;
 pub mod network;
 pub mod node;
 pub mod pki;
+pub mod pod_network;
 pub mod preflight;
 pub mod process;
 pub mod progress;

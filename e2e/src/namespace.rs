@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Pod, PodIP, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard};
@@ -138,10 +138,20 @@ impl TestNamespace {
 
     /// Creates an echo server on [`PORT`] on a node, labelled `app: NAME`; ready when [`Self::ready`] says so.
     pub async fn server(&self, name: &str, node: &str) -> Result<()> {
+        self.create_pod(name, pod_spec(node)).await
+    }
+
+    /// Like [`Self::server`], and ready only when the kubelet has reached its [`PORT`].
+    pub async fn probed_server(&self, name: &str, node: &str) -> Result<()> {
+        let mut spec = pod_spec(node);
+        spec["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": PORT}, "periodSeconds": 1});
+        self.create_pod(name, spec).await
+    }
+
+    async fn create_pod(&self, name: &str, spec: serde_json::Value) -> Result<()> {
         let labels = json!({"app": name});
-        let pod: Pod =
-            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "spec": pod_spec(node)}))
-                .context("failed to build a Pod")?;
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "spec": spec}))
+            .context("failed to build a Pod")?;
         self.pods()
             .create(&PostParams::default(), &pod)
             .await
@@ -167,17 +177,21 @@ impl TestNamespace {
         .await
     }
 
-    /// The address of a pod.
+    /// The first address of a pod: IPv4.
     pub async fn ip(&self, pod: &str) -> Result<IpAddr> {
-        let object = self
-            .pods()
-            .get(pod)
-            .await
-            .with_context(|| format!("failed to get Pod {}/{pod}", self.name))?;
-        let ip = object.status.and_then(|status| status.pod_ip);
-        let ip = ip.with_context(|| format!("failed to read the address of Pod {}/{pod}: it has none", self.name))?;
-        ip.parse()
-            .with_context(|| format!("failed to parse the address of Pod {}/{pod}", self.name))
+        let ips = self.ips(pod).await?;
+        let first = ips.first().copied();
+        first.with_context(|| format!("failed to read the address of Pod {}/{pod}: it has none", self.name))
+    }
+
+    /// The addresses of a pod, one a family.
+    pub async fn ips(&self, pod: &str) -> Result<Vec<IpAddr>> {
+        let object = self.pods().get(pod).await;
+        let object = object.with_context(|| format!("failed to get Pod {}/{pod}", self.name))?;
+        let ips = object.status.and_then(|status| status.pod_ips).unwrap_or_default();
+        let parse = |ip: &PodIP| ip.ip.parse();
+        let ips: Result<Vec<IpAddr>, _> = ips.iter().map(parse).collect();
+        ips.with_context(|| format!("failed to parse the addresses of Pod {}/{pod}", self.name))
     }
 
     /// One connection from a pod to another's [`PORT`], with a message and its echo. A refusal is a result, no error.

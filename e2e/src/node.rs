@@ -17,6 +17,7 @@ use serde_json::json;
 
 use crate::command::{run, tail};
 use crate::layout::{Layout, NodeSpec, PAUSE_IMAGE, PRIVATE_DIRS};
+use crate::pod_network;
 use crate::preflight::CNI_PLUGINS;
 use crate::process::{self, Recorded};
 use crate::progress::wait_until;
@@ -102,8 +103,8 @@ fn write_configuration(layout: &Layout, node: &NodeSpec) -> Result<()> {
     // Not this machine's: that may name a resolver on loopback, which pods cannot reach.
     write(layout.node(node).join("resolv.conf"), String::new())?;
     write(
-        layout.node_path(node, "/etc/cni/net.d/10-ptp.conflist"),
-        format!("{:#}\n", cni_config(node)),
+        layout.node_path(node, &format!("/etc/cni/net.d/{}", pod_network::CONFLIST)),
+        format!("{:#}\n", pod_network::conflist(node)),
     )?;
     let plugins = fs::read_dir(CNI_PLUGINS).with_context(|| format!("failed to read {CNI_PLUGINS}"))?;
     for plugin in plugins {
@@ -135,24 +136,6 @@ state = "/run/containerd"
     conf_dir = "/etc/cni/net.d"
 "#
     )
-}
-
-/// Point-to-point links, as routed CNI plugins make them: each pod has a veth of its own and no bridge.
-fn cni_config(node: &NodeSpec) -> serde_json::Value {
-    json!({
-        "cniVersion": "1.0.0",
-        "name": "lab",
-        "plugins": [{
-            "type": "ptp",
-            "ipMasq": false,
-            "ipam": {
-                "type": "host-local",
-                "ranges": [[{"subnet": node.pod_cidr}]],
-                "routes": [{"dst": "0.0.0.0/0"}],
-                "dataDir": "/var/lib/cni/ipam",
-            },
-        }],
-    })
 }
 
 fn kubelet_config(layout: &Layout, node: &NodeSpec) -> serde_json::Value {
@@ -188,8 +171,7 @@ fn kubelet_config(layout: &Layout, node: &NodeSpec) -> serde_json::Value {
 /// Always, in the end: a node is ended by killing this process.
 pub fn init(layout: &Layout, node: &NodeSpec) -> Result<()> {
     mount_private(layout, node)?;
-    // Written here rather than from outside: /proc/sys/net is that of the process's network namespace.
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("failed to enable forwarding")?;
+    pod_network::prepare(node)?;
     let containerd_log = layout.log(&format!("{}-containerd", node.name));
     let configuration = layout.node(node).join("containerd.toml");
     let containerd = spawn(
@@ -266,7 +248,7 @@ fn kubelet_command(layout: &Layout, node: &NodeSpec) -> Command {
     ));
     command
         .arg(format!("--hostname-override={}", node.name))
-        .arg(format!("--node-ip={}", node.address));
+        .arg(format!("--node-ip={},{}", node.address, node.address6));
     command
 }
 

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use crate::command::run;
-use crate::layout::{API_SERVER, CONTROL_PLANE, Layout, NODES};
+use crate::layout::{API_SERVER, API_SERVICE, CONTROL_PLANE, Layout, NODES};
 
 /// Those who have a kubeconfig in `pki/`: file name, and the certificate's subject, which is the Kubernetes identity.
 const CLIENTS: [(&str, &str); 5] = [
@@ -39,14 +39,15 @@ pub fn create(layout: &Layout) -> Result<()> {
         ],
     )?;
     authority(layout)?;
-    let server_names = format!("IP:{CONTROL_PLANE},IP:127.0.0.1,IP:10.96.0.1,DNS:kubernetes,DNS:kubernetes.default");
+    let server_names =
+        format!("IP:{CONTROL_PLANE},IP:127.0.0.1,IP:{API_SERVICE},DNS:kubernetes,DNS:kubernetes.default");
     certificate(layout, "apiserver", "/CN=kube-apiserver", Some(&server_names))?;
     for (name, subject) in CLIENTS {
         certificate(layout, name, subject, None)?;
         kubeconfig(layout, name)?;
     }
     for node in &NODES {
-        let names = format!("IP:{},DNS:{}", node.address, node.name);
+        let names = format!("IP:{},IP:{},DNS:{}", node.address, node.address6, node.name);
         certificate(
             layout,
             node.name,

@@ -6,13 +6,14 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 /// Programs, and the Debian package that each comes from.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("busybox", "busybox-static"),
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("go", "golang, 1.26 or later, from https://go.dev/dl"),
     ("ip", "iproute2"),
     ("iptables", "iptables"),
+    ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
     ("runc", "runc"),
@@ -36,8 +37,10 @@ pub fn check() -> Result<()> {
         .filter(|(program, _)| find_program(program).is_none())
         .map(|(program, package)| format!("{program} (package {package})"))
         .collect();
-    if !Path::new(CNI_PLUGINS).join("ptp").exists() {
-        missing.push(format!("{CNI_PLUGINS}/ptp (package containernetworking-plugins)"));
+    for plugin in ["bridge", "host-local", "ptp"] {
+        if !Path::new(CNI_PLUGINS).join(plugin).exists() {
+            missing.push(format!("{CNI_PLUGINS}/{plugin} (package containernetworking-plugins)"));
+        }
     }
     if !missing.is_empty() {
         bail!(

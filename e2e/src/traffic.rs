@@ -11,7 +11,9 @@ use kube::api::{Api, AttachParams, AttachedProcess};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 
+use crate::layout::Layout;
 use crate::progress::wait_until;
+use crate::{images, network};
 
 /// What a client speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +80,14 @@ async fn attach(pods: &Api<Pod>, pod: &str, command: &[&str], streams: &AttachPa
     process.with_context(|| format!("failed to run {command:?} in Pod {pod}"))
 }
 
+fn connect_command<'a>(program: &'a str, server: &'a str, protocol: Protocol) -> Vec<&'a str> {
+    let mut command = vec![program, "connect", server];
+    if protocol == Protocol::Udp {
+        command.push("--udp");
+    }
+    command
+}
+
 /// One connection, one message, one echo.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Attempt {
@@ -95,13 +105,24 @@ impl Attempt {
     /// Makes the attempt from a pod. It gives up after 2 s: two retransmissions of a SYN fit in.
     pub async fn make(pods: &Api<Pod>, from: &str, server: SocketAddr, protocol: Protocol) -> Result<Self> {
         let server = server.to_string();
-        let mut command = vec!["/bin/traffic", "connect", &server];
-        if protocol == Protocol::Udp {
-            command.push("--udp");
-        }
+        let command = connect_command("/bin/traffic", &server, protocol);
         let output = exec(pods, from, &command).await?;
         serde_json::from_str(&output.stdout)
             .with_context(|| format!("failed to read the result of {command:?} in Pod {from}: {output:?}"))
+    }
+
+    /// Makes the same attempt from a socket in one of the lab's network namespaces: a node's, or
+    /// [`OUTSIDE`](crate::layout::OUTSIDE)'s.
+    pub async fn make_in(layout: &Layout, netns: &str, server: SocketAddr, protocol: Protocol) -> Result<Self> {
+        let program = images::static_binary(layout, "traffic")?.display().to_string();
+        let server = server.to_string();
+        let command = connect_command(&program, &server, protocol);
+        let output = tokio::process::Command::from(network::command_in(netns, &command))
+            .output()
+            .await;
+        let output = output.with_context(|| format!("failed to run {command:?} in {netns}"))?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("failed to read the result of {command:?} in {netns}: {output:?}"))
     }
 
     /// Whether it failed as a dropped packet makes it fail: by silence, not by a refusal.

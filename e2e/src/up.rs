@@ -63,7 +63,7 @@ pub async fn up(layout: &Layout) -> Result<()> {
 async fn create_node_object(client: &Client, spec: &NodeSpec) -> Result<()> {
     let node: Node = serde_json::from_value(serde_json::json!({
         "metadata": {"name": spec.name},
-        "spec": {"podCIDR": spec.pod_cidr, "podCIDRs": [spec.pod_cidr]},
+        "spec": {"podCIDR": spec.pod_cidr, "podCIDRs": [spec.pod_cidr, spec.pod_cidr6]},
     }))
     .context("failed to build a Node")?;
     Api::<Node>::all(client.clone())

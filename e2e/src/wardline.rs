@@ -19,9 +19,11 @@ use crate::progress::{step, wait_until};
 /// Imports the images, installs or upgrades the chart, and waits until every node enforces.
 pub async fn install(lab: &Lab, options: &Options, built: &[Built]) -> Result<()> {
     let changed = images::import(lab.layout(), built)?;
+    let pods: Api<Pod> = Api::namespaced(lab.client().clone(), SYSTEM_NAMESPACE);
+    let before = pods.list(&ListParams::default()).await.context("failed to list pods")?;
     step("installing Wardline by its chart");
     output_of(&mut helm(lab, options))?;
-    if changed {
+    if changed && !before.items.is_empty() {
         restart(lab).await?;
     }
     if let Err(error) = wait_ready(lab).await {

@@ -5,6 +5,7 @@
 mod bad_input;
 mod daemon;
 mod exact;
+mod families;
 mod live;
 mod upstream;
 
