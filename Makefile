@@ -13,6 +13,9 @@ export RUST_LIB_BACKTRACE := 0
 LAB := target/debug/lab
 SECTION := @hack/section.sh
 CARGO_DENY := 0.20.2
+# How often `make conformance` runs each case, and further options of `lab conformance`.
+REPEAT ?= 1
+CONFORMANCE ?=
 # Tests that make namespaces or load programs need root; these crates have none.
 UNPRIVILEGED := --package=wardline-policy --package=wardline-cli --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
 	--package=wardline-traffic
@@ -59,6 +62,10 @@ bench: deps tool ## what packets, connections, records and policy changes cost: 
 	@echo 'measuring the packet programs'
 	cargo run --quiet --release --package wardline-bpf --example packet_bench target/bench-packets.json > target/bench-packets.txt
 	$(LAB) bench --packets target/bench-packets.json --output target/bench.json
+
+.PHONY: conformance
+conformance: deps tool ## Kubernetes' own network policy suite, all but its SCTP cases: a table (REPEAT=3 for three rounds); needs root
+	@$(LAB) conformance --repeat $(REPEAT) $(CONFORMANCE)
 
 .PHONY: fmt
 fmt: ## format the Rust code

@@ -21,6 +21,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod command;
+pub mod conformance;
 pub mod control_plane;
 pub mod demo;
 pub mod down;

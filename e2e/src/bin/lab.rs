@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{bench, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
+use wardline_e2e::{bench, conformance, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
@@ -47,6 +47,13 @@ enum Cmd {
     Bench {
         #[command(flatten)]
         bench: bench::BenchOptions,
+        #[command(flatten)]
+        images: images::Options,
+    },
+    /// Run Kubernetes' own network policy suite, all but its SCTP cases; brings up what is missing
+    Conformance {
+        #[command(flatten)]
+        conformance: conformance::ConformanceOptions,
         #[command(flatten)]
         images: images::Options,
     },
@@ -104,11 +111,14 @@ fn run(command: Cmd) -> Result<()> {
             print!("{}", node::enter(&layout, spec, &words)?);
             Ok(())
         }
-        command @ (Cmd::Up { .. } | Cmd::Install(_) | Cmd::Demo(_) | Cmd::Bench { .. } | Cmd::Status) => {
-            tokio::runtime::Runtime::new()
-                .context("failed to start a runtime")?
-                .block_on(run_async(&layout, command))
-        }
+        command @ (Cmd::Up { .. }
+        | Cmd::Install(_)
+        | Cmd::Demo(_)
+        | Cmd::Bench { .. }
+        | Cmd::Conformance { .. }
+        | Cmd::Status) => tokio::runtime::Runtime::new()
+            .context("failed to start a runtime")?
+            .block_on(run_async(&layout, command)),
     }
 }
 
@@ -127,6 +137,10 @@ async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
         }
         Cmd::Demo(options) => demo::demo(layout, &options).await,
         Cmd::Bench { bench: options, images } => bench::bench(layout, &images, &options).await,
+        Cmd::Conformance {
+            conformance: options,
+            images,
+        } => conformance::conformance(layout, &images, &options).await,
         Cmd::Status => status::show(layout).await,
         Cmd::Down | Cmd::Enter { .. } | Cmd::Images(_) | Cmd::Node { .. } | Cmd::Tools => Ok(()),
     }

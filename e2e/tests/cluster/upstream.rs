@@ -1,62 +1,65 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Cases of Kubernetes' own network policy suite.
-
-use std::process::Stdio;
+//! Cases of Kubernetes' own network policy suite; `make conformance` runs all of it.
 
 use anyhow::{Context as _, Result, ensure};
 use wardline_e2e::cluster::Lab;
-use wardline_e2e::{kube_proxy, logging};
+use wardline_e2e::{conformance, kube_proxy, logging};
 
-/// The ingress cases that are run. The suite has some again over UDP and over SCTP, which the focus leaves out: SCTP
-/// needs a kernel module that not every machine has.
-const CASES: [&str; 3] = [
-    "should support a 'default-deny-ingress' policy",
-    "should enforce policy to allow traffic from pods within server namespace based on PodSelector",
-    "should enforce policy to allow traffic only from a different namespace, based on NamespaceSelector",
+/// What each case is here for, and its name.
+const CASES: [(&str, &str); 8] = [
+    (
+        "an empty podSelector",
+        "NetworkPolicy between server and client should support a 'default-deny-ingress' policy",
+    ),
+    (
+        "podSelector",
+        "NetworkPolicy between server and client should enforce policy to allow traffic from pods within server namespace based on PodSelector",
+    ),
+    (
+        "namespaceSelector",
+        "NetworkPolicy between server and client should enforce policy to allow traffic only from a different namespace, based on NamespaceSelector",
+    ),
+    (
+        "named ports",
+        "NetworkPolicy between server and client should allow ingress access on one named port",
+    ),
+    (
+        "egress",
+        "NetworkPolicy between server and client should deny egress from pods based on PodSelector",
+    ),
+    (
+        "an edited policy",
+        "NetworkPolicy between server and client should enforce updated policy",
+    ),
+    (
+        "an edited label",
+        "NetworkPolicy between server and client should allow ingress access from updated pod",
+    ),
+    (
+        "UDP",
+        "[LinuxOnly] NetworkPolicy between server and client using UDP should enforce policy based on Ports",
+    ),
 ];
 
 #[tokio::test]
-async fn ingress_cases_of_the_upstream_suite_pass() -> Result<()> {
+async fn cases_of_the_upstream_suite_pass() -> Result<()> {
     let lab = Lab::connect().await?;
     let _alone = wardline_e2e::namespace::alone().await;
     // The suite's own probes are many, and nobody reads their records.
     logging::set(&lab, false).await?;
     kube_proxy::start(lab.layout()).await?;
-    let focus: Vec<String> = CASES
-        .iter()
-        .map(|case| {
-            format!(
-                "Netpol NetworkPolicy between server and client {}",
-                case.replace('\'', ".")
-            )
-        })
-        .collect();
-    let output = tokio::process::Command::new(lab.layout().bin("e2e.test"))
-        .arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()))
-        .args([
-            "--provider=skeleton",
-            "--dump-logs-on-failure=false",
-            "--ginkgo.no-color",
-        ])
-        .args([
-            "--test.run=TestUpstream",
-            &format!("--ginkgo.focus={}", focus.join("|")),
-        ])
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .context("failed to start e2e.test")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let summary = text
-        .lines()
-        .find(|line| line.starts_with("Ran "))
-        .unwrap_or("it ran nothing");
-    println!("{summary}");
-    ensure!(output.status.success(), "{}: {summary}\n{text}", output.status);
-    // A focus that matches nothing succeeds too.
-    ensure!(
-        summary.starts_with(&format!("Ran {} of", CASES.len())),
-        "{summary}\n{text}"
-    );
+    let all = conformance::cases(lab.layout()).await?;
+    let mut chosen = Vec::new();
+    for (_, name) in CASES {
+        let found = all.iter().find(|case| case.name() == name);
+        chosen.push(
+            found
+                .with_context(|| format!("the suite has no case `{name}`"))?
+                .clone(),
+        );
+    }
+    let outcomes = conformance::run(lab.layout(), &chosen, 1, conformance::WORKERS).await?;
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
+    ensure!(failed.is_empty(), "these failed: {failed:#?}");
     Ok(())
 }
