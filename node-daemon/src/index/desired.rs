@@ -9,7 +9,7 @@ use wardline_policy::compile::compile;
 use wardline_policy::model::ObjectName;
 use wardline_policy::tables::Tables;
 
-use super::{Index, Logged};
+use super::{Index, Logged, PodInfo};
 use crate::interfaces::Veth;
 
 /// One node's desired state.
@@ -45,6 +45,8 @@ pub struct LogModes {
 
 const NO_INTERFACE: &str = "no host-side veth has its address";
 const SEVERAL_INTERFACES: &str = "several host-side veths have its address";
+const PARTED: &str = "the interface that it had is gone";
+const CONTESTED: &str = "another pod of the node claims its address";
 
 impl Index {
     pub fn desired(&mut self) -> Desired {
@@ -92,12 +94,30 @@ impl Index {
                 log_denies: self.log_denies.contains(&name.namespace),
             };
             let bound = at.get(&(name.clone(), Arc::clone(&info.uid))).copied();
-            match bound.map_or_else(|| self.free_interface(info.addresses()), Ok) {
+            match bound.map_or_else(|| self.interface_for(name, info), Ok) {
                 Ok(index) => _ = self.bound.insert(index, spec),
                 Err(cause) => _ = unmanaged.insert(name.clone(), cause),
             }
         }
         unmanaged
+    }
+
+    /// The interface of a pod that has none yet.
+    fn interface_for(&self, name: &ObjectName, info: &PodInfo) -> Result<u32, &'static str> {
+        if self.has_parted(name, info) {
+            return Err(PARTED);
+        }
+        // Which of two it is cannot be told from the address: the one that ends will let go of it.
+        let claims = |(other, pod): (&ObjectName, &PodInfo)| {
+            other != name
+                && pod.node == self.node
+                && !self.has_parted(other, pod)
+                && pod.addresses().iter().any(|address| info.addresses().contains(address))
+        };
+        if self.pods.iter().any(claims) {
+            return Err(CONTESTED);
+        }
+        self.free_interface(info.addresses())
     }
 
     /// The interface with one of the addresses that is nobody's yet.

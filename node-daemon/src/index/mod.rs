@@ -40,6 +40,9 @@ pub struct Index {
     /// By ifindex: the pods of this node at their interfaces, those that ended while the interface is still there
     /// among them.
     bound: BTreeMap<u32, EndpointSpec>,
+    /// Pods of this node whose interface went before they did: uid, and the addresses that they had. Those may be another
+    /// pod's by now, and count no more for the one that had them.
+    parted: BTreeMap<ObjectName, (Arc<str>, Vec<IpAddr>)>,
     /// Who came to addresses and left them since they were taken last.
     moves: Vec<Move>,
     synced: BTreeSet<Kind>,
@@ -81,22 +84,34 @@ impl Index {
             return false;
         }
         self.interfaces = interfaces;
-        let Self {
-            bound,
-            interfaces,
-            pods,
-            objects,
-            ..
-        } = self;
-        bound.retain(|index, spec| {
-            let is_there = interfaces.veths.contains_key(index);
-            // Kept without addresses for its labels alone; a successor of the same name has taken its place.
-            if !is_there && pods.get(&spec.pod).is_none_or(|pod| pod.policy.is_none()) {
-                objects.pods.remove(&spec.pod);
+        let gone: Vec<EndpointSpec> = {
+            let veths = &self.interfaces.veths;
+            self.bound
+                .extract_if(.., |index, _| !veths.contains_key(index))
+                .map(|(_, spec)| spec)
+                .collect()
+        };
+        for spec in gone {
+            match self.pods.get(&spec.pod) {
+                Some(pod) if pod.uid == spec.pod_uid && pod.policy.is_some() => {
+                    self.parted
+                        .insert(spec.pod.clone(), (spec.pod_uid, pod.addresses().to_vec()));
+                    self.objects.pods.remove(&spec.pod);
+                }
+                // A successor of the same name has taken its place.
+                Some(pod) if pod.policy.is_some() => {}
+                // It was kept without addresses, for its labels alone.
+                _ => _ = self.objects.pods.remove(&spec.pod),
             }
-            is_there
-        });
+        }
         true
+    }
+
+    /// Whether a pod's addresses left with its interface. They count again when it has others.
+    fn has_parted(&self, name: &ObjectName, pod: &PodInfo) -> bool {
+        self.parted
+            .get(name)
+            .is_some_and(|(uid, addresses)| *uid == pod.uid && *addresses == pod.addresses())
     }
 
     /// A pod that an earlier life of the daemon managed at an interface.
@@ -206,7 +221,11 @@ impl Index {
                 if self.pods.get(&name).is_some_and(|old| old.uid != pod.uid) {
                     self.depart(&name);
                 }
+                if !self.has_parted(&name, &pod) {
+                    self.parted.remove(&name);
+                }
                 match &pod.policy {
+                    Some(_) if self.parted.contains_key(&name) => {}
                     Some(policy) => _ = self.objects.pods.insert(name.clone(), Arc::clone(policy)),
                     None => self.depart(&name),
                 }
@@ -231,9 +250,11 @@ impl Index {
         let joins = pod.as_ref().map(party);
         let leaves = self.pods.get(&name).map(party);
         self.note_moves(leaves, joins);
-        match pod {
-            Some(pod) => _ = self.pods.insert(name, pod),
-            None => _ = self.pods.remove(&name),
+        if let Some(pod) = pod {
+            self.pods.insert(name, pod);
+        } else {
+            self.parted.remove(&name);
+            self.pods.remove(&name);
         }
     }
 

@@ -121,6 +121,47 @@ fn a_pod_cannot_give_itself_or_others_another_interface() {
 }
 
 #[test]
+fn an_address_leaves_its_pod_with_the_interface() {
+    let mut index = index();
+    index.desired();
+    // Deleted, but not yet gone: its interface is, and another has the address.
+    index.set_interfaces(veths(&[(9, "10.0.0.1")]));
+    let desired = index.desired();
+    assert!(desired.endpoints.is_empty(), "{:?}", desired.endpoints);
+    assert!(desired.unmanaged.contains_key(&name("web")));
+    // News of it changes nothing, and the address's next pod is not kept from it.
+    index.apply(Event::Pod(
+        name("web"),
+        Update::Set(pod("u1", "node1", "10.0.0.1", "relabelled")),
+    ));
+    index.apply(Event::Pod(
+        name("next"),
+        Update::Set(pod("u2", "node1", "10.0.0.1", "web")),
+    ));
+    let desired = index.desired();
+    assert_eq!(desired.endpoints[&9].pod, name("next"));
+    // The pod itself has another sandbox, with an address of its own.
+    index.set_interfaces(veths(&[(9, "10.0.0.1"), (10, "10.0.0.4")]));
+    index.apply(Event::Pod(
+        name("web"),
+        Update::Set(pod("u1", "node1", "10.0.0.4", "web")),
+    ));
+    assert_eq!(index.desired().endpoints[&10].pod, name("web"));
+}
+
+#[test]
+fn two_pods_that_claim_an_address_get_no_interface_by_it() {
+    let mut index = index();
+    for uid in ["u2", "u3"] {
+        index.apply(Event::Pod(name(uid), Update::Set(pod(uid, "node1", "10.0.0.2", "web"))));
+    }
+    let desired = index.desired();
+    assert_eq!(desired.endpoints.keys().copied().collect::<Vec<_>>(), [7]);
+    index.apply(Event::Pod(name("u2"), Update::Gone));
+    assert_eq!(index.desired().endpoints[&8].pod, name("u3"));
+}
+
+#[test]
 fn what_an_earlier_life_managed_is_known_by_its_interface() {
     let mut index = Index::new("node1");
     index.inherit(7, name("web"), "u1".into());

@@ -179,16 +179,17 @@ impl Life {
 
     /// Closes the generation and returns the lines that were written since the last call.
     pub fn records(&mut self) -> Vec<Value> {
+        let lines = self.all_records().split_off(self.read);
+        self.read += lines.len();
+        lines
+    }
+
+    /// Closes the generation and returns all lines, those of former lives among them.
+    pub fn all_records(&mut self) -> Vec<Value> {
         while self.log.drain().unwrap() {}
         self.log.close().unwrap();
         let text = std::fs::read_to_string(&self.log_path).unwrap();
-        let lines: Vec<Value> = text
-            .lines()
-            .skip(self.read)
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
-        self.read += lines.len();
-        lines
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// The program that is attached at an interface.

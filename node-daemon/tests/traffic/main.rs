@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Real sockets in pods of a node of the test's own, under the index and the datapath as the daemon drives them. Needs
+//! root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod atomic;
+mod changes;
+mod flows;
+mod own_node;
+mod restart;
+mod reuse;
+#[path = "../support/mod.rs"]
+mod support;
+mod wire;
