@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Addresses and ports between the ABI's network byte order and Rust's types.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use zerocopy::IntoBytes;
 
-use crate::abi::Address;
+use crate::abi::{Address, Backend};
 
 impl From<Ipv6Addr> for Address {
     fn from(address: Ipv6Addr) -> Self {
@@ -39,6 +39,22 @@ impl From<Address> for IpAddr {
         let mut octets = [0; 16];
         octets.copy_from_slice(address.word.as_bytes());
         Ipv6Addr::from(octets).to_canonical()
+    }
+}
+
+impl From<SocketAddr> for Backend {
+    fn from(backend: SocketAddr) -> Self {
+        Self {
+            address: backend.ip().into(),
+            port: backend.port().to_be(),
+            pad: 0,
+        }
+    }
+}
+
+impl From<Backend> for SocketAddr {
+    fn from(backend: Backend) -> Self {
+        Self::new(backend.address.into(), u16::from_be(backend.port))
     }
 }
 

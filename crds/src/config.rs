@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    DataplaneSpec, Enforcement, LimitsSpec, LogFileSpec, LogLevel, LoggingSpec, PolicySpec, SourceAddressCheck,
+    DataplaneSpec, Enforcement, LimitsSpec, LogFileSpec, LogLevel, LoggingSpec, PolicySpec, ServicesMode, ServicesSpec,
+    SourceAddressCheck,
 };
 use crate::{quantity, validate};
 
@@ -36,6 +37,7 @@ pub enum ConfigError {
 pub struct DaemonConfig {
     pub enforcement: Enforcement,
     pub source_address_check: SourceAddressCheck,
+    pub services_mode: ServicesMode,
     pub logging: LoggingConfig,
     pub limits: Limits,
     pub api_server: ApiServer,
@@ -53,6 +55,7 @@ impl Default for DaemonConfig {
         Self {
             enforcement: policy.enforcement,
             source_address_check: policy.source_address_check,
+            services_mode: ServicesSpec::default().mode,
             logging: LoggingConfig::default(),
             limits: Limits::default(),
             api_server: ApiServer::default(),
@@ -94,6 +97,7 @@ impl DaemonConfig {
         Ok(Self {
             enforcement: spec.policy.enforcement,
             source_address_check: spec.policy.source_address_check,
+            services_mode: spec.services.mode,
             logging: LoggingConfig::from_spec(&spec.logging)?,
             limits: Limits::from(&spec.limits),
             api_server: ApiServer {
@@ -244,6 +248,7 @@ mod tests {
             "enforce: true",
             "logging: {file: {size: 1}}",
             "limits: {connections: -1}",
+            "servicesMode: Everywhere",
             "logLevel: Loud",
             "[]",
         ] {

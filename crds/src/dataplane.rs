@@ -45,7 +45,7 @@ pub struct DataplaneSpec {
     /// What happens to packets that a NetworkPolicy does not allow.
     #[serde(default)]
     pub policy: PolicySpec,
-    /// Who balances Services. Reserved: kube-proxy, or what stands in for it, balances them today, whatever is set.
+    /// Who balances Services for pods.
     #[serde(default)]
     pub services: ServicesSpec,
     /// Where each node keeps its policy log. What is logged is decided by the NetworkLogging object.
@@ -137,7 +137,8 @@ pub enum SourceAddressCheck {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServicesSpec {
-    /// PodEdge: a flow to a Service gets its backend at the client pod's edge. Disabled: left to others.
+    /// PodEdge: a flow to a ClusterIP gets its backend at the client pod's edge. Disabled: left to kube-proxy, or what
+    /// stands in for it, and judged by all backends.
     pub mode: ServicesMode,
 }
 

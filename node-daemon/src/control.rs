@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wardline_policy::model::{Direction, ObjectName};
 
-use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit};
+use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit, ServiceCounts};
 use crate::index::{Desired, Event, Index, InvalidObject};
 use crate::interfaces;
 use crate::metrics::Metrics;
@@ -44,6 +44,9 @@ pub struct NodeState {
     pub managed: usize,
     pub unmanaged: BTreeMap<ObjectName, String>,
     pub invalid: Vec<InvalidObject>,
+    /// Services that could not be brought in force as they are, and why.
+    pub refused_services: BTreeMap<ObjectName, String>,
+    pub services: ServiceCounts,
     pub logging_generation: i64,
     /// Why a change is not in force, or what else is wrong; empty where all is well.
     pub problems: Vec<String>,
@@ -61,6 +64,11 @@ pub struct Control {
     state: watch::Sender<NodeState>,
     metrics: Arc<Metrics>,
     kept_limits: Vec<KeptLimit>,
+    refused_services: BTreeMap<ObjectName, String>,
+    /// Whether this life has brought all Services in force once.
+    has_services: bool,
+    /// When refused Services were tried last.
+    services_tried: Instant,
     /// Since when something waits for another try: a refused change, a pod that could not be managed.
     unsettled: Option<Instant>,
     tidied: Instant,
@@ -69,7 +77,7 @@ pub struct Control {
 
 impl Control {
     pub fn new(
-        node: &str,
+        index: Index,
         datapath: Datapath,
         names: Arc<Names>,
         metrics: Arc<Metrics>,
@@ -78,12 +86,15 @@ impl Control {
         let (state, receiver) = watch::channel(NodeState::default());
         (
             Self {
-                index: Index::new(node),
+                index,
                 datapath,
                 names,
                 state,
                 metrics,
                 kept_limits,
+                refused_services: BTreeMap::new(),
+                has_services: false,
+                services_tried: Instant::now(),
                 unsettled: None,
                 tidied: Instant::now(),
                 looked: Instant::now(),
@@ -148,6 +159,8 @@ impl Control {
         if !self.index.is_synced() {
             return;
         }
+        // Before policy, which brings new pods in force: they find all Services there.
+        self.apply_services();
         self.names.apply_moves(self.index.take_moves());
         if !changed {
             return;
@@ -160,6 +173,41 @@ impl Control {
         }
         self.apply(&desired);
         self.metrics.observe_apply(began.elapsed());
+    }
+
+    /// Brings the Services that changed in force. One that is refused holds up no other.
+    fn apply_services(&mut self) {
+        let began = Instant::now();
+        let changes = self.index.services().take_changes();
+        let is_changed = !changes.is_empty();
+        for change in changes {
+            match self.datapath.apply_services(&change) {
+                Ok(()) => _ = self.refused_services.remove(&change.service),
+                Err(error) => {
+                    let cause = error.to_string();
+                    tracing::error!(service = %change.service, cause, "a Service was refused; what was in force stays");
+                    self.refused_services.insert(change.service.clone(), cause);
+                    self.index.services().refuse(change);
+                }
+            }
+        }
+        if !self.has_services {
+            let services = self.index.services();
+            match self.datapath.retain_services(|key| services.front(key).is_some()) {
+                Ok(()) => self.has_services = true,
+                Err(error) => tracing::warn!(%error, "failed to take away former Services; trying again"),
+            }
+        }
+        if is_changed {
+            self.metrics.observe_service_apply(began.elapsed());
+        }
+        let invalid = self.index.invalid_objects().collect();
+        let (refused, counts) = (self.refused_services.clone(), self.datapath.service_counts());
+        self.publish_with(|state| {
+            state.invalid = invalid;
+            state.refused_services = refused;
+            state.services = counts;
+        });
     }
 
     fn apply(&mut self, desired: &Desired) {
@@ -216,6 +264,11 @@ impl Control {
             self.scan();
             let desired = self.index.desired();
             self.apply(&desired);
+        }
+        if !self.refused_services.is_empty() && self.services_tried.elapsed() >= RETRY {
+            self.services_tried = Instant::now();
+            self.index.services().retry();
+            self.apply_services();
         }
         if let Err(error) = self.datapath.collect_garbage() {
             tracing::warn!(%error, "failed to tidy the kernel's tables; trying again");

@@ -22,5 +22,6 @@ pub mod metrics;
 pub mod names;
 pub mod preflight;
 pub mod run;
+pub mod services;
 pub mod status;
 mod watch;

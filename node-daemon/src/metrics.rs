@@ -32,6 +32,9 @@ pub struct Metrics {
     invalid: IntGaugeVec,
     refused: IntGauge,
     apply: Histogram,
+    service_fronts: IntGauge,
+    service_backends: IntGauge,
+    service_apply: Histogram,
     alive: Mutex<Instant>,
 }
 
@@ -58,15 +61,12 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             Ok::<_, prometheus::Error>(counter)
         };
-        let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 16)?;
-        let apply = Histogram::with_opts(
-            HistogramOpts::new(
-                "wardline_apply_seconds",
-                "Time from a batch of changes to their being in force.",
-            )
-            .buckets(buckets),
-        )?;
-        registry.register(Box::new(apply.clone()))?;
+        let histogram = |name: &str, help: &str| {
+            let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 16)?;
+            let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
         let outcome = ["direction", "verdict"];
         Ok(Self {
             packets: counters(
@@ -110,7 +110,19 @@ impl Metrics {
                 &["kind"],
             )?,
             refused: gauge("wardline_change_refused", "1 while a change is not in force.")?,
-            apply,
+            apply: histogram(
+                "wardline_apply_seconds",
+                "Time from a batch of changes to their being in force.",
+            )?,
+            service_fronts: gauge(
+                "wardline_service_fronts",
+                "Addresses and ports of Services in the kernel.",
+            )?,
+            service_backends: gauge("wardline_service_backends", "Backends of Services in the kernel.")?,
+            service_apply: histogram(
+                "wardline_service_apply_seconds",
+                "Time from a batch of changes of Services to their being in force.",
+            )?,
             registry,
             alive: Mutex::new(Instant::now()),
         })
@@ -139,13 +151,20 @@ impl Metrics {
         self.apply.observe(elapsed.as_secs_f64());
     }
 
+    pub fn observe_service_apply(&self, elapsed: Duration) {
+        self.service_apply.observe(elapsed.as_secs_f64());
+    }
+
     pub fn set_node(&self, state: &NodeState) {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.endpoints.with_label_values(&["managed"]).set(count(state.managed));
         self.endpoints
             .with_label_values(&["unmanaged"])
             .set(count(state.unmanaged.len()));
-        self.refused.set(i64::from(!state.synced));
+        let is_refused = !state.synced || !state.refused_services.is_empty();
+        self.refused.set(i64::from(is_refused));
+        self.service_fronts.set(count(state.services.fronts));
+        self.service_backends.set(count(state.services.backends));
         self.invalid.reset();
         for object in &state.invalid {
             self.invalid.with_label_values(&[object.kind.as_str()]).inc();

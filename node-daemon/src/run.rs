@@ -13,12 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wardline_crds::ServicesMode;
 use wardline_crds::config::{DaemonConfig, LogFormat};
 
 use crate::args::Args;
 use crate::control::{Control, Message};
-use crate::datapath::{ConntrackSweeper, Datapath, Handles, PinPaths};
+use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
 use crate::events::{FileOptions, LogFile, Origin, PolicyLog, follow_events, monotonic};
+use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::status::StatusWriter;
@@ -29,6 +31,8 @@ const MESSAGES: usize = 4096;
 /// How long open requests may hold the end of the daemon.
 const STOPPING: Duration = Duration::from_secs(5);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// After the kernel refused to tidy.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until a signal comes.
 ///
@@ -135,10 +139,12 @@ impl Daemon {
         let Handles {
             accounts,
             conntrack,
+            departures,
             kept_limits,
         } = handles;
+        let translates_services = self.config.services_mode == ServicesMode::PodEdge;
         let (control, state) = Control::new(
-            &self.args.node_name,
+            Index::new(&self.args.node_name, translates_services),
             datapath,
             Arc::clone(&self.names),
             Arc::clone(&self.metrics),
@@ -156,6 +162,7 @@ impl Daemon {
         self.start_control(control, inbox);
         self.start_interfaces(messages.clone());
         self.start_sweeper(conntrack);
+        self.start_departures(departures);
         watch::start(&self.client, &messages, &self.parts.tasks, &cancel);
         drop(messages);
         let writer = StatusWriter::new(self.client.clone(), &self.args.node_name, &self.kernel);
@@ -229,6 +236,21 @@ impl Daemon {
                 match tokio::task::spawn_blocking(move || conntrack.sweep(now)).await? {
                     Ok(swept) => metrics.set_connections(swept.entries - swept.deleted),
                     Err(error) => tracing::warn!(%error, "failed to sweep the connection table; trying again"),
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn start_departures(&self, departures: DepartureSweeper) {
+        let cancel = self.parts.cancel.clone();
+        self.parts.task("departures", async move {
+            let departures = Arc::new(departures);
+            while cancel.run_until_cancelled(departures.needed()).await.is_some() {
+                let sweeper = Arc::clone(&departures);
+                if let Err(error) = tokio::task::spawn_blocking(move || sweeper.sweep()).await? {
+                    tracing::warn!(%error, "failed to tidy after backends that left; trying again");
+                    tokio::time::sleep(RETRY).await;
                 }
             }
             Ok(())

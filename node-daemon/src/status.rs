@@ -24,6 +24,8 @@ use crate::control::NodeState;
 const INTERVAL: Duration = Duration::from_secs(10);
 /// After an error.
 const RETRY: Duration = Duration::from_secs(5);
+/// Of a kind of problem, told by name.
+const LISTED: usize = 4;
 const FIELD_MANAGER: &str = "wardline-node";
 
 #[allow(missing_debug_implementations, reason = "kube's client has none")]
@@ -191,6 +193,11 @@ impl StatusWriter {
 /// Reason and message of `Degraded`; no message where nothing is wrong.
 fn problems(state: &NodeState) -> (&'static str, String) {
     let mut messages = state.problems.clone();
+    let refused = state.refused_services.iter().take(LISTED);
+    messages.extend(refused.map(|(service, cause)| format!("failed to apply Service {service}: {cause}")));
+    if state.refused_services.len() > LISTED {
+        messages.push(format!("{} Services are refused", state.refused_services.len()));
+    }
     let mut reason = if messages.is_empty() {
         "AllWell"
     } else {
@@ -198,7 +205,7 @@ fn problems(state: &NodeState) -> (&'static str, String) {
     };
     if !state.bypassed.is_empty() {
         reason = if messages.is_empty() { "Bypassed" } else { reason };
-        messages.extend(state.bypassed.iter().take(4).cloned());
+        messages.extend(state.bypassed.iter().take(LISTED).cloned());
     }
     if !state.unmanaged.is_empty() {
         reason = if messages.is_empty() { "UnmanagedPods" } else { reason };

@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::Api;
 use kube::api::{ApiResource, DynamicObject};
@@ -32,7 +33,12 @@ struct WatchedKind {
     resource: fn() -> ApiResource,
 }
 
-const KINDS: [WatchedKind; 4] = [
+const KINDS: [WatchedKind; 6] = [
+    WatchedKind {
+        kind: "EndpointSlice",
+        namespaced: true,
+        resource: || ApiResource::erase::<EndpointSlice>(&()),
+    },
     WatchedKind {
         kind: "Namespace",
         namespaced: false,
@@ -52,6 +58,11 @@ const KINDS: [WatchedKind; 4] = [
         kind: "Pod",
         namespaced: true,
         resource: || ApiResource::erase::<Pod>(&()),
+    },
+    WatchedKind {
+        kind: "Service",
+        namespaced: true,
+        resource: || ApiResource::erase::<Service>(&()),
     },
 ];
 

@@ -74,7 +74,7 @@ impl Datapath {
     ) -> Result<Applied, ApplyError> {
         let tables = &desired.tables;
         self.check_limits(desired)?;
-        let wanted = Peers::wanted(tables, &desired.local, &mut self.loaded.meanings, &mut self.ids);
+        let wanted = Peers::wanted(desired, &mut self.loaded.meanings, &mut self.ids);
         let in_place = self.loaded.generation != 0 && (wanted == self.loaded.peers || self.are_all_wanted(tables)?);
         let entries = self.plan_tables(tables);
         let plan = self.plan_endpoints(desired);
@@ -99,7 +99,8 @@ impl Datapath {
     /// The maps have twice the room, for what is in force and what replaces it.
     fn check_limits(&self, desired: &Desired) -> Result<(), ApplyError> {
         let tables = &desired.tables;
-        let peers = tables.peers.len() + tables.cidrs.len() + desired.local.len();
+        let nodes = desired.nodes.union(&desired.local).count();
+        let peers = tables.peers.len() + tables.cidrs.len() + nodes;
         if peers > self.limits.peers as usize {
             return Err(ApplyError::Full {
                 limit: "limits.peers",

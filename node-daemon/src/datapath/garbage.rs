@@ -18,10 +18,11 @@ impl Datapath {
     pub fn collect_garbage(&mut self) -> Result<(), ApplyError> {
         let in_force = self.endpoints.in_force()?;
         let stale = self.stale_classes(&in_force);
-        if stale.is_empty() && !self.loaded.sweep {
+        if stale.is_empty() && !self.loaded.sweep && !self.services.has_garbage() {
             return Ok(());
         }
         wait_for_programs().map_err(ApplyError::Grace)?;
+        self.services.delete_garbage()?;
         for (key, classes) in &stale {
             let Some(table) = self.loaded.tables.get_mut(key) else {
                 continue;

@@ -18,7 +18,7 @@ pub(super) struct Counters {
     class: u32,
     attribution: u32,
     peers: u32,
-    pad: u32,
+    service: u32,
 }
 
 #[derive(Debug)]
@@ -79,6 +79,12 @@ impl Ids {
 
     pub(super) fn free_table(&mut self, id: u32) {
         self.tables_in_use.remove(&id);
+    }
+
+    /// Fronts of Services and lists of backends count together.
+    pub(super) fn next_service(&mut self) -> u32 {
+        self.counters.service += 1;
+        self.counters.service
     }
 
     /// A generation of the peer maps. They come round soon, so those that may still be there are passed over.

@@ -15,12 +15,14 @@ mod apply;
 mod attach;
 mod batch;
 mod conntrack;
+mod departures;
 mod endpoints;
 mod garbage;
 mod ids;
 mod load;
 mod map;
 mod peers;
+mod services;
 mod tables;
 
 use std::collections::{BTreeMap, HashMap};
@@ -40,12 +42,14 @@ pub(crate) use self::accounts::add;
 pub use self::accounts::{Accounts, Closed, Ledger};
 pub use self::conntrack::ConntrackSweeper;
 use self::conntrack::LiveEndpoints;
+pub use self::departures::DepartureSweeper;
 use self::endpoints::{Endpoints, EntryMaps};
 use self::ids::{Counters as IdCounters, Ids};
 pub use self::load::{KeptLimit, PinPaths};
 pub use self::map::MapError;
 use self::map::TypedMap;
 use self::peers::{PeerMaps, Peers};
+pub use self::services::ServiceCounts;
 use self::tables::{LoadedTable, Meanings};
 use crate::index::{LogModes, Logged};
 use crate::mapping::{Mapping, page_size};
@@ -108,6 +112,7 @@ pub struct Datapath {
     endpoints: Endpoints,
     attacher: attach::Attacher,
     peer_maps: PeerMaps,
+    services: services::Services,
     rules: TypedMap<RuleKey, Rule>,
     ranges: TypedMap<RangeKey, Rule>,
     settings: Mapping,
@@ -137,6 +142,7 @@ struct Loaded {
 pub struct Handles {
     pub accounts: Accounts,
     pub conntrack: ConntrackSweeper,
+    pub departures: DepartureSweeper,
     pub kept_limits: Vec<KeptLimit>,
 }
 
@@ -168,6 +174,13 @@ impl Datapath {
         let live = LiveEndpoints::default();
         let timeouts = load::timeouts(skel)?;
         let conntrack = ConntrackSweeper::new(handle(&skel.maps.conntrack)?, Arc::clone(&live), timeouts)?;
+        let departures = Arc::default();
+        let services = services::Services::open(
+            handle(&skel.maps.services)?,
+            handle(&skel.maps.backends)?,
+            Arc::clone(&departures),
+        )?;
+        let departures = DepartureSweeper::new(departures, handle(&skel.maps.affinities)?)?;
         let datapath = Self {
             endpoints: Endpoints::new(
                 EntryMaps {
@@ -185,6 +198,7 @@ impl Datapath {
                 exact: TypedMap::new(handle(&skel.maps.peers)?)?,
                 cidrs: TypedMap::new(handle(&skel.maps.cidrs)?)?,
             },
+            services,
             rules: TypedMap::new(handle(&skel.maps.rules)?)?,
             ranges: TypedMap::new(handle(&skel.maps.ranges)?)?,
             settings: map_words(&skel.maps.settings, "settings", size_of::<abi::Settings>())?,
@@ -208,6 +222,7 @@ impl Datapath {
             Handles {
                 accounts,
                 conntrack,
+                departures,
                 kept_limits,
             },
         ))

@@ -12,6 +12,7 @@ use wardline_policy::tables::{Class, Tables};
 use super::ids::Ids;
 use super::map::{MapError, TypedMap};
 use super::tables::Meanings;
+use crate::index::Desired;
 
 /// Address and CIDR to class, under one generation of the peer maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,8 +22,9 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// What the tables ask for. The node's own addresses are always there, marked as such.
-    pub(super) fn wanted(tables: &Tables, local: &BTreeSet<IpAddr>, meanings: &mut Meanings, ids: &mut Ids) -> Self {
+    /// What the tables ask for. Addresses of this node and of others are always there, marked as such.
+    pub(super) fn wanted(desired: &Desired, meanings: &mut Meanings, ids: &mut Ids) -> Self {
+        let tables = &desired.tables;
         // Addresses of one class share it. Its hash goes over all that its selectors say, which an ipBlock with
         // thousands of exceptions makes long: it is taken once a class, not once an address.
         let mut known = HashMap::new();
@@ -42,14 +44,20 @@ impl Peers {
             .iter()
             .map(|(cidr, class)| (*cidr, peer(class, 0)))
             .collect();
+        let lengths: BTreeSet<(bool, u8)> = tables.cidrs.keys().map(family_and_length).collect();
         let outside = Arc::new(Class::default());
-        for address in local {
+        for address in desired.nodes.union(&desired.local) {
             let class = tables
                 .peers
                 .get(address)
-                .or_else(|| longest(tables, address))
+                .or_else(|| longest(tables, &lengths, *address))
                 .unwrap_or(&outside);
-            exact.insert(*address, peer(class, abi::PEER_LOCAL));
+            let local = if desired.local.contains(address) {
+                abi::PEER_LOCAL
+            } else {
+                0
+            };
+            exact.insert(*address, peer(class, local | abi::PEER_NODE));
         }
         Self { exact, cidrs }
     }
@@ -108,11 +116,18 @@ impl Peers {
     }
 }
 
-fn longest<'a>(tables: &'a Tables, address: &IpAddr) -> Option<&'a Arc<Class>> {
-    let holding = tables.cidrs.iter().filter(|(cidr, _)| cidr.contains(address));
-    holding
-        .max_by_key(|(cidr, _)| cidr.prefix_len())
-        .map(|(_, class)| class)
+/// The class of the longest prefix that holds the address; `lengths` are those that occur, so that thousands of nodes
+/// beside thousands of prefixes do not make thousands of times thousands.
+fn longest<'a>(tables: &'a Tables, lengths: &BTreeSet<(bool, u8)>, address: IpAddr) -> Option<&'a Arc<Class>> {
+    let of_family = lengths.range((address.is_ipv4(), 0)..=(address.is_ipv4(), u8::MAX));
+    of_family
+        .rev()
+        .filter_map(|(_, length)| IpNet::new(address, *length).ok())
+        .find_map(|prefix| tables.cidrs.get(&prefix.trunc()))
+}
+
+fn family_and_length(cidr: &IpNet) -> (bool, u8) {
+    (cidr.addr().is_ipv4(), cidr.prefix_len())
 }
 
 /// The two peer maps.

@@ -23,6 +23,8 @@ pub struct Desired {
     pub log_modes: LogModes,
     /// The node's own addresses.
     pub local: BTreeSet<IpAddr>,
+    /// The addresses of all Nodes, as their statuses say.
+    pub nodes: BTreeSet<IpAddr>,
 }
 
 /// A pod at its interface.
@@ -67,6 +69,11 @@ impl Index {
             unmanaged,
             log_modes,
             local: self.interfaces.local.clone(),
+            nodes: self
+                .nodes
+                .values()
+                .flat_map(|node| node.addresses.iter().copied())
+                .collect(),
         }
     }
 

@@ -9,23 +9,29 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use wardline_policy::model::{Labels, ObjectName, Pod, Policy};
 
+use crate::services::{Service, Slice};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Namespace,
     Pod,
     NetworkPolicy,
     Node,
+    Service,
+    EndpointSlice,
     NetworkLogging,
     Dataplane,
 }
 
 impl Kind {
     /// The kinds that must have been listed once before the node's state is known.
-    pub const WATCHED: [Self; 5] = [
+    pub const WATCHED: [Self; 7] = [
         Self::Namespace,
         Self::Pod,
         Self::NetworkPolicy,
         Self::Node,
+        Self::Service,
+        Self::EndpointSlice,
         Self::NetworkLogging,
     ];
 
@@ -35,6 +41,8 @@ impl Kind {
             Self::Pod => "Pod",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::Node => "Node",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
             Self::NetworkLogging => "NetworkLogging",
             Self::Dataplane => "Dataplane",
         }
@@ -69,6 +77,8 @@ pub enum Event {
         instead: Option<Policy>,
     },
     Node(Arc<str>, Update<NodeInfo>),
+    Service(ObjectName, Update<Service>),
+    Slice(ObjectName, Update<Slice>),
     Logging(Update<LoggingSpec>),
     /// The daemon's configuration does not come from here: this tells only whether the object can be used.
     Dataplane(Update<()>),
@@ -110,6 +120,8 @@ pub struct Workload {
 pub struct NodeInfo {
     pub uid: String,
     pub addresses: Vec<IpAddr>,
+    /// `topology.kubernetes.io/zone`
+    pub zone: Option<Arc<str>>,
 }
 
 /// A NetworkLogging as it is in force.

@@ -15,6 +15,7 @@ pub use self::desired::{Desired, EndpointSpec, LogModes};
 pub use self::event::{Event, Kind, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
 use crate::interfaces::Interfaces;
 use crate::names::{Move, Party, PodName};
+use crate::services::Services;
 
 /// An object that is not in force as it stands in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +38,7 @@ pub struct Index {
     logging: Option<LoggingSpec>,
     invalid: BTreeMap<(Kind, String), String>,
     interfaces: Interfaces,
+    services: Services,
     /// By ifindex: the pods of this node at their interfaces, those that ended while the interface is still there
     /// among them.
     bound: BTreeMap<u32, EndpointSpec>,
@@ -49,9 +51,11 @@ pub struct Index {
 }
 
 impl Index {
-    pub fn new(node: &str) -> Self {
+    /// `translates_services`: whether `ClusterIPs` are translated on this node.
+    pub fn new(node: &str, translates_services: bool) -> Self {
         Self {
             node: node.into(),
+            services: Services::new(node, translates_services),
             ..Self::default()
         }
     }
@@ -74,6 +78,11 @@ impl Index {
         self.logging.as_ref().map(|logging| logging.generation)
     }
 
+    /// What Services mean for this node, and what of it has changed.
+    pub fn services(&mut self) -> &mut Services {
+        &mut self.services
+    }
+
     pub fn pod(&self, name: &ObjectName) -> Option<&PodInfo> {
         self.pods.get(name)
     }
@@ -83,6 +92,7 @@ impl Index {
         if self.interfaces == interfaces {
             return false;
         }
+        self.services.set_local(&interfaces.local);
         self.interfaces = interfaces;
         let gone: Vec<EndpointSpec> = {
             let veths = &self.interfaces.veths;
@@ -125,8 +135,8 @@ impl Index {
         self.bound.insert(index, spec);
     }
 
-    /// Takes one event in and says whether it can change what the node desires or tells: kubelet writes a pod's status
-    /// many times. An object that does not decode or convert leaves its last good version in force.
+    /// Takes one event in and says whether it can change what is desired of policy: kubelet writes a pod's status many
+    /// times. What Services mean, [`Index::services`] tells. An object that does not decode or convert leaves its last good version in force.
     pub fn apply(&mut self, event: Event) -> bool {
         if self.is_known(&event) {
             return false;
@@ -161,6 +171,24 @@ impl Index {
                     Update::Gone => self.set_node(name, None),
                     Update::Invalid(_) => {}
                 }
+            }
+            Event::Service(name, update) => {
+                self.note(Kind::Service, &name.to_string(), &update);
+                match update {
+                    Update::Set(service) => self.services.set_service(&name, Some(service)),
+                    Update::Gone => self.services.set_service(&name, None),
+                    Update::Invalid(_) => {}
+                }
+                return false;
+            }
+            Event::Slice(name, update) => {
+                self.note(Kind::EndpointSlice, &name.to_string(), &update);
+                match update {
+                    Update::Set(slice) => self.services.set_slice(&name, Some(slice)),
+                    Update::Gone => self.services.set_slice(&name, None),
+                    Update::Invalid(_) => {}
+                }
+                return false;
             }
             Event::Logging(update) => {
                 self.note(Kind::NetworkLogging, "default", &update);
@@ -259,6 +287,9 @@ impl Index {
     }
 
     fn set_node(&mut self, name: Arc<str>, node: Option<NodeInfo>) {
+        if name == self.node {
+            self.services.set_zone(node.as_ref().and_then(|node| node.zone.clone()));
+        }
         let party = |info: &NodeInfo| {
             (
                 info.addresses.clone(),
@@ -343,6 +374,8 @@ impl Index {
                     self.set_node(name, None);
                 }
             }
+            Kind::Service => self.services.retain_services(|name| names.contains(&name.to_string())),
+            Kind::EndpointSlice => self.services.retain_slices(|name| names.contains(&name.to_string())),
             Kind::NetworkLogging => {
                 if names.is_empty() {
                     self.logging = None;

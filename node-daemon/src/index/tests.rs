@@ -53,7 +53,7 @@ fn isolating(policy: &str) -> Policy {
 }
 
 fn index() -> Index {
-    let mut index = Index::new("node1");
+    let mut index = Index::new("node1", true);
     index.set_interfaces(veths(&[(7, "10.0.0.1"), (8, "10.0.0.2")]));
     index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
     index.apply(Event::Pod(
@@ -163,7 +163,7 @@ fn two_pods_that_claim_an_address_get_no_interface_by_it() {
 
 #[test]
 fn what_an_earlier_life_managed_is_known_by_its_interface() {
-    let mut index = Index::new("node1");
+    let mut index = Index::new("node1", true);
     index.inherit(7, name("web"), "u1".into());
     index.inherit(6, name("gone"), "u0".into());
     index.set_interfaces(veths(&[(7, "10.9.9.9"), (8, "10.0.0.1")]));

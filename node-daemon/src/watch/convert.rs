@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use wardline_crds::{Dataplane, NetworkLogging, validate};
@@ -13,6 +14,7 @@ use wardline_policy::model::{ObjectName, Policy};
 
 use super::{ObjectKey, Seen};
 use crate::index::{Event, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
+use crate::services;
 
 /// Ours, and GKE's, which means the same.
 const LOG_DENIES: [&str; 2] = [
@@ -20,11 +22,22 @@ const LOG_DENIES: [&str; 2] = [
     "policy.network.gke.io/enable-deny-logging",
 ];
 
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 fn update<K, T>(seen: Seen<K>, convert: impl FnOnce(K) -> Result<T, String>) -> Update<T> {
     match seen {
         Seen::Gone => Update::Gone,
         Seen::Undecodable(cause) => Update::Invalid(cause),
         Seen::Here(object) => convert(object).map_or_else(Update::Invalid, Update::Set),
+    }
+}
+
+/// As [`update`], for objects that may mean nothing here and are then as good as gone.
+fn update_some<K, T>(seen: Seen<K>, convert: impl FnOnce(K) -> Result<Option<T>, String>) -> Update<T> {
+    match update(seen, convert) {
+        Update::Set(Some(object)) => Update::Set(object),
+        Update::Set(None) | Update::Gone => Update::Gone,
+        Update::Invalid(cause) => Update::Invalid(cause),
     }
 }
 
@@ -90,6 +103,7 @@ pub(super) fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
 
 pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
     let update = update(seen, |node| {
+        let labels = node.metadata.labels.unwrap_or_default();
         let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
         let addresses: Vec<IpAddr> = addresses
             .iter()
@@ -98,9 +112,18 @@ pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
         Ok(NodeInfo {
             uid: node.metadata.uid.unwrap_or_default(),
             addresses,
+            zone: labels.get(ZONE).map(|zone| zone.as_str().into()),
         })
     });
     Event::Node(Arc::clone(&key.name), update)
+}
+
+pub(super) fn service(key: &ObjectKey, seen: Seen<Service>) -> Event {
+    Event::Service(object_name(key), update_some(seen, services::service))
+}
+
+pub(super) fn slice(key: &ObjectKey, seen: Seen<EndpointSlice>) -> Event {
+    Event::Slice(object_name(key), update_some(seen, services::slice))
 }
 
 pub(super) fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {

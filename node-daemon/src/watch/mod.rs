@@ -12,7 +12,8 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -52,6 +53,16 @@ pub fn start(client: &Client, events: &mpsc::Sender<Message>, tasks: &TaskTracke
         watch
             .clone()
             .follow::<Node>(Kind::Node, watcher::Config::default(), convert::node),
+    );
+    tasks.spawn(
+        watch
+            .clone()
+            .follow::<Service>(Kind::Service, watcher::Config::default(), convert::service),
+    );
+    tasks.spawn(
+        watch
+            .clone()
+            .follow::<EndpointSlice>(Kind::EndpointSlice, watcher::Config::default(), convert::slice),
     );
     let singleton = watcher::Config::default().fields(&format!("metadata.name={}", wardline_crds::SINGLETON_NAME));
     tasks.spawn(

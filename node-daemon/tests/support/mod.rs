@@ -161,6 +161,7 @@ impl Node {
                 deny: Logged::All,
             },
             local: BTreeSet::from(["192.168.77.1".parse::<IpAddr>().unwrap()]),
+            nodes: BTreeSet::new(),
         }
     }
 }

@@ -106,7 +106,7 @@ pub fn on_a_cluster(plugin: Plugin, test: impl FnOnce(&mut Cluster) + Send) {
         let mut cluster = Cluster {
             node,
             plugin,
-            index: Index::new(NODE),
+            index: Index::new(NODE, true),
             life: Some(node.start(&DaemonConfig::default())),
             told: Vec::new(),
             generation: 0,
@@ -180,7 +180,7 @@ impl Cluster<'_> {
     pub fn restart(&mut self) {
         self.life = None;
         self.life = Some(self.node.start(&DaemonConfig::default()));
-        self.index = Index::new(NODE);
+        self.index = Index::new(NODE, true);
         for (ifindex, pod, uid) in self.life().datapath.inherited() {
             self.index.inherit(ifindex, pod, uid);
         }

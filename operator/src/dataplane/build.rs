@@ -368,6 +368,7 @@ mod tests {
             policy: {enforcement: Audit, sourceAddressCheck: Enforce}
             logging: {clusterName: prod, denyAggregationSeconds: 30, file: {path: /var/log/wardline/policy.log, maxSize: 1Mi, maxFiles: 2}}
             limits: {connections: 65536}
+            services: {mode: Disabled}
             apiServer: {host: 10.0.0.1, port: 443}
             daemon:
               image: {repository: r.example/node, tag: v2, pullPolicy: Always}

@@ -112,7 +112,14 @@ fn objects_are_counted_once_and_by_kind() {
     let counts: Vec<_> = count(&nodes).collect();
     assert_eq!(
         counts,
-        [("Namespace", 0), ("NetworkPolicy", 2), ("Node", 0), ("Pod", 0)]
+        [
+            ("EndpointSlice", 0),
+            ("Namespace", 0),
+            ("NetworkPolicy", 2),
+            ("Node", 0),
+            ("Pod", 0),
+            ("Service", 0)
+        ]
     );
 }
 

@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Fronts of Services and their backends in the kernel.
+//!
+//! ```text
+//! backends of a new list, under a fresh id  ->  the front names it (one update)  ->  (grace period)  ->  the old list goes
+//! nobody looks yet                              every new flow sees all of it
+//! ```
+//!
+//! Fronts with the same backends share a list. The mirror of what the kernel holds is read from it at the start, so a
+//! restart writes what is different and leaves the rest alone.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use libbpf_rs::{MapCore, MapHandle};
+use wardline_bpf::abi::{self, Address, Backend, BackendKey, ServiceKey};
+use wardline_policy::model::Protocol;
+
+use super::departures::{Departed, Departures};
+use super::ids::Ids;
+use super::map::{MapError, TypedMap};
+use super::{ApplyError, Datapath};
+use crate::mapping::wait_for_programs;
+use crate::services::{Change, Front, FrontKey};
+
+/// How much there is in the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCounts {
+    pub fronts: usize,
+    /// Entries of all lists.
+    pub backends: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Services {
+    fronts: TypedMap<ServiceKey, abi::Service>,
+    backends: TypedMap<BackendKey, Backend>,
+    /// Entries that the two maps have room for.
+    room: ServiceCounts,
+    loaded: HashMap<FrontKey, abi::Service>,
+    /// By id. List 0 has no backends and is not here.
+    lists: HashMap<u32, List>,
+    list_ids: HashMap<Arc<[SocketAddr]>, u32>,
+    /// Entries of `lists`, and of those that wait to be deleted.
+    backends_in_use: usize,
+    /// Lists that no front names any more, and their lengths.
+    garbage: Vec<(u32, u32)>,
+    departures: Arc<Departures>,
+}
+
+#[derive(Debug)]
+struct List {
+    backends: Arc<[SocketAddr]>,
+    /// Fronts that name it.
+    users: usize,
+}
+
+impl Services {
+    /// Takes over what an earlier life left.
+    pub(super) fn open(fronts: MapHandle, backends: MapHandle, departures: Arc<Departures>) -> Result<Self, MapError> {
+        let room = ServiceCounts {
+            fronts: fronts.max_entries() as usize,
+            backends: backends.max_entries() as usize,
+        };
+        let mut services = Self {
+            fronts: TypedMap::new(fronts)?,
+            backends: TypedMap::new(backends)?,
+            room,
+            loaded: HashMap::new(),
+            lists: HashMap::new(),
+            list_ids: HashMap::new(),
+            backends_in_use: 0,
+            garbage: Vec::new(),
+            departures,
+        };
+        services.adopt()?;
+        Ok(services)
+    }
+
+    fn adopt(&mut self) -> Result<(), MapError> {
+        let mut found: HashMap<u32, Vec<(u32, SocketAddr)>> = HashMap::new();
+        self.backends.for_each(|key, backend| {
+            found.entry(key.list).or_default().push((key.index, backend.into()));
+        })?;
+        self.backends_in_use = found.values().map(Vec::len).sum();
+        let mut unreadable = Vec::new();
+        self.fronts.for_each(|key, service| match front_key(&key) {
+            Some(front) => _ = self.loaded.insert(front, service),
+            None => unreadable.push(key),
+        })?;
+        unreadable.iter().try_for_each(|key| self.fronts.delete(key))?;
+        for service in self.loaded.values().filter(|service| service.list != 0) {
+            let list = self.lists.entry(service.list).or_insert_with(|| {
+                let mut backends = found.remove(&service.list).unwrap_or_default();
+                backends.sort_unstable();
+                let backends: Arc<[SocketAddr]> = backends.into_iter().map(|(_, address)| address).collect();
+                List { backends, users: 0 }
+            });
+            list.users += 1;
+        }
+        self.list_ids = self
+            .lists
+            .iter()
+            .map(|(id, list)| (Arc::clone(&list.backends), *id))
+            .collect();
+        // Written for a front that never named them, or that had let go of them.
+        let left_over = found.iter().map(|(id, backends)| {
+            let last = backends.iter().map(|(index, _)| *index).max().unwrap_or(0);
+            (*id, last + 1)
+        });
+        self.garbage = left_over.collect();
+        Ok(())
+    }
+
+    pub(super) fn counts(&self) -> ServiceCounts {
+        ServiceCounts {
+            fronts: self.loaded.len(),
+            backends: self.backends_in_use,
+        }
+    }
+
+    pub(super) fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty()
+    }
+
+    /// Deletes the lists that no front names; programs that may have read their ids must have ended.
+    pub(super) fn delete_garbage(&mut self) -> Result<(), MapError> {
+        while let Some((list, count)) = self.garbage.pop() {
+            let deleted = (0..count).try_for_each(|index| self.backends.delete(&BackendKey { list, index }));
+            if let Err(error) = deleted {
+                self.garbage.push((list, count));
+                return Err(error);
+            }
+            self.backends_in_use -= count as usize;
+        }
+        Ok(())
+    }
+
+    /// Whether all that a change adds fits.
+    fn check_room(&self, change: &Change) -> Result<(), ApplyError> {
+        let wanted = || {
+            change
+                .fronts
+                .iter()
+                .filter_map(|(key, front)| Some((key, front.as_ref()?)))
+        };
+        let new = wanted().filter(|(key, _)| !self.loaded.contains_key(key)).count();
+        let gone = change
+            .fronts
+            .iter()
+            .filter(|(key, front)| front.is_none() && self.loaded.contains_key(key));
+        let fronts = (self.loaded.len() + new).saturating_sub(gone.count());
+        if fronts > self.room.fronts {
+            return Err(full(
+                "the table of Service addresses and ports",
+                self.room.fronts,
+                fronts,
+            ));
+        }
+        let lists: HashSet<&[SocketAddr]> = wanted().map(|(_, front)| &*front.backends).collect();
+        let added: usize = lists
+            .iter()
+            .filter(|list| !self.list_ids.contains_key(**list))
+            .map(|list| list.len())
+            .sum();
+        let backends = self.backends_in_use + added;
+        if backends > self.room.backends {
+            return Err(full("the table of Service backends", self.room.backends, backends));
+        }
+        Ok(())
+    }
+
+    /// Brings the fronts of one Service to what is wanted. What is there stays until its own one update.
+    fn apply(&mut self, change: &Change, ids: &mut Ids) -> Result<(), MapError> {
+        let (gone, wanted): (Vec<_>, Vec<_>) = change.fronts.iter().partition(|(_, front)| front.is_none());
+        for (key, _) in gone {
+            self.remove(key)?;
+        }
+        // An address itself sorts first, and comes last: until all its ports are there, none of them may be refused.
+        for (key, front) in wanted.into_iter().rev() {
+            if let Some(front) = front {
+                self.set(key, front, ids)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &FrontKey, front: &Front, ids: &mut Ids) -> Result<(), MapError> {
+        let former = self.loaded.get(key).copied();
+        if former.is_some_and(|former| self.is_equal(&former, front)) {
+            return Ok(());
+        }
+        let id = former.map_or_else(|| ids.next_service(), |former| former.id);
+        let list = self.list(&front.backends, ids)?;
+        if let Some(list) = self.lists.get_mut(&list) {
+            list.users += 1;
+        }
+        let service = abi::Service {
+            id,
+            list,
+            count: count(&front.backends),
+            ..in_kernel(front)
+        };
+        let written = ids.store().and_then(|()| self.fronts.set(&service_key(key), &service));
+        if let Err(error) = written {
+            self.let_go(list);
+            return Err(error);
+        }
+        self.loaded.insert(*key, service);
+        if let Some(former) = former {
+            self.release(key, &former, &front.backends);
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &FrontKey) -> Result<(), MapError> {
+        let Some(former) = self.loaded.get(key).copied() else {
+            return Ok(());
+        };
+        self.fronts.delete(&service_key(key))?;
+        self.loaded.remove(key);
+        self.release(key, &former, &[]);
+        Ok(())
+    }
+
+    fn is_equal(&self, former: &abi::Service, front: &Front) -> bool {
+        let wanted = in_kernel(front);
+        let backends = self.lists.get(&former.list).map_or(&[][..], |list| &list.backends);
+        (former.flags, former.affinity) == (wanted.flags, wanted.affinity)
+            && former.count == count(&front.backends)
+            && *backends == *front.backends
+    }
+
+    /// The id of the list of these backends, which is written if there is none.
+    fn list(&mut self, backends: &Arc<[SocketAddr]>, ids: &mut Ids) -> Result<u32, MapError> {
+        if backends.is_empty() {
+            return Ok(0);
+        }
+        if let Some(id) = self.list_ids.get(backends) {
+            return Ok(*id);
+        }
+        let id = ids.next_service();
+        ids.store()?;
+        for (index, backend) in (0..).zip(backends.iter()) {
+            let key = BackendKey { list: id, index };
+            if let Err(error) = self.backends.set(&key, &Backend::from(*backend)) {
+                self.backends_in_use += index as usize;
+                self.garbage.push((id, index));
+                return Err(error);
+            }
+        }
+        self.backends_in_use += backends.len();
+        self.list_ids.insert(Arc::clone(backends), id);
+        let list = List {
+            backends: Arc::clone(backends),
+            users: 0,
+        };
+        self.lists.insert(id, list);
+        Ok(id)
+    }
+
+    /// A front has let go of its former list, and goes on with the backends `kept`.
+    fn release(&mut self, key: &FrontKey, former: &abi::Service, kept: &[SocketAddr]) {
+        let Some(backends) = self.let_go(former.list) else {
+            return;
+        };
+        if former.flags & abi::SERVICE_TRANSLATE != 0 {
+            let kept: HashSet<&SocketAddr> = kept.iter().collect();
+            let left = backends.iter().filter(|backend| !kept.contains(backend));
+            self.departures
+                .note(left.map(|backend| departed(key, former, *backend)));
+        }
+    }
+
+    /// A list has one user less, and without any is garbage. Returns its backends; None for the empty one.
+    fn let_go(&mut self, id: u32) -> Option<Arc<[SocketAddr]>> {
+        let list = self.lists.get_mut(&id)?;
+        list.users -= 1;
+        let (backends, users) = (Arc::clone(&list.backends), list.users);
+        if users == 0 {
+            self.lists.remove(&id);
+            // Of two lists of an earlier life with the same backends only one is known by them.
+            if self.list_ids.get(&backends) == Some(&id) {
+                self.list_ids.remove(&backends);
+            }
+            self.garbage.push((id, count(&backends)));
+        }
+        Some(backends)
+    }
+}
+
+fn departed(key: &FrontKey, former: &abi::Service, backend: SocketAddr) -> Departed {
+    let (protocol, port) = key.port.unwrap_or((Protocol::Tcp, 0));
+    Departed {
+        service: former.id,
+        has_affinity: former.affinity != 0,
+        protocol,
+        front: SocketAddr::new(key.address, port),
+        backend,
+    }
+}
+
+impl Datapath {
+    /// Brings the fronts of one Service in force.
+    ///
+    /// # Errors
+    /// When a table has no room, nothing of the change is in force. When the kernel refuses an update, what came before
+    /// it is. Either way what was in force stays, and no other Service is touched.
+    pub fn apply_services(&mut self, change: &Change) -> Result<(), ApplyError> {
+        if self.services.check_room(change).is_err() && self.services.has_garbage() {
+            wait_for_programs().map_err(ApplyError::Grace)?;
+            self.services.delete_garbage()?;
+        }
+        self.services.check_room(change)?;
+        Ok(self.services.apply(change, &mut self.ids)?)
+    }
+
+    /// Takes away the fronts that an earlier life left and nobody wants. Call it once everything wanted is in force.
+    pub fn retain_services(&mut self, is_wanted: impl Fn(&FrontKey) -> bool) -> Result<(), ApplyError> {
+        let fronts = self.services.loaded.keys();
+        let unwanted: BTreeSet<FrontKey> = fronts.filter(|key| !is_wanted(key)).copied().collect();
+        unwanted.iter().try_for_each(|key| self.services.remove(key))?;
+        Ok(())
+    }
+
+    pub fn service_counts(&self) -> ServiceCounts {
+        self.services.counts()
+    }
+}
+
+fn full(limit: &'static str, size: usize, needed: usize) -> ApplyError {
+    ApplyError::Full {
+        limit,
+        size: u32::try_from(size).unwrap_or(u32::MAX),
+        needed,
+    }
+}
+
+fn count(backends: &[SocketAddr]) -> u32 {
+    u32::try_from(backends.len()).unwrap_or(u32::MAX)
+}
+
+/// The parts that do not depend on ids.
+fn in_kernel(front: &Front) -> abi::Service {
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    abi::Service {
+        flags: flag(front.is_translated, abi::SERVICE_TRANSLATE) | flag(front.is_silent, abi::SERVICE_DROP),
+        affinity: ticks(front.affinity_seconds),
+        ..abi::Service::default()
+    }
+}
+
+/// Rounded up, so that no affinity is shorter than asked for.
+fn ticks(seconds: u32) -> u32 {
+    let nanoseconds = u64::from(seconds) * 1_000_000_000;
+    u32::try_from(nanoseconds.div_ceil(1 << abi::TICK_SHIFT)).unwrap_or(u32::MAX)
+}
+
+fn service_key(key: &FrontKey) -> ServiceKey {
+    let (protocol, port) = key.port.map_or((0, 0), |(protocol, port)| (protocol.number(), port));
+    ServiceKey {
+        address: Address::from(key.address),
+        port: port.to_be(),
+        protocol,
+        pad: 0,
+    }
+}
+
+/// None for what no daemon of this layout writes.
+fn front_key(key: &ServiceKey) -> Option<FrontKey> {
+    let port = match (key.protocol, u16::from_be(key.port)) {
+        (0, 0) => None,
+        (number, port) => Some((Protocol::from_number(number)?, port)),
+    };
+    Some(FrontKey {
+        address: IpAddr::from(key.address),
+        port,
+    })
+}

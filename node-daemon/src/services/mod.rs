@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What Services mean for this node: a state machine without a Kubernetes client and without a kernel.
+//!
+//! ```text
+//! Service, EndpointSlices, this node's place  -->  fronts: address, port, protocol -> backends
+//! one event  -->  the Services it touches  -->  the fronts that may have changed
+//! ```
+//!
+//! docs/services.md says what is translated, and what is left to kube-proxy and only judged.
+
+mod convert;
+mod fronts;
+mod model;
+mod select;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use wardline_policy::model::ObjectName;
+
+pub use self::convert::{service, slice};
+use self::fronts::{Claim, claims};
+pub use self::model::{Endpoint, EndpointState, Front, FrontKey, Place, Service, ServicePort, Slice, SlicePort};
+
+/// The fronts of one Service that may have changed; None: there is no such front any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    pub service: ObjectName,
+    pub fronts: BTreeMap<FrontKey, Option<Front>>,
+}
+
+/// All Services as this node sees them.
+#[derive(Debug, Default)]
+pub struct Services {
+    place: Place,
+    is_translating: bool,
+    /// The node's own addresses.
+    local: BTreeSet<IpAddr>,
+    known: HashMap<ObjectName, Known>,
+    /// By slice: the name of its Service.
+    slices: HashMap<ObjectName, Arc<str>>,
+    /// What each front's Services say of it: almost always one.
+    fronts: HashMap<FrontKey, BTreeMap<ObjectName, Claim>>,
+    /// Services whose fronts have to be computed anew.
+    stale: BTreeSet<ObjectName>,
+    /// What could not be brought in force, by the Service that changed it.
+    refused: BTreeMap<ObjectName, BTreeSet<FrontKey>>,
+}
+
+/// What is known of a Service: it may be there before its slices, and they before it.
+#[derive(Debug, Default)]
+struct Known {
+    service: Option<Service>,
+    slices: BTreeMap<Arc<str>, Slice>,
+    claimed: BTreeSet<FrontKey>,
+}
+
+impl Services {
+    /// `is_translating` is whether `ClusterIPs` are translated here; else they are judged as other addresses are.
+    pub fn new(node: &str, is_translating: bool) -> Self {
+        Self {
+            place: Place {
+                node: node.into(),
+                zone: None,
+            },
+            is_translating,
+            ..Self::default()
+        }
+    }
+
+    pub fn set_service(&mut self, name: &ObjectName, service: Option<Service>) {
+        if self.service(name) != service.as_ref() {
+            self.known.entry(name.clone()).or_default().service = service;
+            self.stale.insert(name.clone());
+        }
+    }
+
+    pub fn set_slice(&mut self, name: &ObjectName, slice: Option<Slice>) {
+        if self.slice(name) == slice.as_ref() {
+            return;
+        }
+        if let Some(former) = self.slices.remove(name) {
+            let service = ObjectName::new(Arc::clone(&name.namespace), former);
+            if let Some(known) = self.known.get_mut(&service) {
+                known.slices.remove(&name.name);
+            }
+            self.stale.insert(service);
+        }
+        if let Some(slice) = slice {
+            let service = ObjectName::new(Arc::clone(&name.namespace), Arc::clone(&slice.service));
+            self.slices.insert(name.clone(), Arc::clone(&slice.service));
+            let known = self.known.entry(service.clone()).or_default();
+            known.slices.insert(Arc::clone(&name.name), slice);
+            self.stale.insert(service);
+        }
+    }
+
+    /// The zone of this node.
+    pub fn set_zone(&mut self, zone: Option<Arc<str>>) {
+        if self.place.zone != zone {
+            self.place.zone = zone;
+            self.stale.extend(self.known.keys().cloned());
+        }
+    }
+
+    /// The node's own addresses: a `ClusterIP` among them is served on the node itself (node-local DNS) and is no
+    /// front.
+    pub fn set_local(&mut self, local: &BTreeSet<IpAddr>) {
+        let changed: Vec<IpAddr> = self.local.symmetric_difference(local).copied().collect();
+        if changed.is_empty() {
+            return;
+        }
+        self.local.clone_from(local);
+        let touched = self.fronts.iter().filter(|(key, _)| changed.contains(&key.address));
+        self.stale
+            .extend(touched.flat_map(|(_, claims)| claims.keys().cloned()));
+    }
+
+    /// Deletes what a complete list did not name; `is_listed` knows the Services that it had.
+    pub fn retain_services(&mut self, is_listed: impl Fn(&ObjectName) -> bool) {
+        let missed = self.known.iter().filter(|(_, known)| known.service.is_some());
+        let missed: Vec<ObjectName> = missed.map(|(name, _)| name.clone()).filter(|n| !is_listed(n)).collect();
+        for name in missed {
+            self.set_service(&name, None);
+        }
+    }
+
+    /// As [`Services::retain_services`].
+    pub fn retain_slices(&mut self, is_listed: impl Fn(&ObjectName) -> bool) {
+        let missed: Vec<ObjectName> = self.slices.keys().filter(|name| !is_listed(name)).cloned().collect();
+        for name in missed {
+            self.set_slice(&name, None);
+        }
+    }
+
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.known.get(name)?.service.as_ref()
+    }
+
+    pub fn slice(&self, name: &ObjectName) -> Option<&Slice> {
+        let service = ObjectName::new(Arc::clone(&name.namespace), Arc::clone(self.slices.get(name)?));
+        self.known.get(&service)?.slices.get(&name.name)
+    }
+
+    /// A change could not be brought in force: [`Services::retry`] has it told again, as it is by then.
+    pub fn refuse(&mut self, change: Change) {
+        let keys = self.refused.entry(change.service).or_default();
+        keys.extend(change.fronts.into_keys());
+    }
+
+    pub fn retry(&mut self) {
+        self.stale.extend(self.refused.keys().cloned());
+    }
+
+    /// What may have changed since the last call, a Service at a time. The first call tells everything.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        let stale = std::mem::take(&mut self.stale);
+        let changes = stale.into_iter().map(|service| self.change(service));
+        changes.filter(|change| !change.fronts.is_empty()).collect()
+    }
+
+    fn change(&mut self, service: ObjectName) -> Change {
+        let mut touched = self.refused.remove(&service).unwrap_or_default();
+        let (former, wanted) = self.recompute(&service);
+        for key in former {
+            touched.insert(key);
+            if let Some(claims) = self.fronts.get_mut(&key) {
+                claims.remove(&service);
+            }
+        }
+        for (key, claim) in wanted {
+            touched.insert(key);
+            self.fronts.entry(key).or_default().insert(service.clone(), claim);
+        }
+        let mut fronts = BTreeMap::new();
+        for key in touched {
+            if self.fronts.get(&key).is_some_and(BTreeMap::is_empty) {
+                self.fronts.remove(&key);
+            }
+            fronts.insert(key, self.front(&key));
+        }
+        Change { service, fronts }
+    }
+
+    /// What a Service claimed, and what it claims now.
+    fn recompute(&mut self, service: &ObjectName) -> (BTreeSet<FrontKey>, BTreeMap<FrontKey, Claim>) {
+        let Some(known) = self.known.get_mut(service) else {
+            return (BTreeSet::new(), BTreeMap::new());
+        };
+        let wanted = known.service.as_ref().map_or_else(BTreeMap::new, |service| {
+            claims(service, known.slices.values(), &self.place, self.is_translating)
+        });
+        let former = std::mem::replace(&mut known.claimed, wanted.keys().copied().collect());
+        if known.service.is_none() && known.slices.is_empty() {
+            self.known.remove(service);
+        }
+        (former, wanted)
+    }
+
+    /// What several Services say of one front together: the one whose `ClusterIP` it is has it; else kube-proxy may
+    /// take the backend of any of them, so all count.
+    pub fn front(&self, key: &FrontKey) -> Option<Front> {
+        let claims = self.fronts.get(key)?;
+        if let Some(own) = claims.values().find(|claim| claim.is_cluster_ip) {
+            return (!self.local.contains(&key.address)).then(|| own.front.clone());
+        }
+        let mut all = claims.values();
+        let mut front = all.next()?.front.clone();
+        for other in all {
+            let both: BTreeSet<SocketAddr> = front.backends.iter().chain(&*other.front.backends).copied().collect();
+            front.backends = both.into_iter().collect();
+        }
+        Some(front)
+    }
+}
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
