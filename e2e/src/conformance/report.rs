@@ -72,3 +72,46 @@ pub fn write(path: &Path, outcomes: &[Outcome]) -> Result<()> {
     let text = serde_json::to_string_pretty(&list).context("failed to encode the outcomes")?;
     fs::write(path, text + "\n").with_context(|| format!("failed to write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::{Case, Outcome};
+    use super::{table, write};
+
+    fn outcome(name: &str, round: u32, exit_code: i32) -> Outcome {
+        Outcome {
+            case: Case::named(name),
+            round,
+            passed: exit_code == 0,
+            exit_code: Some(exit_code),
+            took: Duration::from_millis(12_340),
+            log: "/log".into(),
+        }
+    }
+
+    #[test]
+    fn a_row_a_case_and_a_column_a_round() {
+        let outcomes = [
+            outcome("b", 1, 0),
+            outcome("a", 1, 0),
+            outcome("b", 2, 1),
+            outcome("a", 2, 0),
+        ];
+        let expected = "passed  12.3 s  passed  12.3 s  a\npassed  12.3 s  FAILED  12.3 s  b\n";
+        assert_eq!(table(&outcomes), expected);
+    }
+
+    #[test]
+    fn outcomes_are_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.json");
+        write(&path, &[outcome("a", 1, 3)]).unwrap();
+        let read: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let expected = serde_json::json!([
+            {"case": "a", "round": 1, "passed": false, "exit_code": 3, "seconds": 12.3, "log": "/log"}
+        ]);
+        assert_eq!(read, expected);
+    }
+}

@@ -24,6 +24,11 @@ const TIMEOUT: &str = "--ginkgo.timeout=10m";
 pub struct Case(String);
 
 impl Case {
+    #[cfg(test)]
+    pub(super) fn named(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
     /// Its name without the tags that all of them have.
     pub fn name(&self) -> &str {
         let name = self.0.trim_start_matches("[sig-network] Netpol ");
