@@ -53,7 +53,7 @@ static __noinline __u32 judge_new(struct __sk_buff *skb, const struct endpoint *
 	bool midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
 	struct conntrack_entry entry;
 	__u32 reason;
-	long error;
+	int error;
 
 	flow->local_socket = is_from_local_socket(skb, flow);
 	judge_by(endpoint, flow, flow->direction);
@@ -71,6 +71,7 @@ static __noinline __u32 judge_new(struct __sk_buff *skb, const struct endpoint *
 		flow->key.remote_port = id;
 	}
 	entry = new_entry(flow, midstream);
+	/* An int: before 6.4 the upper half of what the helper returns is not the sign's. */
 	error = bpf_map_update_elem(&conntrack, &flow->key, &entry, replace ? BPF_ANY : BPF_NOEXIST);
 	/* Another CPU was first, with the same flow and the same policy. */
 	if (error == -17 /* EEXIST */)

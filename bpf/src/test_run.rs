@@ -53,12 +53,28 @@ impl Outcome {
 }
 
 /// The start of `struct __sk_buff` of `linux/bpf.h`; the kernel takes the rest as zero.
-#[derive(IntoBytes, Immutable, FromBytes)]
+#[derive(Debug, IntoBytes, Immutable, FromBytes)]
 #[repr(C)]
-struct Context {
-    len_to_priority: [u32; 9],
+pub struct Context {
+    len_and_type: [u32; 2],
+    mark: u32,
+    queue_to_priority: [u32; 6],
     ingress_ifindex: u32,
     ifindex: u32,
+}
+
+impl Context {
+    /// What tells the program where the frame is.
+    pub fn of(frame: Frame<'_>) -> Self {
+        let mut context = Self::new_zeroed();
+        context.ifindex = frame.ifindex;
+        if cfg!(feature = "ingress-ifindex-from-mark") {
+            context.mark = frame.ingress_ifindex;
+        } else {
+            context.ingress_ifindex = frame.ingress_ifindex;
+        }
+        context
+    }
 }
 
 /// Runs `program` `repeat` times over the same frame (0 is 1). The frame is not handed to the network.
@@ -66,9 +82,7 @@ struct Context {
 /// # Errors
 /// What the kernel says: an interface that does not exist, a frame that is too short or too long.
 pub fn run(program: &ProgramMut<'_>, frame: Frame<'_>, repeat: u32) -> libbpf_rs::Result<Outcome> {
-    let mut context = Context::new_zeroed();
-    context.ingress_ifindex = frame.ingress_ifindex;
-    context.ifindex = frame.ifindex;
+    let mut context = Context::of(frame);
     let output = program.test_run(ProgramInput {
         context_in: Some(context.as_mut_bytes()),
         data_in: Some(frame.bytes),

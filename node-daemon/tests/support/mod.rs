@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use libbpf_rs::Link;
 use serde_json::Value;
+use wardline_bpf::test_run::{Context, Frame};
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::{Accounts, Applied, ApplyError, Datapath, Handles, PinPaths};
 use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
@@ -237,22 +238,15 @@ fn program_fd(id: u32) -> std::os::fd::OwnedFd {
     libbpf_rs::Program::fd_from_id(id).unwrap()
 }
 
-/// Offsets of `struct __sk_buff`: where a frame came in through, and the interface it is at.
-const INGRESS_IFINDEX: usize = 36;
-const IFINDEX: usize = 40;
-
 fn run(program: &std::os::fd::OwnedFd, ifindex: u32, frame: &[u8]) -> bool {
     use std::os::fd::AsRawFd;
-    let mut context = [0_u8; 80];
-    // Forwarded, not made by a socket of the node.
-    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut context = Context::of(Frame::forwarded(frame, ifindex));
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
         data_in: frame.as_ptr().cast(),
         data_size_in: u32::try_from(frame.len()).unwrap(),
-        ctx_in: context.as_ptr().cast(),
-        ctx_size_in: 80,
+        ctx_in: (&raw mut context).cast(),
+        ctx_size_in: size_of::<Context>().try_into().unwrap(),
         repeat: 1,
         ..Default::default()
     };
