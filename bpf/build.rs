@@ -59,7 +59,10 @@ fn build_skeleton(root: &Path, out: &Path, name: &str) -> Result<()> {
     ];
     args.extend(include_folders(root));
     if env::var_os("CARGO_FEATURE_INGRESS_IFINDEX_FROM_MARK").is_some() {
-        args.push(format!("-include{}", root.join("prog/ingress_ifindex_from_mark.h").display()));
+        args.push(format!(
+            "-include{}",
+            root.join("prog/ingress_ifindex_from_mark.h").display()
+        ));
     }
     SkeletonBuilder::new()
         .source(root.join(format!("prog/{name}.bpf.c")))

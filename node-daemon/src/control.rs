@@ -2,7 +2,7 @@
 //! The control thread: what the cluster and the node say goes in, in order; the kernel is brought to the state that
 //! follows. One thread owns index and datapath, so that no two changes can mix.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wardline_policy::model::{Direction, ObjectName};
 
-use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit, ServiceCounts};
+use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit, Restored, ServiceCounts};
 use crate::index::{Desired, Event, Index, InvalidObject};
 use crate::interfaces;
 use crate::metrics::Metrics;
@@ -34,6 +34,8 @@ pub enum Message {
     Cluster(Event),
     /// Links or addresses of the node changed.
     InterfacesChanged,
+    /// Somebody attached or detached programs at this interface; None is any.
+    ProgramsChanged(Option<u32>),
 }
 
 /// What the node is like, for its status and its readiness.
@@ -73,6 +75,8 @@ pub struct Control {
     unsettled: Option<Instant>,
     tidied: Instant,
     looked: Instant,
+    /// Programs at some interface changed since.
+    look_soon: bool,
 }
 
 impl Control {
@@ -98,6 +102,7 @@ impl Control {
                 unsettled: None,
                 tidied: Instant::now(),
                 looked: Instant::now(),
+                look_soon: false,
             },
             receiver,
         )
@@ -147,14 +152,23 @@ impl Control {
     fn take_in(&mut self, batch: Vec<Message>) {
         let began = Instant::now();
         let (mut interfaces_changed, mut changed) = (false, false);
+        let mut touched = Some(BTreeSet::new());
         for message in batch {
             match message {
+                Message::ProgramsChanged(Some(ifindex)) => touched.iter_mut().for_each(|all| {
+                    all.insert(ifindex);
+                }),
+                Message::ProgramsChanged(None) => touched = None,
                 Message::InterfacesChanged => interfaces_changed = true,
                 Message::Cluster(event) => changed |= self.index.apply(event),
             }
         }
         if interfaces_changed {
             changed |= self.scan();
+        }
+        if touched.as_ref().is_none_or(|touched| !touched.is_empty()) {
+            self.restore(touched.as_ref());
+            self.look_soon = true;
         }
         if !self.index.is_synced() {
             return;
@@ -274,14 +288,39 @@ impl Control {
             tracing::warn!(%error, "failed to tidy the kernel's tables; trying again");
             return;
         }
-        if self.looked.elapsed() >= LOOK {
-            self.looked = Instant::now();
+        if self.look_soon || self.looked.elapsed() >= LOOK {
+            (self.look_soon, self.looked) = (false, Instant::now());
             if let Err(error) = self.datapath.forget_names() {
                 tracing::warn!(%error, "failed to tidy the journal; trying again");
             }
+            let failed = self.restore(None);
             let bypassed = self.datapath.bypassed();
-            self.publish_with(|state| state.bypassed = bypassed.iter().map(describe_bypassed).collect());
+            let bypassed = bypassed.iter().map(describe_bypassed).chain(failed).collect();
+            self.publish_with(|state| state.bypassed = bypassed);
         }
+    }
+
+    /// Sees that our programs are in place, at all pods or at those of the interfaces `only`, and says what could not
+    /// be put back.
+    fn restore(&mut self, only: Option<&BTreeSet<u32>>) -> Vec<String> {
+        let restored = self.datapath.restore(only);
+        for Restored {
+            pod,
+            direction,
+            failure,
+        } in &restored
+        {
+            match failure {
+                None => {
+                    tracing::warn!(%pod, ?direction, "somebody took our program off; put back, packets passed meanwhile");
+                    self.metrics.program_restored();
+                }
+                Some(error) => {
+                    tracing::error!(%pod, ?direction, %error, "somebody took our program off; trying again");
+                }
+            }
+        }
+        restored.iter().filter_map(describe_failed).collect()
     }
 }
 
@@ -294,6 +333,14 @@ fn pod_name(index: &Index, pod: &ObjectName) -> PodName {
 
 fn describe_bypassed((pod, directions): &(ObjectName, Vec<Direction>)) -> String {
     format!("another program is ahead of ours at pod {pod} ({directions:?})")
+}
+
+fn describe_failed(restored: &Restored) -> Option<String> {
+    let Restored { pod, failure, .. } = restored;
+    let cause = failure.as_ref()?;
+    Some(format!(
+        "a program of pod {pod} was taken off and cannot be put back: {cause}"
+    ))
 }
 
 fn describe(kept: &KeptLimit) -> String {

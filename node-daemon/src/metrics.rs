@@ -31,6 +31,7 @@ pub struct Metrics {
     connections: IntGauge,
     invalid: IntGaugeVec,
     refused: IntGauge,
+    restored: IntCounter,
     apply: Histogram,
     service_fronts: IntGauge,
     service_backends: IntGauge,
@@ -110,6 +111,10 @@ impl Metrics {
                 &["kind"],
             )?,
             refused: gauge("wardline_change_refused", "1 while a change is not in force.")?,
+            restored: counter(
+                "wardline_programs_restored_total",
+                "Programs that somebody took off a pod, and that were put back.",
+            )?,
             apply: histogram(
                 "wardline_apply_seconds",
                 "Time from a batch of changes to their being in force.",
@@ -169,6 +174,10 @@ impl Metrics {
         for object in &state.invalid {
             self.invalid.with_label_values(&[object.kind.as_str()]).inc();
         }
+    }
+
+    pub fn program_restored(&self) {
+        self.restored.inc();
     }
 
     pub fn set_connections(&self, entries: usize) {

@@ -3,12 +3,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::mapping::wait_for_programs;
 use caps::{CapSet, Capability};
+use libbpf_rs::ProgramType;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use wardline_crds::AttachKind;
 
-/// tcx came with 6.6.
-const OLDEST: (u32, u32) = (6, 6);
+use crate::datapath::attach_kind;
+use crate::mapping::wait_for_programs;
+
+/// The oldest that `make test-kernels` tries. Before 5.8 there is neither ring buffer nor `CAP_BPF`.
+const OLDEST: (u32, u32) = (5, 10);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Maps and programs; network programs and interfaces; the verifier's view of pointers.
 const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
@@ -31,12 +36,34 @@ pub enum PreflightError {
         "the kernel refuses membarrier(MEMBARRIER_CMD_GLOBAL): {0}; it is not there with the boot option nohz_full"
     )]
     NoMembarrier(std::io::Error),
+    #[error(
+        "this kernel counts tables as locked memory, and containers may lock {limit} KiB: let the container runtime's \
+         service have LimitMEMLOCK=infinity, or give the daemon's container the capability SYS_RESOURCE"
+    )]
+    LockedMemory {
+        /// KiB.
+        limit: u64,
+    },
     #[error("failed to read the process's capabilities: {0}")]
     Capabilities(#[from] caps::errors::CapsError),
 }
 
-/// Checks the node and returns the kernel's release.
-pub fn check(bpffs: &Path) -> Result<String, PreflightError> {
+/// The kernel that the daemon found.
+#[derive(Clone, Debug)]
+pub struct NodeKernel {
+    /// As `uname -r` prints it.
+    pub release: String,
+    pub attach: AttachKind,
+}
+
+impl std::fmt::Display for NodeKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({:?})", self.release, self.attach)
+    }
+}
+
+/// Checks the node.
+pub fn check(bpffs: &Path) -> Result<NodeKernel, PreflightError> {
     let release = nix::sys::utsname::uname()
         .map(|name| name.release().to_string_lossy().into_owned())
         .map_err(|error| PreflightError::Release(error.to_string()))?;
@@ -49,10 +76,28 @@ pub fn check(bpffs: &Path) -> Result<String, PreflightError> {
     }
     wait_for_programs().map_err(PreflightError::NoMembarrier)?;
     let effective = caps::read(None, CapSet::Effective)?;
-    match NEEDED.into_iter().find(|capability| !effective.contains(capability)) {
-        Some(missing) => Err(PreflightError::NoCapability { missing }),
-        None => Ok(release),
+    if let Some(missing) = NEEDED.into_iter().find(|capability| !effective.contains(capability)) {
+        return Err(PreflightError::NoCapability { missing });
     }
+    lift_memory_lock()?;
+    Ok(NodeKernel {
+        release,
+        attach: attach_kind(),
+    })
+}
+
+/// Before 5.11 maps count as locked memory (later they belong to the memory cgroup), of which containers may lock
+/// little. There libbpf lifts the limit as it loads; here it is seen in time whether it may.
+fn lift_memory_lock() -> Result<(), PreflightError> {
+    // The helper came with the same version; libbpf goes by it as well.
+    let helper = libbpf_sys::BPF_FUNC_ktime_get_coarse_ns;
+    if ProgramType::SocketFilter.is_helper_supported(helper).unwrap_or(true) {
+        return Ok(());
+    }
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY).map_err(|_| {
+        let limit = getrlimit(Resource::RLIMIT_MEMLOCK).map_or(0, |(_, hard)| hard);
+        PreflightError::LockedMemory { limit: limit >> 10 }
+    })
 }
 
 fn check_release(release: &str) -> Result<(), PreflightError> {
@@ -75,14 +120,15 @@ mod tests {
     #[test]
     fn releases() {
         for (release, expected) in [
+            ("5.10.0", "ok"),
             ("6.6.0", "ok"),
             ("6.18.44-fc", "ok"),
             ("7.0", "ok"),
             (
-                "6.1.0-28-amd64",
-                "kernel 6.1.0-28-amd64 is too old: Wardline needs 6.6 or later",
+                "5.9.0-amd64",
+                "kernel 5.9.0-amd64 is too old: Wardline needs 5.10 or later",
             ),
-            ("5.10.0", "kernel 5.10.0 is too old: Wardline needs 6.6 or later"),
+            ("4.19.0", "kernel 4.19.0 is too old: Wardline needs 5.10 or later"),
             ("linux", "failed to read the kernel's release \"linux\""),
         ] {
             let found = check_release(release).map_or_else(|error| error.to_string(), |()| "ok".to_owned());

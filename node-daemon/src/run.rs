@@ -2,6 +2,7 @@
 //! Puts the daemon together: starts its threads and tasks, and stops them all when one ends or a signal comes.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wardline_crds::ServicesMode;
 use wardline_crds::config::{DaemonConfig, LogFormat};
+use wardline_crds::{AttachKind, ServicesMode};
 
 use crate::args::Args;
 use crate::control::{Control, Message};
@@ -23,8 +24,9 @@ use crate::events::{FileOptions, LogFile, Origin, PolicyLog, follow_events, mono
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
+use crate::preflight::NodeKernel;
 use crate::status::StatusWriter;
-use crate::{api, interfaces, preflight, watch};
+use crate::{api, interfaces, preflight, programs, watch};
 
 /// Messages that wait for the control thread; the watches wait when it is full.
 const MESSAGES: usize = 4096;
@@ -44,18 +46,18 @@ pub async fn run(args: Args) -> Result<()> {
         None => DaemonConfig::default(),
     };
     start_logging(&config);
-    let kernel = preflight::check(&args.bpffs)?;
+    let node = preflight::check(&args.bpffs)?;
     if args.check {
-        println!("kernel {kernel}: everything that Wardline needs is there");
+        println!("kernel {node}: everything that Wardline needs is there");
         return Ok(());
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = args.node_name,
-        kernel,
+        kernel = %node,
         "starting"
     );
-    Daemon::new(args, config, kernel).await?.run().await
+    Daemon::new(args, config, node).await?.run().await
 }
 
 struct Daemon {
@@ -63,7 +65,7 @@ struct Daemon {
     _lock: Flock<File>,
     args: Args,
     config: DaemonConfig,
-    kernel: String,
+    node: NodeKernel,
     client: kube::Client,
     names: Arc<Names>,
     metrics: Arc<Metrics>,
@@ -114,7 +116,7 @@ impl Parts {
 }
 
 impl Daemon {
-    async fn new(args: Args, config: DaemonConfig, kernel: String) -> Result<Self> {
+    async fn new(args: Args, config: DaemonConfig, node: NodeKernel) -> Result<Self> {
         let lock = lock(&args.state_dir)?;
         let names = Arc::new(Names::open(&args.state_dir)?);
         let metrics = Arc::new(Metrics::new()?);
@@ -125,7 +127,7 @@ impl Daemon {
             _lock: lock,
             args,
             config,
-            kernel,
+            node,
             client,
             names,
             metrics,
@@ -135,7 +137,8 @@ impl Daemon {
 
     async fn run(mut self) -> Result<()> {
         let paths = PinPaths::new(&self.args.bpffs);
-        let (datapath, handles) = Datapath::load(&paths, &self.config, Arc::clone(&self.names))?;
+        let kind = self.node.attach;
+        let (datapath, handles) = Datapath::load(&paths, &self.config, Arc::clone(&self.names), kind)?;
         let Handles {
             accounts,
             conntrack,
@@ -160,12 +163,22 @@ impl Daemon {
             move || follow_events(log, &metrics, &cancel)
         });
         self.start_control(control, inbox);
-        self.start_interfaces(messages.clone());
+        let told = messages.clone();
+        self.start_follower("interfaces", move || {
+            interfaces::follow(|| told.blocking_send(Message::InterfacesChanged).is_ok())
+        });
+        // Of a link that somebody detaches, nobody is told.
+        if kind == AttachKind::Clsact {
+            let told = messages.clone();
+            self.start_follower("programs", move || {
+                programs::follow(|ifindex| told.blocking_send(Message::ProgramsChanged(ifindex)).is_ok())
+            });
+        }
         self.start_sweeper(conntrack);
         self.start_departures(departures);
         watch::start(&self.client, &messages, &self.parts.tasks, &cancel);
         drop(messages);
-        let writer = StatusWriter::new(self.client.clone(), &self.args.node_name, &self.kernel);
+        let writer = StatusWriter::new(self.client.clone(), &self.args.node_name, self.node.clone());
         self.parts.tasks.spawn(writer.run(state.clone(), cancel.clone()));
         self.parts.task(
             "metrics",
@@ -210,13 +223,13 @@ impl Daemon {
         });
     }
 
-    fn start_interfaces(&self, messages: mpsc::Sender<Message>) {
-        // A plain thread: it waits for the kernel, where no cancellation reaches it, and ends with the process.
+    /// A plain thread: it waits for the kernel, where no cancellation reaches it, and ends with the process.
+    fn start_follower(&self, what: &'static str, follow: impl FnOnce() -> io::Result<()> + Send + 'static) {
         let (failed, cancel) = (self.parts.failed.clone(), self.parts.cancel.clone());
         std::thread::spawn(move || {
-            let told = interfaces::follow(|| messages.blocking_send(Message::InterfacesChanged).is_ok());
-            if let Err(error) = told {
-                let _ = failed.try_send(anyhow::Error::from(error).context("failed to follow the node's interfaces"));
+            if let Err(error) = follow() {
+                let error = anyhow::Error::from(error).context(format!("failed to follow the node's {what}"));
+                let _ = failed.try_send(error);
                 cancel.cancel();
             }
         });

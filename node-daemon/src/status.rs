@@ -14,11 +14,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wardline_crds::condition::{NewCondition, Status, set_condition};
 use wardline_crds::{
-    AttachKind, DataplaneNode, DataplaneNodeSpec, DataplaneNodeStatus, EndpointsStatus, InvalidObject, KernelStatus,
-    MAX_LISTED, NodeLoggingStatus, NodePolicyStatus, UnmanagedEndpoint,
+    DataplaneNode, DataplaneNodeSpec, DataplaneNodeStatus, EndpointsStatus, InvalidObject, KernelStatus, MAX_LISTED,
+    NodeLoggingStatus, NodePolicyStatus, UnmanagedEndpoint,
 };
 
 use crate::control::NodeState;
+use crate::preflight::NodeKernel;
 
 /// At most this often, so that a cluster of thousands of nodes does not write all day.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -32,16 +33,16 @@ const FIELD_MANAGER: &str = "wardline-node";
 pub struct StatusWriter {
     client: Client,
     node: String,
-    kernel: String,
+    kernel: NodeKernel,
     conditions: Vec<Condition>,
 }
 
 impl StatusWriter {
-    pub fn new(client: Client, node: &str, kernel: &str) -> Self {
+    pub fn new(client: Client, node: &str, kernel: NodeKernel) -> Self {
         Self {
             client,
             node: node.to_owned(),
-            kernel: kernel.to_owned(),
+            kernel,
             conditions: Vec::new(),
         }
     }
@@ -99,8 +100,8 @@ impl StatusWriter {
         DataplaneNodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             kernel: KernelStatus {
-                release: self.kernel.clone(),
-                attach: Some(AttachKind::Tcx),
+                release: self.kernel.release.clone(),
+                attach: Some(self.kernel.attach),
             },
             endpoints: EndpointsStatus {
                 managed: i64::try_from(state.managed).unwrap_or(i64::MAX),

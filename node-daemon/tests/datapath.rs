@@ -16,7 +16,7 @@ use wardline_policy::model::{
     Selector,
 };
 
-use support::{Life, Node, on_a_node};
+use support::{Life, Node, on_each_node};
 
 const NODE: &str = "node1";
 const SERVER: &str = "10.0.0.1";
@@ -150,7 +150,7 @@ impl Edge {
 
 #[test]
 fn an_edited_policy_cuts_what_it_no_longer_admits_and_nothing_else() {
-    on_a_node(1, |node| {
+    on_each_node(1, |node| {
         let mut objects = objects();
         admit(&mut objects, 1, &["a", "b"]);
         let mut life = node.start(&DaemonConfig::default());
@@ -171,7 +171,7 @@ fn an_edited_policy_cuts_what_it_no_longer_admits_and_nothing_else() {
 
 #[test]
 fn the_first_policy_leaves_open_what_it_admits() {
-    on_a_node(1, |node| {
+    on_each_node(1, |node| {
         let mut objects = objects();
         let mut life = node.start(&DaemonConfig::default());
         life.apply(&node.desired(&objects, NODE));
@@ -190,7 +190,7 @@ fn the_first_policy_leaves_open_what_it_admits() {
 
 #[test]
 fn a_label_that_changes_takes_effect_on_open_connections() {
-    on_a_node(1, |node| {
+    on_each_node(1, |node| {
         let mut objects = objects();
         admit(&mut objects, 1, &["a"]);
         let mut life = node.start(&DaemonConfig::default());
@@ -208,7 +208,7 @@ fn a_label_that_changes_takes_effect_on_open_connections() {
 
 #[test]
 fn another_life_of_the_daemon_goes_on_where_the_last_one_stopped() {
-    on_a_node(1, |node| {
+    on_each_node(1, |node| {
         let mut objects = objects();
         admit(&mut objects, 1, &["a", "b"]);
         let mut life = node.start(&DaemonConfig::default());
@@ -256,7 +256,7 @@ fn another_life_of_the_daemon_goes_on_where_the_last_one_stopped() {
 
 #[test]
 fn a_change_that_does_not_fit_is_refused_whole() {
-    on_a_node(1, |node| {
+    on_each_node(1, |node| {
         let mut config = DaemonConfig::default();
         config.limits.rules = 4;
         let mut objects = objects();
@@ -292,7 +292,7 @@ fn a_change_that_does_not_fit_is_refused_whole() {
 
 #[test]
 fn edits_without_a_pause_use_neither_up_the_peers_nor_old_generations() {
-    on_a_node(1, |node| {
+    on_each_node(1, |node| {
         let mut config = DaemonConfig::default();
         config.limits.peers = 4;
         let mut objects = objects();
@@ -314,7 +314,7 @@ fn edits_without_a_pause_use_neither_up_the_peers_nor_old_generations() {
 
 #[test]
 fn a_pod_that_starts_while_a_change_is_refused_is_guarded() {
-    on_a_node(2, |node| {
+    on_each_node(2, |node| {
         let mut config = DaemonConfig::default();
         config.limits.rules = 2;
         let mut objects = objects();
@@ -343,7 +343,7 @@ fn a_pod_that_starts_while_a_change_is_refused_is_guarded() {
 fn denies_of_many_ports_are_all_written() {
     const PORTS: u16 = 2000;
     const PODS: u16 = 8;
-    on_a_node(PODS.into(), |node| {
+    on_each_node(PODS.into(), |node| {
         let mut objects = objects();
         admit(&mut objects, 1, &["a"]);
         for i in 2..=PODS {

@@ -127,7 +127,7 @@ impl Endpoints {
         self.entries
             .set(ifindex, entry(&endpoint.spec, endpoint.uid, endpoint.slot))?;
         let attached = match attacher.attach(ifindex, endpoint.uid) {
-            Ok(links) => links,
+            Ok(attached) => attached,
             Err(error) => {
                 // Programs of an earlier life may still be at the interface and need their entry.
                 match former {
@@ -139,7 +139,7 @@ impl Endpoints {
         };
         // Those of an endpoint that nobody knows any more go only now, so that the pod is never without.
         if let Some(former) = former.filter(|former| former.uid != endpoint.uid) {
-            attacher.detach_left_over(former.uid);
+            attacher.forget(former.uid);
         }
         self.slots_in_use.insert(endpoint.slot);
         let NewEndpoint { spec, uid, slot, .. } = endpoint;
@@ -173,7 +173,7 @@ impl Endpoints {
             self.slots_in_use.remove(&managed.slot);
             managed.attached.detach();
         } else if let Some(entry) = self.entries.get(ifindex)? {
-            attacher.detach_left_over(entry.uid);
+            attacher.detach_left_over(ifindex, entry.uid);
         }
         self.entries.delete(ifindex)
     }

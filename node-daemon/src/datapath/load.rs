@@ -10,6 +10,7 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, OpenMapMut, OpenObject, ProgramAttachType};
 use wardline_bpf::abi;
 use wardline_bpf::{OpenWardlineSkel, WardlineSkel, WardlineSkelBuilder};
+use wardline_crds::AttachKind;
 use wardline_crds::config::Limits;
 
 use super::LoadError;
@@ -50,6 +51,7 @@ pub struct KeptLimit {
 pub(super) fn load(
     paths: &PinPaths,
     limits: &Limits,
+    kind: AttachKind,
 ) -> Result<(&'static mut WardlineSkel<'static>, Vec<KeptLimit>), LoadError> {
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, log)));
     paths.create().map_err(|cause| LoadError::Pins {
@@ -59,9 +61,11 @@ pub(super) fn load(
     let object: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
     let mut open = WardlineSkelBuilder::default().open(object).map_err(LoadError::open)?;
     let kept = size_and_pin(&mut open, paths, limits)?;
-    // On the host side of a veth its ingress is what the pod sends.
-    open.progs.pod_egress.set_attach_type(ProgramAttachType::TcxIngress);
-    open.progs.pod_ingress.set_attach_type(ProgramAttachType::TcxEgress);
+    if kind == AttachKind::Tcx {
+        // On the host side of a veth its ingress is what the pod sends.
+        open.progs.pod_egress.set_attach_type(ProgramAttachType::TcxIngress);
+        open.progs.pod_ingress.set_attach_type(ProgramAttachType::TcxEgress);
+    }
     if let Some(data) = open.maps.rodata_data.as_deref_mut() {
         // A scan from one pod must leave room for the denies of others.
         data.deny_share_limit = (limits.deny_aggregates / 8).max(1);

@@ -25,7 +25,7 @@ mod peers;
 mod services;
 mod tables;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,12 +34,14 @@ use std::sync::atomic::Ordering;
 use libbpf_rs::{MapCore, MapHandle};
 use wardline_bpf::abi::{self, RangeKey, Rule, RuleKey};
 use wardline_crds::config::{DaemonConfig, Limits};
-use wardline_crds::{Enforcement, SourceAddressCheck};
+use wardline_crds::{AttachKind, Enforcement, SourceAddressCheck};
 use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::tables::TableKey;
 
 pub(crate) use self::accounts::add;
 pub use self::accounts::{Accounts, Closed, Ledger};
+pub use self::attach::attach_kind;
+use self::attach::{Attacher, Place};
 pub use self::conntrack::ConntrackSweeper;
 use self::conntrack::LiveEndpoints;
 pub use self::departures::DepartureSweeper;
@@ -106,11 +108,20 @@ pub struct Applied {
     pub failed: BTreeMap<ObjectName, String>,
 }
 
+/// A program that somebody took off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    pub pod: ObjectName,
+    pub direction: Direction,
+    /// Why it could not be put back.
+    pub failure: Option<String>,
+}
+
 /// The kernel side of the node. One thread owns it.
 #[derive(Debug)]
 pub struct Datapath {
     endpoints: Endpoints,
-    attacher: attach::Attacher,
+    attacher: Attacher,
     peer_maps: PeerMaps,
     services: services::Services,
     rules: TypedMap<RuleKey, Rule>,
@@ -149,8 +160,13 @@ pub struct Handles {
 impl Datapath {
     /// Loads programs and maps. Policies that an earlier life left in the kernel stay in force until the first
     /// [`Datapath::apply`].
-    pub fn load(paths: &PinPaths, config: &DaemonConfig, names: Arc<Names>) -> Result<(Self, Handles), LoadError> {
-        let (skel, kept_limits) = load::load(paths, &config.limits)?;
+    pub fn load(
+        paths: &PinPaths,
+        config: &DaemonConfig,
+        names: Arc<Names>,
+        kind: AttachKind,
+    ) -> Result<(Self, Handles), LoadError> {
+        let (skel, kept_limits) = load::load(paths, &config.limits, kind)?;
         let skel: &'static wardline_bpf::WardlineSkel<'static> = skel;
         let handle = |map: &libbpf_rs::Map<'_>| MapHandle::try_from(map).map_err(LoadError::load);
         let map_words = |map: &libbpf_rs::Map<'_>, name, size: usize| {
@@ -189,11 +205,11 @@ impl Datapath {
                 },
                 words,
             ),
-            attacher: attach::Attacher {
-                ingress: &skel.progs.pod_ingress,
-                egress: &skel.progs.pod_egress,
-                links: paths.links.clone(),
-            },
+            attacher: Attacher::new(
+                [&skel.progs.pod_ingress, &skel.progs.pod_egress],
+                kind,
+                paths.links.clone(),
+            ),
             peer_maps: PeerMaps {
                 exact: TypedMap::new(handle(&skel.maps.peers)?)?,
                 cidrs: TypedMap::new(handle(&skel.maps.cidrs)?)?,
@@ -232,9 +248,36 @@ impl Datapath {
     pub fn bypassed(&self) -> Vec<(ObjectName, Vec<Direction>)> {
         let managed = self.endpoints.managed.iter();
         managed
-            .map(|(ifindex, managed)| (managed.spec.pod.clone(), managed.attached.bypassed(*ifindex)))
+            .map(|(_, managed)| (managed.spec.pod.clone(), managed.attached.at(Place::Behind)))
             .filter(|(_, directions)| !directions.is_empty())
             .collect()
+    }
+
+    /// Puts back the programs that somebody took off; of all interfaces, or of those in `only`.
+    pub fn restore(&mut self, only: Option<&BTreeSet<u32>>) -> Vec<Restored> {
+        let Self {
+            endpoints, attacher, ..
+        } = self;
+        let mut restored = Vec::new();
+        for (ifindex, managed) in &mut endpoints.managed {
+            if only.is_some_and(|only| !only.contains(ifindex)) {
+                continue;
+            }
+            for direction in managed.attached.at(Place::Gone) {
+                let failure = match managed.attached.restore(attacher, managed.uid, direction) {
+                    Ok(()) => None,
+                    // Its pod goes too, or moves: what follows the interfaces takes care of that.
+                    Err(error) if error.is_interface_gone() => continue,
+                    Err(error) => Some(error.to_string()),
+                };
+                restored.push(Restored {
+                    pod: managed.spec.pod.clone(),
+                    direction,
+                    failure,
+                });
+            }
+        }
+        restored
     }
 
     /// The pods that an earlier life of the daemon managed, by ifindex, with their objects' uids.

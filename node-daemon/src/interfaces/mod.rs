@@ -9,8 +9,6 @@
 //! It needs no runtime socket, no `setns` and nothing mounted, and works the same for every plugin that makes veth
 //! pairs: docs/decisions/0003-finding-pod-interfaces.md.
 
-mod netlink;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
@@ -19,7 +17,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use self::netlink::Netlink;
+use crate::netlink::Netlink;
 
 /// What a scan of the node found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,7 +76,8 @@ pub fn scan() -> io::Result<Interfaces> {
     Ok(Interfaces { veths, local })
 }
 
-/// Calls `changed` after each notification about links or addresses, until it returns false.
+/// Calls `changed` after each notification about links or addresses, until it returns false. Missed ones count as one:
+/// the scan that follows finds what they were about.
 pub fn follow(mut changed: impl FnMut() -> bool) -> io::Result<()> {
     let groups = [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR];
     let netlink = Netlink::subscribe(&groups)?;

@@ -17,11 +17,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use libbpf_rs::Link;
 use serde_json::Value;
 use wardline_bpf::test_run::{Context, Frame};
+use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::datapath::{Accounts, Applied, ApplyError, Datapath, Handles, PinPaths};
+use wardline_node::datapath::{Accounts, Applied, ApplyError, Datapath, Handles, PinPaths, attach_kind};
 use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
 use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
 use wardline_node::names::{Names, PodName};
@@ -29,8 +29,21 @@ use wardline_policy::compile::compile;
 use wardline_policy::model::{Direction, Objects};
 
 /// Runs `test` on a thread in namespaces of its own, with a bpf file system and `veths` veth pairs, whose ifindexes
-/// it is given.
+/// it is given. Programs are attached in the better way that the kernel has.
 pub fn on_a_node(veths: usize, test: impl FnOnce(&Node) + Send) {
+    on_a_node_with(attach_kind(), veths, test);
+}
+
+/// Runs `test` on a node once for each way of attaching programs that the kernel has; clsact is everywhere.
+pub fn on_each_node(veths: usize, test: impl Fn(&Node) + Send + Sync) {
+    if attach_kind() == AttachKind::Tcx {
+        on_a_node_with(AttachKind::Tcx, veths, &test);
+    }
+    on_a_node_with(AttachKind::Clsact, veths, &test);
+}
+
+fn on_a_node_with(attach: AttachKind, veths: usize, test: impl FnOnce(&Node) + Send) {
+    println!("attached by {attach:?}");
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
             use nix::mount::{MsFlags, mount};
@@ -52,6 +65,7 @@ pub fn on_a_node(veths: usize, test: impl FnOnce(&Node) + Send) {
                 bpffs: bpffs.clone(),
                 state: directory.path().join("state"),
                 veths: make_veths(veths),
+                attach,
             };
             test(&node);
             nix::mount::umount2(&bpffs, nix::mount::MntFlags::MNT_DETACH).unwrap();
@@ -88,6 +102,7 @@ pub struct Node {
     pub bpffs: PathBuf,
     pub state: PathBuf,
     pub veths: Vec<u32>,
+    pub attach: AttachKind,
 }
 
 /// One life of the daemon's kernel side and its log.
@@ -95,7 +110,7 @@ pub struct Life {
     pub datapath: Datapath,
     pub names: Arc<Names>,
     pub log: PolicyLog,
-    paths: PinPaths,
+    attach: AttachKind,
     log_path: PathBuf,
     read: usize,
 }
@@ -104,7 +119,7 @@ impl Node {
     pub fn start(&self, config: &DaemonConfig) -> Life {
         let names = Arc::new(Names::open(&self.state).unwrap());
         let paths = PinPaths::new(&self.bpffs);
-        let (datapath, handles) = Datapath::load(&paths, config, Arc::clone(&names)).unwrap();
+        let (datapath, handles) = Datapath::load(&paths, config, Arc::clone(&names), self.attach).unwrap();
         let Handles { accounts, .. } = handles;
         let log_path = self.state.join("policy_action.log");
         let log = Self::open_log(accounts, &names, &log_path);
@@ -113,7 +128,7 @@ impl Node {
             datapath,
             names,
             log,
-            paths,
+            attach: self.attach,
             log_path,
             read,
         }
@@ -196,19 +211,9 @@ impl Life {
 
     /// The program that is attached at an interface.
     pub fn program(&self, ifindex: u32, direction: Direction) -> Program {
-        let hook = match direction {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        };
-        let links = std::fs::read_dir(&self.paths.links).unwrap();
-        let link = links
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.to_string_lossy().ends_with(hook))
-            .filter_map(|path| Link::open(path).ok())
-            .find(|link| link_ifindex(link) == Some(ifindex))
-            .expect("a program is attached");
+        let id = programs_at(self.attach, ifindex, direction)[0];
         Program {
-            fd: program_fd(link.info().unwrap().prog_id),
+            fd: libbpf_rs::Program::fd_from_id(id).unwrap(),
             ifindex,
         }
     }
@@ -227,15 +232,46 @@ impl Program {
     }
 }
 
-fn link_ifindex(link: &Link) -> Option<u32> {
-    match link.info().ok()?.info {
-        libbpf_rs::query::LinkTypeInfo::Tcx(tcx) => Some(tcx.ifindex),
-        _ => None,
+/// Ids of the programs at a hook of a pod's interface, the first first.
+pub fn programs_at(attach: AttachKind, ifindex: u32, direction: Direction) -> Vec<u32> {
+    match attach {
+        AttachKind::Tcx => {
+            let mut ids = [0_u32; 8];
+            let mut options = libbpf_sys::bpf_prog_query_opts {
+                sz: size_of::<libbpf_sys::bpf_prog_query_opts>() as libbpf_sys::size_t,
+                prog_ids: ids.as_mut_ptr(),
+                ..Default::default()
+            };
+            options.__bindgen_anon_1.count = 8;
+            let hook = match direction {
+                Direction::Ingress => libbpf_sys::BPF_TCX_EGRESS,
+                Direction::Egress => libbpf_sys::BPF_TCX_INGRESS,
+            };
+            // SAFETY: the options are valid for the call and point to an array of as many ids as they say.
+            let result = unsafe { libbpf_sys::bpf_prog_query_opts(ifindex.cast_signed(), hook, &raw mut options) };
+            assert_eq!(result, 0, "the hook can be asked");
+            ids.into_iter().filter(|id| *id != 0).collect()
+        }
+        AttachKind::Clsact => {
+            let hook = match direction {
+                Direction::Ingress => "egress",
+                Direction::Egress => "ingress",
+            };
+            let name = nix::net::if_::if_indextoname(ifindex).unwrap();
+            let filters = output("tc", &["filter", "show", "dev", name.to_str().unwrap(), hook]);
+            // `... direct-action not_in_hw id 17 name pod_egress tag ...`
+            let words: Vec<&str> = filters.split_whitespace().collect();
+            let ids = words.windows(2).filter(|pair| pair[0] == "id");
+            ids.map(|pair| pair[1].parse().unwrap()).collect()
+        }
     }
 }
 
-fn program_fd(id: u32) -> std::os::fd::OwnedFd {
-    libbpf_rs::Program::fd_from_id(id).unwrap()
+/// What a command prints; it must succeed.
+pub fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 fn run(program: &std::os::fd::OwnedFd, ifindex: u32, frame: &[u8]) -> bool {

@@ -1,0 +1,29 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The first and only process of the virtual machine: loads modules, runs the tests of /tests one binary after the
+# other, writes a line `NAME STATUS SECONDS` for each to the second serial port, and turns the machine off.
+export PATH=/usr/bin:/bin:/usr/sbin:/sbin RUST_BACKTRACE=0 TMPDIR=/tmp
+/bin/busybox --install -s /bin
+mkdir -p /proc /sys /dev /tmp /run
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /run
+mount -t bpf bpf /sys/fs/bpf
+results=/dev/ttyS1
+while read -r module; do
+    insmod "/modules/$module" || echo "load-$module 1 0" > "$results"
+done < /modules/order
+ip link set lo up
+for test in /tests/*; do
+    name=${test##*/}
+    echo "--- $name on $(uname -r)"
+    read -r start _ < /proc/uptime
+    "$test" --test-threads=2
+    status=$?
+    read -r end _ < /proc/uptime
+    echo "$name $status $((${end%.*} - ${start%.*}))" > "$results"
+done
+echo "end 0 0" > "$results"
+poweroff -f

@@ -1,0 +1,145 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# test-kernels.sh [VERSION...]: boots Debian's kernels in virtual machines, by emulation where there is no KVM, and runs
+# in them the tests that touch the kernel. Each machine is a kernel and an initramfs made here: busybox, the modules
+# that the tests need, the tests' binaries and what those need. What happened is in target/kernels/VERSION.log.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$PWD/target/kernels
+mkdir -p "$work"
+
+# version suite: the kernel of that Debian release; the newest package of the version is taken.
+kernels=('5.10 bullseye' '6.1 bookworm' '6.12 trixie')
+modules=(veth bridge sch_ingress cls_bpf act_bpf sctp nf_conntrack)
+programs=(/usr/bin/busybox ip tc)
+# Longer than the slowest machine takes; one that hangs ends here.
+limit=${KERNEL_TEST_SECONDS:-1200}
+
+if [ "$#" -eq 0 ]; then
+    set -- $(printf '%s\n' "${kernels[@]}" | cut -d' ' -f1)
+fi
+
+install_tools() {
+    local package missing=()
+    for package in qemu-system-x86 cpio kmod xz-utils iproute2 busybox-static; do
+        dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -q '^installed$' || missing+=("$package")
+    done
+    [ "${#missing[@]}" -gt 0 ] || return 0
+    echo "installing from Debian: ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > "$work/install.log"
+}
+
+# apt with lists of its own, so that the machine's are left alone. The mirror is the one that the machine uses.
+private_apt() {
+    local command=$1
+    shift
+    "$command" -o Dir::Etc::sourcelist="$work/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::State::lists="$work/apt/lists" -o Dir::State::status="$work/apt/status" -o Dir::Cache="$work/apt/cache" \
+        -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false "$@"
+}
+
+update_lists() {
+    local mirror security entry suite key='signed-by=/usr/share/keyrings/debian-archive-keyring.gpg'
+    [ -z "$(find "$work/apt/lists" -name '*_Packages*' -mtime -7 2>/dev/null | head -n 1)" ] || return 0
+    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m 1 'debian/\?$')
+    security=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m 1 'debian-security/\?$')
+    mkdir -p "$work"/apt/{lists/partial,cache/archives/partial}
+    : > "$work/apt/status"
+    for entry in "${kernels[@]}"; do
+        suite=${entry#* }
+        printf 'deb [%s] %s %s main\ndeb [%s] %s %s-security main\n' "$key" "$mirror" "$suite" "$key" "$security" "$suite"
+    done > "$work/apt/sources.list"
+    private_apt apt-get update -qq
+}
+
+# The image's package of a version: what the newest linux-image-amd64 of it depends on.
+package_of() {
+    private_apt apt-cache show linux-image-amd64 | awk -v version="$1" '
+        /^Version: / { wanted = index($2, version ".") == 1 }
+        /^Depends: / && wanted { print $2; exit }'
+}
+
+fetch_kernel() {
+    local version=$1 package
+    package=$(package_of "$version")
+    [ -n "$package" ] || { echo "Debian has no kernel $version"; return 1; }
+    [ "$(cat "$work/$version/package" 2>/dev/null)" != "$package" ] || return 0
+    echo "fetching $package"
+    rm -rf "${work:?}/$version"
+    mkdir -p "$work/$version/deb"
+    (cd "$work/$version" && private_apt apt-get -q -o APT::Sandbox::User=root download "$package" > /dev/null && dpkg-deb -x ./*.deb deb && rm ./*.deb)
+    # Modules lie in /lib or /usr/lib, as the release has it.
+    [ -d "$work/$version/deb/lib" ] || ln -s usr/lib "$work/$version/deb/lib"
+    depmod -b "$work/$version/deb" "$(release_of "$version")"
+    echo "$package" > "$work/$version/package"
+}
+
+kind_of() {
+    [ "$1" = 5.10 ] && echo early || echo plain
+}
+
+release_of() {
+    ls "$work/$1/deb/lib/modules"
+}
+
+# The tests' binaries in target/kernels/tests-KIND. Before 5.16 test runs need programs of their own: `early`.
+build_tests() {
+    local kind=$1 name binary
+    shift
+    rm -rf "$work/tests-$kind"
+    mkdir -p "$work/tests-$kind"
+    {
+        cargo test --no-run --package wardline-bpf --test packets "$@"
+        cargo test --no-run --package wardline-node --test datapath --test interfaces "$@"
+    } 2>&1 | tee "$work/build-$kind.log" | sed -n 's/^ *Executable tests\/\([a-z_]*\).* (\(.*\))$/\1 \2/p' | while read -r name binary; do
+        strip -o "$work/tests-$kind/$name" "$binary"
+    done || { cat "$work/build-$kind.log"; return 1; }
+}
+
+make_initramfs() {
+    local version=$1 root=$work/$1/root module file program
+    rm -rf "$root"
+    mkdir -p "$root"/{bin,modules,tests}
+    for module in "${modules[@]}"; do
+        modprobe -d "$work/$version/deb" -S "$(release_of "$version")" --show-depends "$module"
+    done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r file; do
+        case $file in
+            *.xz) xz -dc "$file" > "$root/modules/$(basename "$file" .xz)" ;;
+            *) cp "$file" "$root/modules/" ;;
+        esac
+        basename "$file" .xz >> "$root/modules/order"
+    done
+    cp "$work/tests-$(kind_of "$version")"/* "$root/tests/"
+    for program in "${programs[@]}"; do
+        cp "$(command -v "$program")" "$root/bin/"
+    done
+    # The loader and the libraries, where the binaries look for them.
+    { ldd "$root"/bin/* "$root"/tests/* 2>/dev/null || true; } | grep -o '/[^ ]*\.so[^ ]*' | sort -u | while read -r file; do
+        install -D "$file" "$root$file"
+    done
+    ln -s busybox "$root/bin/sh"
+    install -m 755 hack/kernels/init.sh "$root/init"
+    (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) > "$work/$version/initramfs"
+}
+
+# Prints a line of the table.
+boot() {
+    local version=$1 start=$SECONDS accelerator=tcg,thread=multi
+    : > "$work/$version/results"
+    timeout --foreground "$limit" qemu-system-x86_64 -accel "$accelerator" -cpu max,la57=off -smp 2 -m 2048 -display none -no-reboot \
+        -kernel "$work/$version/deb/boot/vmlinuz-$(release_of "$version")" -initrd "$work/$version/initramfs" \
+        -append 'console=ttyS0 quiet panic=-1 mitigations=off' \
+        -serial "file:$work/$version.log" -serial "file:$work/$version/results" -net none < /dev/null || true
+    cat "$work/$version/results"; echo $((SECONDS - start)) s
+}
+
+install_tools
+update_lists
+build_tests plain
+build_tests early --features wardline-bpf/ingress-ifindex-from-mark
+for version in "$@"; do
+    fetch_kernel "$version"
+    make_initramfs "$version"
+    boot "$version"
+done

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+//! rtnetlink: requests, one at a time, and notifications.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+/// How often a dump is tried.
+const ATTEMPTS: usize = 5;
+
+/// A rtnetlink socket of the network namespace that the process is in.
+pub(crate) struct Netlink {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Netlink {
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Without strict checking the kernel ignores the filters of a dump, the target namespace among them.
+        socket.set_netlink_get_strict_chk(true)?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// A socket that receives the notifications of `groups` (`RTNLGRP_*`).
+    pub(crate) fn subscribe(groups: &[u32]) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        for group in groups {
+            socket.add_membership(*group)?;
+        }
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// Waits for notifications. None is an overrun of the socket's buffer: some were missed.
+    pub(crate) fn wait(&self) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+        let datagram = match self.socket.recv_from_full() {
+            Ok((datagram, _)) => datagram,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // What cannot be read is not known to be of no interest.
+        let messages = messages(&datagram).collect::<io::Result<Vec<_>>>();
+        Ok(messages
+            .ok()
+            .map(|messages| messages.into_iter().filter_map(inner).collect()))
+    }
+
+    /// A request that changes something, with `flags` (`NLM_F_*`) beside those of every request.
+    pub(crate) fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.send(request, NLM_F_ACK | flags)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for message in messages(&datagram) {
+                let message = message?;
+                if message.header.sequence_number == self.sequence
+                    && let NetlinkPayload::Error(answer) = message.payload
+                {
+                    return answer.code.map_or(Ok(()), |_| Err(answer.to_io()));
+                }
+            }
+        }
+    }
+
+    /// All answers to one dump request, asked again when something changed in the middle of them.
+    pub(crate) fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..ATTEMPTS {
+            let (answers, is_whole) = self.dump_once(request.clone())?;
+            if is_whole {
+                return Ok(answers);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "interfaces change faster than they can be read",
+        ))
+    }
+
+    fn dump_once(&mut self, request: RouteNetlinkMessage) -> io::Result<(Vec<RouteNetlinkMessage>, bool)> {
+        self.send(request, NLM_F_DUMP)?;
+        let (mut answers, mut is_whole) = (Vec::new(), true);
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for message in messages(&datagram) {
+                let message = message?;
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok((answers, is_whole)),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        message.finalize();
+        let mut buffer = vec![0; message.buffer_len()];
+        message.serialize(&mut buffer);
+        self.socket.send(&buffer, 0).map(|_| ())
+    }
+}
+
+/// The messages of a datagram; the first that cannot be read is the last.
+fn messages(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> + '_ {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other);
+        // Messages are padded to four bytes.
+        let length = message
+            .as_ref()
+            .map_or(0, |message| message.header.length as usize)
+            .next_multiple_of(4);
+        rest = match length {
+            0 => &[],
+            _ => rest.get(length..).unwrap_or_default(),
+        };
+        Some(message)
+    })
+}
+
+fn inner(message: NetlinkMessage<RouteNetlinkMessage>) -> Option<RouteNetlinkMessage> {
+    match message.payload {
+        NetlinkPayload::InnerMessage(inner) => Some(inner),
+        _ => None,
+    }
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Our programs at the pods' interfaces, in each way that the kernel has to attach them: first, for as long as the pod
+//! is managed, whether the daemon lives or not, and whoever else attaches and detaches. Needs root.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unsafe_code,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use libbpf_rs::{Link, TC_EGRESS, TC_INGRESS, TcHookBuilder};
+use wardline_crds::AttachKind;
+use wardline_crds::config::DaemonConfig;
+use wardline_node::index::Desired;
+use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
+
+use support::{Life, Node, on_each_node, output, programs_at};
+
+const NODE: &str = "node1";
+
+/// A pod for each veth, and no policy.
+fn desired(node: &Node) -> Desired {
+    let mut objects = Objects::default();
+    objects.namespaces.insert("shop".into(), Labels::new());
+    for i in 1..=node.veths.len() {
+        let pod = Pod {
+            labels: Labels::new(),
+            addresses: vec![format!("10.0.0.{i}").parse().unwrap()],
+            node: NODE.into(),
+            ports: Vec::new(),
+        };
+        let name = ObjectName::new("shop", format!("pod{i}"));
+        objects.pods.insert(name, Arc::new(pod));
+    }
+    node.desired(&objects, NODE)
+}
+
+fn start(node: &Node, desired: &Desired) -> Life {
+    let mut life = node.start(&DaemonConfig::default());
+    let applied = life.apply(desired);
+    assert!(applied.failed.is_empty(), "{:?}", applied.failed);
+    life
+}
+
+/// The programs at a pod's interface: ingress, egress.
+fn programs(node: &Node, ifindex: u32) -> [Vec<u32>; 2] {
+    Direction::ALL.map(|direction| programs_at(node.attach, ifindex, direction))
+}
+
+#[track_caller]
+fn assert_one_each(node: &Node, ifindex: u32) -> [u32; 2] {
+    programs(node, ifindex).map(|ids| {
+        assert_eq!(ids.len(), 1, "{:?} {ids:?}", node.attach);
+        ids[0]
+    })
+}
+
+#[test]
+fn programs_stay_when_the_daemon_goes_and_are_replaced_by_the_next() {
+    on_each_node(2, |node| {
+        let desired = desired(node);
+        drop(start(node, &desired));
+        let former = assert_one_each(node, node.veths[0]);
+        let life = start(node, &desired);
+        let replaced = assert_one_each(node, node.veths[0]);
+        assert!(
+            former.iter().all(|id| !replaced.contains(id)),
+            "{former:?} {replaced:?}"
+        );
+        assert_eq!(life.datapath.bypassed(), []);
+    });
+}
+
+#[test]
+fn a_pod_that_goes_takes_its_programs_along() {
+    on_each_node(2, |node| {
+        let mut desired = desired(node);
+        let mut life = start(node, &desired);
+        desired.endpoints.remove(&node.veths[0]);
+        life.apply(&desired);
+        assert!(programs(node, node.veths[0]).iter().all(Vec::is_empty));
+        assert_one_each(node, node.veths[1]);
+        // Also one that an earlier life managed.
+        drop(life);
+        desired.endpoints.clear();
+        start(node, &desired);
+        assert!(programs(node, node.veths[1]).iter().all(Vec::is_empty));
+    });
+}
+
+#[test]
+fn an_interface_that_passes_to_another_pod_keeps_one_program_a_direction() {
+    on_each_node(1, |node| {
+        let mut desired = desired(node);
+        let mut life = start(node, &desired);
+        let endpoint = desired.endpoints.get_mut(&node.veths[0]).unwrap();
+        endpoint.pod = ObjectName::new("shop", "other");
+        endpoint.pod_uid = "another".into();
+        life.apply(&desired);
+        assert_one_each(node, node.veths[0]);
+    });
+}
+
+#[test]
+fn programs_that_somebody_takes_off_are_put_back() {
+    on_each_node(2, |node| {
+        let mut life = start(node, &desired(node));
+        assert_eq!(life.datapath.restore(None), []);
+        take_off(node, &node.bpffs);
+        assert!(programs(node, node.veths[0]).iter().all(Vec::is_empty));
+
+        let elsewhere = BTreeSet::from([node.veths[1] + 1000]);
+        assert_eq!(life.datapath.restore(Some(&elsewhere)), []);
+        let restored = life.datapath.restore(None);
+        let told: Vec<_> = restored
+            .iter()
+            .map(|restored| (&*restored.pod.name, restored.direction, restored.failure.as_deref()))
+            .collect();
+        let expected = ["pod1", "pod2"].map(|pod| Direction::ALL.map(|direction| (pod, direction, None)));
+        assert_eq!(told, expected.concat());
+        for ifindex in &node.veths {
+            assert_one_each(node, *ifindex);
+        }
+        assert_eq!(life.datapath.restore(None), []);
+    });
+}
+
+/// Detaches the programs of all pods behind the daemon's back.
+fn take_off(node: &Node, bpffs: &std::path::Path) {
+    match node.attach {
+        AttachKind::Tcx => {
+            let links = wardline_node::datapath::PinPaths::new(bpffs).links;
+            for pin in std::fs::read_dir(links).unwrap() {
+                Link::open(pin.unwrap().path()).unwrap().detach().unwrap();
+            }
+        }
+        AttachKind::Clsact => {
+            // One by its filters, the other with the qdisc.
+            for hook in ["ingress", "egress"] {
+                output("tc", &["filter", "del", "dev", "v0", hook]);
+            }
+            output("tc", &["qdisc", "del", "dev", "v1", "clsact"]);
+        }
+    }
+}
+
+#[test]
+fn an_interface_that_is_gone_is_no_failure() {
+    on_each_node(2, |node| {
+        let mut life = start(node, &desired(node));
+        output("ip", &["link", "del", "v0"]);
+        assert_eq!(life.datapath.restore(None), []);
+        assert_one_each(node, node.veths[1]);
+    });
+}
+
+#[test]
+fn a_program_ahead_of_ours_is_told() {
+    on_each_node(2, |node| {
+        let life = start(node, &desired(node));
+        assert_eq!(life.datapath.bypassed(), []);
+        let other = pass_everything();
+        put_ahead(node, node.veths[0], Direction::Egress, &other);
+        assert_eq!(programs_at(node.attach, node.veths[0], Direction::Egress).len(), 2);
+        let pod = ObjectName::new("shop", "pod1");
+        assert_eq!(life.datapath.bypassed(), [(pod, vec![Direction::Egress])]);
+    });
+}
+
+/// A program of another tool: it lets every packet through, past all that come after it.
+fn pass_everything() -> OwnedFd {
+    // r0 = 0 (TC_ACT_OK); exit
+    let instructions = [0xb7_u64, 0x95].map(u64::to_le_bytes);
+    let license = CString::new("GPL").unwrap();
+    // SAFETY: two instructions and a string, which outlive the call.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+            std::ptr::null(),
+            license.as_ptr(),
+            instructions.as_ptr().cast(),
+            2,
+            std::ptr::null_mut(),
+        )
+    };
+    assert!(fd >= 0, "{fd}");
+    // SAFETY: the descriptor is new and nobody else's.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn put_ahead(node: &Node, ifindex: u32, direction: Direction, program: &OwnedFd) {
+    let index = i32::try_from(ifindex).unwrap();
+    match node.attach {
+        AttachKind::Tcx => {
+            let hook = match direction {
+                Direction::Ingress => libbpf_sys::BPF_TCX_EGRESS,
+                Direction::Egress => libbpf_sys::BPF_TCX_INGRESS,
+            };
+            let options = libbpf_sys::bpf_prog_attach_opts {
+                sz: size_of::<libbpf_sys::bpf_prog_attach_opts>() as libbpf_sys::size_t,
+                flags: libbpf_sys::BPF_F_BEFORE,
+                ..Default::default()
+            };
+            // SAFETY: the options are valid for the call.
+            let result =
+                unsafe { libbpf_sys::bpf_prog_attach_opts(program.as_raw_fd(), index, hook, &raw const options) };
+            assert_eq!(result, 0);
+        }
+        AttachKind::Clsact => {
+            let hook = match direction {
+                Direction::Ingress => TC_EGRESS,
+                Direction::Egress => TC_INGRESS,
+            };
+            let mut builder = TcHookBuilder::new(program.as_fd());
+            builder.ifindex(index).priority(1).handle(1);
+            builder.hook(hook).attach().unwrap();
+        }
+    }
+}
