@@ -57,6 +57,10 @@ check: deps ## formatting, lints, generated files, and the tests that need no ro
 	trap '$(MAKE) --no-print-directory tally' EXIT
 	$(MAKE) --no-print-directory check-sections
 
+.PHONY: test-kernels
+test-kernels: deps ## the tests that touch the kernel on Debian's 5.10, 6.1 and 6.12, in virtual machines without KVM; needs root
+	@hack/test-kernels.sh
+
 .PHONY: bench
 bench: deps tool ## what packets, connections, records and policy changes cost: a table, and target/bench.json; needs root
 	@echo 'measuring the packet programs'

@@ -10,8 +10,9 @@ mkdir -p "$work"
 
 # version suite: the kernel of that Debian release; the newest package of the version is taken.
 kernels=('5.10 bullseye' '6.1 bookworm' '6.12 trixie')
-modules=(veth bridge sch_ingress cls_bpf act_bpf sctp nf_conntrack)
-programs=(/usr/bin/busybox ip tc)
+modules=(veth bridge sch_ingress cls_bpf sctp nft_chain_nat nft_nat nft_masq nft_ct)
+programs=(busybox ip nft tc)
+tests=(attach datapath interfaces packets sctp traffic)
 # Longer than the slowest machine takes; one that hangs ends here.
 limit=${KERNEL_TEST_SECONDS:-1200}
 
@@ -21,7 +22,7 @@ fi
 
 install_tools() {
     local package missing=()
-    for package in qemu-system-x86 cpio kmod xz-utils iproute2 busybox-static; do
+    for package in qemu-system-x86 cpio kmod xz-utils iproute2 nftables busybox-static; do
         dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -q '^installed$' || missing+=("$package")
     done
     [ "${#missing[@]}" -gt 0 ] || return 0
@@ -75,26 +76,32 @@ fetch_kernel() {
     echo "$package" > "$work/$version/package"
 }
 
-kind_of() {
-    [ "$1" = 5.10 ] && echo early || echo plain
-}
-
 release_of() {
     ls "$work/$1/deb/lib/modules"
 }
 
-# The tests' binaries in target/kernels/tests-KIND. Before 5.16 test runs need programs of their own: `early`.
+# build_tests KIND PACKAGE ARGUMENTS...: the tests' binaries in target/kernels/tests-KIND; what cargo prints stands in
+# build-KIND.log.
 build_tests() {
-    local kind=$1 name binary
-    shift
-    rm -rf "$work/tests-$kind"
+    local kind=$1 package=$2 name binary
+    shift 2
     mkdir -p "$work/tests-$kind"
-    {
-        cargo test --no-run --package wardline-bpf --test packets "$@"
-        cargo test --no-run --package wardline-node --test datapath --test interfaces "$@"
-    } 2>&1 | tee "$work/build-$kind.log" | sed -n 's/^ *Executable tests\/\([a-z_]*\).* (\(.*\))$/\1 \2/p' | while read -r name binary; do
-        strip -o "$work/tests-$kind/$name" "$binary"
-    done || { cat "$work/build-$kind.log"; return 1; }
+    cargo test --no-run --package "$package" "$@" 2>&1 | tee "$work/build-$kind.log" |
+        sed -n 's/^ *Executable tests\/\([a-z]*\).* (\(.*\))$/\1 \2/p' |
+        while read -r name binary; do
+            strip -o "$work/tests-$kind/$name" "$binary"
+        done || { tail -n 50 "$work/build-$kind.log"; return 1; }
+}
+
+build_all_tests() {
+    local early=(--features wardline-bpf/ingress-ifindex-from-mark)
+    rm -rf "$work"/tests-{plain,early}
+    build_tests plain wardline-bpf --test packets
+    build_tests plain wardline-node --features sctp-tests \
+        --test attach --test datapath --test interfaces --test sctp --test traffic
+    # Before 5.16 test runs need programs of their own (bpf/prog/ingress_ifindex_from_mark.h).
+    build_tests early wardline-bpf --test packets "${early[@]}"
+    build_tests early wardline-node --test datapath "${early[@]}"
 }
 
 make_initramfs() {
@@ -110,9 +117,10 @@ make_initramfs() {
         esac
         basename "$file" .xz >> "$root/modules/order"
     done
-    cp "$work/tests-$(kind_of "$version")"/* "$root/tests/"
+    cp "$work"/tests-plain/* "$root/tests/"
+    [ "$version" != 5.10 ] || cp "$work"/tests-early/* "$root/tests/"
     for program in "${programs[@]}"; do
-        cp "$(command -v "$program")" "$root/bin/"
+        cp -L "$(command -v "$program")" "$root/bin/"
     done
     # The loader and the libraries, where the binaries look for them.
     { ldd "$root"/bin/* "$root"/tests/* 2>/dev/null || true; } | grep -o '/[^ ]*\.so[^ ]*' | sort -u | while read -r file; do
@@ -123,23 +131,50 @@ make_initramfs() {
     (cd "$root" && find . | cpio --quiet -o -H newc | gzip -1) > "$work/$version/initramfs"
 }
 
-# Prints a line of the table.
 boot() {
-    local version=$1 start=$SECONDS accelerator=tcg,thread=multi
+    local version=$1
     : > "$work/$version/results"
-    timeout --foreground "$limit" qemu-system-x86_64 -accel "$accelerator" -cpu max,la57=off -smp 2 -m 2048 -display none -no-reboot \
+    timeout --foreground "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,la57=off -smp 2 -m 2048 \
+        -display none -net none -no-reboot \
         -kernel "$work/$version/deb/boot/vmlinuz-$(release_of "$version")" -initrd "$work/$version/initramfs" \
         -append 'console=ttyS0 quiet panic=-1 mitigations=off' \
-        -serial "file:$work/$version.log" -serial "file:$work/$version/results" -net none < /dev/null || true
-    cat "$work/$version/results"; echo $((SECONDS - start)) s
+        -serial "file:$work/$version.log" -serial "file:$work/$version/results" < /dev/null || true
+}
+
+# A line of the table; fails where a test failed, or did not run to its end.
+report() {
+    local version=$1 seconds=$2 test line passed failed=0
+    printf '%-24s' "$(release_of "$version")"
+    for test in "${tests[@]}"; do
+        line=$(tr -d '\r' < "$work/$version/results" | grep "^$test " || true)
+        passed=$(awk -v test="$test" '$1 == "---" { of = $2 } /^test result: / && of == test { print $4 }' "$work/$version.log")
+        case $line in
+            "$test 0 "*) printf '%-18s' "ok ${passed:-0} (${line##* } s)" ;;
+            '') printf '%-18s' 'did not end'; failed=1 ;;
+            *) printf '%-18s' "FAILED"; failed=1 ;;
+        esac
+    done
+    printf '%s s\n' "$seconds"
+    if grep -a '^module-' "$work/$version/results" || [ "$failed" -ne 0 ]; then
+        echo "  see target/kernels/$version.log"
+        return 1
+    fi
 }
 
 install_tools
 update_lists
-build_tests plain
-build_tests early --features wardline-bpf/ingress-ifindex-from-mark
+echo 'building the tests'
+build_all_tests
 for version in "$@"; do
     fetch_kernel "$version"
     make_initramfs "$version"
-    boot "$version"
 done
+status=0
+printf '%-24s%s' kernel "$(printf '%-18s' "${tests[@]}")"
+printf 'in all\n'
+for version in "$@"; do
+    start=$SECONDS
+    boot "$version"
+    report "$version" $((SECONDS - start)) || status=1
+done
+exit "$status"

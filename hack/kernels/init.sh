@@ -1,11 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# The first and only process of the virtual machine: loads modules, runs the tests of /tests one binary after the
-# other, writes a line `NAME STATUS SECONDS` for each to the second serial port, and turns the machine off.
-export PATH=/usr/bin:/bin:/usr/sbin:/sbin RUST_BACKTRACE=0 TMPDIR=/tmp
-/bin/busybox --install -s /bin
-mkdir -p /proc /sys /dev /tmp /run
-mount -t proc proc /proc
+# The first process of the virtual machine: loads modules, runs the tests of /tests one binary after the other, writes
+# a line `NAME STATUS SECONDS` for each to the second serial port, and turns the machine off.
+export PATH=/bin:/usr/bin:/usr/sbin:/sbin RUST_LIB_BACKTRACE=0 TMPDIR=/tmp
+/bin/busybox mkdir -p /proc /sys /dev /tmp /run
+/bin/busybox mount -t proc proc /proc
+# What the initramfs has of its own (ip, nft, tc) stays.
+for applet in $(/bin/busybox --list); do
+    [ -e "/bin/$applet" ] || /bin/busybox ln -s busybox "/bin/$applet"
+done
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /tmp
@@ -13,7 +16,7 @@ mount -t tmpfs tmpfs /run
 mount -t bpf bpf /sys/fs/bpf
 results=/dev/ttyS1
 while read -r module; do
-    insmod "/modules/$module" || echo "load-$module 1 0" > "$results"
+    insmod "/modules/$module" || echo "module-$module 1 0" > "$results"
 done < /modules/order
 ip link set lo up
 for test in /tests/*; do
@@ -25,5 +28,5 @@ for test in /tests/*; do
     read -r end _ < /proc/uptime
     echo "$name $status $((${end%.*} - ${start%.*}))" > "$results"
 done
-echo "end 0 0" > "$results"
+uname -r > "$results"
 poweroff -f
