@@ -11,9 +11,8 @@ printf '\n== %s\n   %s\n' "$title" "$*"
 start=$SECONDS
 "$@" 2>&1 | tee target/test/section.log
 status=${PIPESTATUS[0]}
+outcome=$([ "$status" -eq 0 ] && echo ok || echo FAILED)
 grep -E '^test result: ' target/test/section.log >> "$results"
-if [ "$status" -ne 0 ]; then
-    printf 'section failed: %s\n' "$title" >> "$results"
-fi
-printf '== %s: %s after %s s\n' "$title" "$([ "$status" -eq 0 ] && echo ok || echo FAILED)" "$((SECONDS - start))"
+printf 'section: %5s s  %-6s  %s\n' "$((SECONDS - start))" "$outcome" "$title" >> "$results"
+printf '== %s: %s after %s s\n' "$title" "$outcome" "$((SECONDS - start))"
 exit "$status"

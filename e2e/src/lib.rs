@@ -12,7 +12,8 @@
 //!     on the ptp plugin                   on the bridge plugin
 //! ```
 //!
-//! Nodes, pods and Services have an IPv6 address beside each of these ([`layout`]).
+//! Nodes, pods and Services have an IPv6 address beside each of these, and one more host on the bridge plays the client
+//! from outside ([`layout`]).
 //!
 //! Data flows one way: [`layout`] says where everything lies, [`gobuild`] and [`images`] fill `target/`,
 //! [`up`] starts the cluster from it and [`down`] ends it. Tests, the demo and the benchmark use [`cluster::Lab`], which talks to the
