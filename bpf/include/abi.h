@@ -75,7 +75,11 @@ enum reason {
 	REASON_EXTENSION_HEADER = 17, /* an IPv6 extension header */
 	REASON_CONNTRACK_FULL = 18, /* no room for a new connection */
 	REASON_NO_ENDPOINT = 19,   /* the interface is not known: fails closed */
-	REASON_COUNT = 20,
+	/* About Services: no policy's business, and in no record. */
+	REASON_REFUSED = 20,       /* nothing is behind the Service's port: answered with a RST or an ICMP error */
+	REASON_NO_BACKEND = 21,    /* no backend of the Service may be used from here */
+	REASON_PORT_TAKEN = 22,    /* each backend that was tried has another connection from the pod's port */
+	REASON_COUNT = 23,
 };
 
 enum protocol_key {
@@ -140,9 +144,26 @@ enum conntrack_flag {
 	CONNTRACK_MIDSTREAM = 4, /* the direction is a guess */
 	CONNTRACK_ANSWERED = 16, /* in mid-stream: the first packet seen was the responder's, or what looked like it */
 	CONNTRACK_LOCAL = 8,     /* a socket of this node sent the first packet: proof that later ones cannot give */
+	CONNTRACK_TRANSLATED = 32, /* goes to a Service, which the pod sees in place of the backend */
+	CONNTRACK_ALIAS = 64,    /* no flow of its own: leads from the Service to the backend, under which the flow is */
+	CONNTRACK_HAIRPIN = 128, /* the backend is the pod itself */
 };
 
-/* ICMP echo: the identifier is the initiator's port, the responder's is 0. Other protocols: ports are 0. */
+/*
+ * ICMP echo: the identifier is the initiator's port, the responder's is 0. Other protocols: ports are 0.
+ *
+ * A flow to a Service has two entries, so that a packet of either direction needs one lookup:
+ *
+ *   what the pod sends    {pod, Service}  ALIAS       nat: the backend
+ *   what comes back       {pod, backend}  TRANSLATED  nat: the Service; this one is judged, times out and holds the state
+ *
+ * A pod that reaches itself through a Service talks to the Service on both sides: it sees its client's port there.
+ *
+ *   what its client sends {pod, client's port, Service, its port}            ALIAS      | HAIRPIN  nat: the pod as backend
+ *   what its server sends {pod, server's port, Service, client's port}       TRANSLATED | HAIRPIN  nat: the Service
+ *
+ * An alias repeats word and last_seen of its entry: while both are the current ones the entry is not asked.
+ */
 struct conntrack_key {
 	__u32 endpoint; /* uid */
 	struct address pod;
@@ -160,6 +181,9 @@ struct conntrack_entry {
 	__u8 state;      /* enum conntrack_state */
 	__u8 flags;      /* enum conntrack_flag */
 	__u8 pad;
+	struct address nat; /* of a translated flow */
+	__u16 nat_port;
+	__u8 station[6]; /* of an alias: the MAC address of a backend on the pod's own bridge; all zero: not known */
 };
 
 /* --- peers and rules ------------------------------------------------------------------------------------------ */
@@ -224,7 +248,7 @@ enum service_flag {
 /*
  * A Service's front: one address, port and protocol. Port 0 with protocol 0 is the address itself, there for every
  * address that we translate: what asks for a port that is not listed is refused. The unspecified address stands for
- * every node's: NodePorts.
+ * every node's of its family: NodePorts.
  */
 struct service_key {
 	struct address address;
@@ -348,7 +372,7 @@ _Static_assert(sizeof(struct address) == 16, "address");
 _Static_assert(sizeof(struct endpoint) == 48, "endpoint");
 _Static_assert(sizeof(struct near_endpoint) == 52, "near_endpoint");
 _Static_assert(sizeof(struct conntrack_key) == 44, "a hole in the key would make equal flows differ");
-_Static_assert(sizeof(struct conntrack_entry) == 16, "conntrack_entry");
+_Static_assert(sizeof(struct conntrack_entry) == 40, "conntrack_entry");
 _Static_assert(sizeof(struct peer_key) == 20, "peer_key");
 _Static_assert(sizeof(struct cidr_key) == 24, "cidr_key");
 _Static_assert(sizeof(struct rule_key) == 12, "rule_key");

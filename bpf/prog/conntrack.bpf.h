@@ -16,6 +16,9 @@
 #include "clock.bpf.h"
 #include "endpoint.bpf.h"
 
+/* What map helpers answer: linux/errno.h has no home among the vendored headers. */
+enum { EEXIST = 17 };
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 262144);
@@ -54,6 +57,24 @@ static __always_inline __u32 timeout_ticks(__u8 protocol, __u8 state)
 static __always_inline bool is_expired(const struct conntrack_entry *entry, __u8 protocol, __u32 tick)
 {
 	return (__s32)(tick - entry->last_seen) > (__s32)timeout_ticks(protocol, entry->state);
+}
+
+/* Is its place still needed? What is closed, denied or forgotten gives way to a flow that is allowed. */
+static __always_inline bool is_alive(const struct conntrack_entry *entry, const struct flow *flow)
+{
+	return !is_expired(entry, flow->key.protocol, flow->tick) && entry->state != CONNTRACK_CLOSING &&
+	       entry->state != CONNTRACK_DENIED;
+}
+
+/* By words, of which a key has no loose ends. */
+static __always_inline bool same_key(const struct conntrack_key *a, const struct conntrack_key *b)
+{
+	const __u32 *left = (const __u32 *)a, *right = (const __u32 *)b;
+	__u32 differs = 0;
+
+	for (int i = 0; i < (int)(sizeof(*a) / sizeof(__u32)); i++)
+		differs |= left[i] ^ right[i];
+	return !differs;
 }
 
 /*

@@ -17,8 +17,15 @@ enum flow_kind {
 	FLOW_ERROR = 2,      /* ICMP: is about another flow, named in its payload */
 };
 
+/* What becomes of a packet to or from a Service, once it may pass. */
+enum rewrite {
+	REWRITE_NONE = 0,
+	REWRITE_REQUEST = 1, /* goes to the Service: its destination becomes the backend */
+	REWRITE_REPLY = 2,   /* comes from the backend: its source becomes the Service */
+};
+
 /*
- * One packet, as all steps see it. Lives on the stack; filled by parse, then by whoever judges.
+ * One packet, as all steps see it. Filled by parse, then by whoever judges.
  * The key is conntrack's, so that nothing is copied between parse and lookup.
  */
 struct flow {
@@ -28,6 +35,11 @@ struct flow {
 	__u64 word; /* the policy word that judged it; 0 until one did */
 	struct settings settings;
 	struct rule rule; /* the rule that allowed it */
+	struct service front; /* where the packet goes to one that another proxy translates; id 0: none */
+	struct address service; /* of a translated flow, whose key names the backend */
+	__u16 service_port;
+	__u8 rewrite; /* enum rewrite */
+	__u8 hairpin; /* the backend is the pod: the packet goes back to it */
 	__u32 payload;     /* offset of the transport header */
 	__u32 end;         /* offset behind the IP packet: frames may be padded */
 	__u8 direction;    /* enum direction, the packet's */
@@ -37,7 +49,48 @@ struct flow {
 	__u8 local_socket; /* proven: a socket of this node sent the flow's first packet */
 	__u8 forged;       /* from an address that is not the pod's, where that is only watched for */
 	__u8 due;          /* an allow that asks for a record */
+	/* What follows is not cleared for each packet: who reads it has written it. */
+	struct conntrack_entry entry; /* as it was found */
+	struct service target;        /* the front of ours that a new flow goes to */
+	struct backend backend;       /* the one it is given */
 };
+
+/*
+ * Not on the stack, which is too small for it together with what the rare paths need. No packet comes in the way of
+ * another on its CPU: the hooks run with bottom halves disabled.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+static __always_inline struct flow *this_flow(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&flows, &zero);
+}
+
+static __always_inline struct flow *new_flow(__u32 direction)
+{
+	struct flow *flow = this_flow();
+
+	if (flow) {
+		__builtin_memset(flow, 0, __builtin_offsetof(struct flow, entry));
+		flow->direction = direction;
+		flow->judged = direction;
+	}
+	return flow;
+}
+
+/*
+ * The rare paths are global functions, so that the verifier walks each of them once and not from every state that
+ * leads there: it would not finish. Before Linux 5.12 such a function takes nothing but the packet and numbers; it
+ * finds the flow where it lies, and the endpoint again.
+ */
+#define __global __attribute__((noinline))
 
 static __always_inline bool has_ports(__u8 protocol)
 {

@@ -4,13 +4,13 @@
 /*
  * conntrack and policy put together:
  *
- *   entry? --no-----------------------------> judge as new --> insert
+ *   entry? --no-----------------------------> judge as new --> insert; to a Service: see translate.bpf.h
+ *     | an alias: go on with the entry that it leads to
  *     | its word is the slot's word: ESTABLISHED
  *     | another word: judge again, in the direction in which it was opened --> refresh, or deny for good
  */
 
-#include "conntrack.bpf.h"
-#include "policy.bpf.h"
+#include "translate.bpf.h"
 
 /*
  * Sent by a socket of this node? A socket alone is no proof, since a packet that a bridge forwards from another pod
@@ -19,13 +19,6 @@
 static __always_inline bool is_from_local_socket(const struct __sk_buff *skb, const struct flow *flow)
 {
 	return flow->direction == DIRECTION_INGRESS && skb->sk && !skb->ingress_ifindex;
-}
-
-static __always_inline bool is_logged(const struct flow *flow)
-{
-	if (flow->settings.log_allow == LOG_ALL)
-		return true;
-	return flow->settings.log_allow == LOG_DELEGATED && (flow->rule.flags & RULE_LOG);
 }
 
 /*
@@ -38,6 +31,8 @@ static __noinline __u32 judge_midstream(const struct endpoint *endpoint, struct 
 	__u32 reason;
 
 	judge_by(endpoint, flow, !flow->direction);
+	if (flow->judged == DIRECTION_EGRESS)
+		find_front(flow);
 	reason = decide_rare(endpoint, flow);
 	if (reason == REASON_DEFAULT_DENY) {
 		flow->judged = flow->direction;
@@ -46,15 +41,32 @@ static __noinline __u32 judge_midstream(const struct endpoint *endpoint, struct 
 	return reason;
 }
 
-/* A flow without an entry that counts; where one is in its place, it is replaced only by a flow that is allowed. */
-static __noinline __u32 judge_new(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow,
-				  bool replace)
+/*
+ * A flow without an entry that counts; where one is in its place, it is replaced only by a flow that is allowed.
+ * UNDECIDED: it is to be given a backend.
+ */
+__global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 {
-	bool midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
 	struct conntrack_entry entry;
+	bool midstream;
 	__u32 reason;
 	int error;
 
+	if (!flow || !endpoint)
+		return REASON_NO_ENDPOINT;
+	midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
+	flow->rewrite = REWRITE_NONE;
+	flow->hairpin = false;
+	if (flow->direction == DIRECTION_EGRESS) {
+		/* In mid-stream it has a backend already, and only who gave it knows which. */
+		if (find_front(flow) && (flow->front.flags & SERVICE_TRANSLATE) && !midstream) {
+			flow->target = flow->front;
+			flow->front = (struct service){};
+			return UNDECIDED;
+		}
+	}
 	flow->local_socket = is_from_local_socket(skb, flow);
 	judge_by(endpoint, flow, flow->direction);
 	reason = decide(endpoint, flow);
@@ -74,7 +86,7 @@ static __noinline __u32 judge_new(struct __sk_buff *skb, const struct endpoint *
 	/* An int: before 6.4 the upper half of what the helper returns is not the sign's. */
 	error = bpf_map_update_elem(&conntrack, &flow->key, &entry, replace ? BPF_ANY : BPF_NOEXIST);
 	/* Another CPU was first, with the same flow and the same policy. */
-	if (error == -17 /* EEXIST */)
+	if (error == -EEXIST)
 		return REASON_ESTABLISHED;
 	if (error)
 		return REASON_CONNTRACK_FULL;
@@ -87,17 +99,23 @@ static __noinline __u32 judge_new(struct __sk_buff *skb, const struct endpoint *
  * which it was opened. A flow that is denied keeps an entry that says so; were it deleted, an answer from the other
  * side would be taken for a new flow of the other direction, or for mid-stream, and bring the connection back.
  */
-static __noinline __u32 judge_again(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow,
-				    const struct conntrack_entry *seen)
+__global __u32 judge_again(struct __sk_buff *skb)
 {
-	struct conntrack_entry entry = *seen;
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+	struct conntrack_entry entry;
 	__u32 reason;
 
+	if (!flow || !endpoint)
+		return REASON_NO_ENDPOINT;
+	entry = flow->entry;
 	flow->judged = entry.initiator;
 	flow->local_socket = (entry.flags & CONNTRACK_LOCAL) || is_from_local_socket(skb, flow);
 	if (entry.word == flow->word)
 		return REASON_DEFAULT_DENY;
 
+	if (flow->judged == DIRECTION_EGRESS && !flow->rewrite)
+		find_front(flow);
 	reason = decide_rare(endpoint, flow);
 	entry.word = flow->word;
 	if (reason == REASON_DEFAULT_DENY) {
@@ -113,25 +131,83 @@ static __noinline __u32 judge_again(struct __sk_buff *skb, const struct endpoint
 	return reason;
 }
 
+/* A flow whose entry counts: is it still under the policy that allowed it, and what does the packet do to it? */
+static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
+{
+	const struct conntrack_entry *entry = &flow->entry;
+	struct conntrack_entry next;
+
+	flow->word = slot_word(endpoint, entry->initiator);
+	if (entry->word != flow->word || entry->state == CONNTRACK_DENIED)
+		return judge_again(skb);
+
+	next = *entry;
+	advance(&next, flow);
+	if (next.last_seen != entry->last_seen || next.state != entry->state || next.flags != entry->flags)
+		rewrite_entry(flow, &next);
+	return REASON_ESTABLISHED;
+}
+
+/* By the entry that the alias leads to. UNDECIDED: that counts no more, and neither does the alias. */
+__global __u32 judge_alias(struct __sk_buff *skb)
+{
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+	const struct conntrack_entry *found;
+	__u32 reason;
+
+	if (!flow || !endpoint)
+		return REASON_NO_ENDPOINT;
+	follow_alias(flow);
+	found = bpf_map_lookup_elem(&conntrack, &flow->key);
+	if (found) {
+		flow->entry = *found;
+		if (is_of_service(&flow->entry, flow) && !is_expired(&flow->entry, flow->key.protocol, flow->tick) &&
+		    !opens_anew(&flow->entry, flow)) {
+			reason = judge_known(skb, endpoint, flow);
+			if (reason < REASON_DEFAULT_DENY)
+				write_alias(flow, alias_word(endpoint, flow), BPF_EXIST);
+			return reason;
+		}
+	}
+	go_to_service(flow);
+	return UNDECIDED;
+}
+
+static __always_inline __u32 judge_new(struct __sk_buff *skb, bool replace)
+{
+	__u32 reason = judge_unknown(skb, replace);
+
+	return reason == UNDECIDED ? judge_service(skb, replace) : reason;
+}
+
 static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
-	struct conntrack_entry entry, next;
+	const struct conntrack_entry *entry = &flow->entry;
+	__u32 reason;
 
 	set_time(flow);
 	if (!found)
-		return judge_new(skb, endpoint, flow, false);
-	entry = *found;
-	if (is_expired(&entry, flow->key.protocol, flow->tick) || opens_anew(&entry, flow))
-		return judge_new(skb, endpoint, flow, true);
-
-	flow->word = slot_word(endpoint, entry.initiator);
-	if (entry.word != flow->word || entry.state == CONNTRACK_DENIED)
-		return judge_again(skb, endpoint, flow, &entry);
-
-	next = entry;
-	advance(&next, flow);
-	if (next.last_seen != entry.last_seen || next.state != entry.state || next.flags != entry.flags)
-		rewrite_entry(flow, &next);
-	return REASON_ESTABLISHED;
+		return judge_new(skb, false);
+	flow->entry = *found;
+	if (entry->flags & CONNTRACK_ALIAS) {
+		if (flow->direction == DIRECTION_INGRESS)
+			return REASON_PORT_TAKEN;
+		if (is_fresh(entry, flow, slot_word(endpoint, DIRECTION_EGRESS))) {
+			follow_alias(flow);
+			return REASON_ESTABLISHED;
+		}
+		reason = judge_alias(skb);
+		return reason == UNDECIDED ? judge_new(skb, true) : reason;
+	}
+	if (is_expired(entry, flow->key.protocol, flow->tick) || opens_anew(entry, flow))
+		return judge_new(skb, true);
+	if (entry->flags & CONNTRACK_TRANSLATED) {
+		/* From the pod straight to the backend, say, while a connection through a Service has the same ports. */
+		if ((flow->direction == DIRECTION_EGRESS) != ((entry->flags & CONNTRACK_HAIRPIN) != 0))
+			return REASON_PORT_TAKEN;
+		come_from_service(flow);
+	}
+	return judge_known(skb, endpoint, flow);
 }

@@ -8,7 +8,10 @@
  * a longest-prefix match costs ten times as much in a large table, so it is asked only where some policy needs it.
  */
 
-#include "endpoint.bpf.h"
+#include "service.bpf.h"
+
+/* Backends that one verdict asks about: a front with more of them is denied where policy has anything to say. */
+enum { JUDGED_BACKENDS = 64 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -105,7 +108,7 @@ static __always_inline const struct rule *find_range(const struct rule_key *key)
 	return bpf_map_lookup_elem(&ranges, &range);
 }
 
-/* The most specific entry decides: steps 4 to 6 of decide. */
+/* The most specific entry decides: steps 5 to 7 of decide. */
 static __always_inline const struct rule *find_rule(const struct rule_key *wanted)
 {
 	struct rule_key key = *wanted;
@@ -126,45 +129,114 @@ static __always_inline const struct rule *find_rule(const struct rule_key *wante
 	return rule;
 }
 
+/* Steps 5 to 8 of decide, for a peer and the port that is asked for. */
+static __always_inline __u32 decide_peer(__u64 word, __u8 protocol, __u32 class, __u16 port, struct rule *allowed)
+{
+	struct rule_key key = {
+		.table = word_table(word),
+		.class = class,
+		.port = port,
+		.protocol = has_ports(protocol) ? protocol : PROTOCOL_OTHER,
+	};
+	const struct rule *rule = find_rule(&key);
+
+	/* 5, 6, 7 */
+	if (rule && (rule->flags & RULE_ALLOW)) {
+		*allowed = *rule;
+		return REASON_POLICY;
+	}
+	/* 8 */
+	return REASON_DEFAULT_DENY;
+}
+
+enum { REASON_MASK = 0xffff };
+
+/* A reason, and the rule that gave it, as one number. */
+static __always_inline __u64 pack_reason(__u32 reason, const struct rule *rule)
+{
+	return (__u64)rule->attribution << 32 | rule->flags << 16 | reason;
+}
+
+/* Steps 4 to 8 of decide for one backend of a list; one that cannot be read is denied. */
+__global __u64 judge_backend(__u32 list, __u32 index, __u64 word, __u32 protocol)
+{
+	struct backend_key key = { .list = list, .index = index };
+	const struct backend *backend = bpf_map_lookup_elem(&backends, &key);
+	struct rule rule = {};
+	struct peer peer;
+
+	if (!backend)
+		return REASON_DEFAULT_DENY;
+	peer = find_peer(&backend->address, word);
+	if (peer.flags & PEER_LOCAL)
+		return REASON_NODE;
+	return pack_reason(decide_peer(word, protocol, peer.class, backend->port, &rule), &rule);
+}
+
+/*
+ * A front that another proxy translates, after this program: which backend it will pick is not known here, so the
+ * flow is allowed only if it is with each of them. The first is asked last: its rule is the one that is named.
+ */
+__global __u64 judge_backends(__u32 list, __u32 count, __u64 word, __u32 protocol)
+{
+	__u64 packed = REASON_DEFAULT_DENY;
+
+	if (count > JUDGED_BACKENDS)
+		return packed;
+	/* Else the compiler leaves out the bound that it knows of, and the verifier does not. */
+	barrier_var(count);
+	for (__u32 i = 0; i < JUDGED_BACKENDS && i < count; i++) {
+		packed = judge_backend(list, count - 1 - i, word, protocol);
+		if ((packed & REASON_MASK) == REASON_DEFAULT_DENY)
+			break;
+	}
+	return packed;
+}
+
+static __always_inline __u32 decide_backends(struct flow *flow)
+{
+	__u64 packed = judge_backends(flow->front.list, flow->front.count, flow->word, flow->key.protocol);
+
+	flow->rule.attribution = packed >> 32;
+	flow->rule.flags = (packed >> 16) & REASON_MASK;
+	return packed & REASON_MASK;
+}
+
 /*
  * What the policy word flow->word of direction flow->judged says about a new flow. The first that applies:
  *
- *   1. The pod talks to itself                                      SELF
+ *   1. The pod talks to itself, also through a Service              SELF
  *   2. No policy isolates it in this direction                      NOT_ISOLATED
- *   3. From its node, proven by a socket, or to its node            NODE
- *   4. A rule for the peer's class and exactly this port            POLICY
- *   5. A rule for a range that holds this port, the narrowest       POLICY
- *   6. A rule for any port, or for protocols without ports          POLICY
- *   7. Otherwise                                                    DEFAULT_DENY
+ *   3. To a front that another proxy translates: steps 4 to 8 for each of its backends, and the first that is denied
+ *      denies it. One without backends is judged as the address that it is
+ *   4. From its node, proven by a socket, or to its node            NODE
+ *   5. A rule for the peer's class and exactly this port            POLICY
+ *   6. A rule for a range that holds this port, the narrowest       POLICY
+ *   7. A rule for any port, or for protocols without ports          POLICY
+ *   8. Otherwise                                                    DEFAULT_DENY
  */
 static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow *flow)
 {
-	struct rule_key key = {};
-	const struct rule *rule;
 	struct peer peer;
 
 	/* 1 */
-	if (same_address(&flow->key.pod, &flow->key.remote) && is_assigned(endpoint, &flow->key.pod))
+	if (flow->hairpin || (same_address(&flow->key.pod, &flow->key.remote) && is_assigned(endpoint, &flow->key.pod)))
 		return REASON_SELF;
 	/* 2 */
-	key.table = word_table(flow->word);
-	if (!key.table)
+	if (!word_table(flow->word))
 		return REASON_NOT_ISOLATED;
-	/* 3: an address alone proves nothing, masqueraded traffic wears the node's. */
+	/* 3: a node's address may be one, which step 4 would let pass. */
 	peer = find_peer(&flow->key.remote, flow->word);
+	if (flow->judged == DIRECTION_EGRESS) {
+		if ((peer.flags & PEER_NODE) && !flow->front.id)
+			find_node_port(flow);
+		if (flow->front.count)
+			return decide_backends(flow);
+	}
+	/* 4: an address alone proves nothing, masqueraded traffic wears the node's. */
 	if ((peer.flags & PEER_LOCAL) && (flow->judged == DIRECTION_EGRESS || flow->local_socket))
 		return REASON_NODE;
-	/* 4, 5, 6 */
-	key.class = peer.class;
-	key.port = destination_port(flow, flow->judged);
-	key.protocol = has_ports(flow->key.protocol) ? flow->key.protocol : PROTOCOL_OTHER;
-	rule = find_rule(&key);
-	if (rule && (rule->flags & RULE_ALLOW)) {
-		flow->rule = *rule;
-		return REASON_POLICY;
-	}
-	/* 7 */
-	return REASON_DEFAULT_DENY;
+	return decide_peer(flow->word, flow->key.protocol, peer.class, destination_port(flow, flow->judged), &flow->rule);
 }
 
 /* Each return costs as much as a lookup of an array where the CPU needs "safe returns": inline for what is common. */

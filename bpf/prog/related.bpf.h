@@ -117,12 +117,18 @@ static __always_inline void swap_keys(struct conntrack_key *a, struct conntrack_
  * An error about no flow that we know is judged as what it is, a packet of a protocol without ports; it opens
  * nothing, so it makes no entry and asks for no record of an allow.
  */
-static __noinline __u32 judge_error(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
+__global __u32 judge_error(struct __sk_buff *skb)
 {
-	bool to_pod = flow->direction == DIRECTION_INGRESS;
-	struct conntrack_key quoted = { .endpoint = flow->key.endpoint };
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+	struct conntrack_key quoted = {};
 	__u32 reason;
+	bool to_pod;
 
+	if (!flow || !endpoint)
+		return REASON_NO_ENDPOINT;
+	quoted.endpoint = flow->key.endpoint;
+	to_pod = flow->direction == DIRECTION_INGRESS;
 	set_time(flow);
 	if (flow->key.protocol == IP_ICMP)
 		reason = read_quoted_ipv4(skb, flow, to_pod, &quoted);

@@ -4,12 +4,12 @@
  * The packet programs, one at each side of a pod's edge, named by the pod: pod_ingress sees what goes to the pod
  * (egress of the host-side interface), pod_egress what comes from it.
  *
- *   settings, endpoint -> parse -> conntrack -> policy -> account -> one return
+ *   settings, endpoint -> parse -> conntrack -> policy -> rewrite -> account -> one return
  */
 
 #include "parse.bpf.h"
 #include "related.bpf.h"
-#include "service.bpf.h"
+#include "refuse.bpf.h"
 #include "account.bpf.h"
 
 /* Where they act, they say so here and nowhere else. Passing lets other programs on the hook run. */
@@ -31,7 +31,7 @@ static __always_inline bool is_enforced(const struct flow *flow, __u32 reason)
  */
 static __always_inline bool is_recorded(const struct endpoint *endpoint, __u32 reason, bool drop)
 {
-	return endpoint && reason >= REASON_DEFAULT_DENY && reason != REASON_NOT_MINE &&
+	return endpoint && reason >= REASON_DEFAULT_DENY && reason < REASON_REFUSED && reason != REASON_NOT_MINE &&
 	       (drop || reason != REASON_SPOOFED);
 }
 
@@ -46,23 +46,38 @@ static __always_inline __u32 judge(struct __sk_buff *skb, const struct endpoint 
 	if (reason != UNDECIDED)
 		return reason;
 	if (flow->kind == FLOW_ERROR)
-		return judge_error(skb, endpoint, flow);
+		return judge_error(skb);
 	return judge_flow(skb, endpoint, flow);
+}
+
+/* Where a packet goes that is neither dropped nor passed on: to the pod that sent it, past its pod_ingress. */
+static __always_inline int send_back(struct __sk_buff *skb)
+{
+	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
 static __always_inline int handle(struct __sk_buff *skb, const __u32 direction)
 {
-	struct flow flow = { .direction = direction, .judged = direction };
+	struct flow *flow = new_flow(direction);
 	const struct endpoint *endpoint;
 	bool drop = true;
 	__u32 reason;
 
-	if (read_settings(&flow.settings)) {
-		endpoint = find_endpoint(skb->ifindex);
-		reason = judge(skb, endpoint, &flow);
-		drop = reason >= REASON_DEFAULT_DENY && is_enforced(&flow, reason);
-		account(endpoint, &flow, direction, reason, is_recorded(endpoint, reason, drop));
+	if (!flow || !read_settings(&flow->settings))
+		return ACTION_DROP;
+	endpoint = find_endpoint(skb->ifindex);
+	reason = judge(skb, endpoint, flow);
+	drop = reason >= REASON_DEFAULT_DENY && is_enforced(flow, reason);
+	/* It could not be made writable, and is neither what it was nor what it should be. */
+	if (!drop && flow->rewrite && rewrite(skb, flow)) {
+		reason = REASON_MALFORMED;
+		drop = true;
 	}
+	account(endpoint, flow, direction, reason, is_recorded(endpoint, reason, drop));
+	if (direction == DIRECTION_EGRESS && reason == REASON_REFUSED)
+		return refuse(skb) ? ACTION_DROP : send_back(skb);
+	if (direction == DIRECTION_EGRESS && !drop && flow->hairpin)
+		return send_back(skb);
 	return drop ? ACTION_DROP : ACTION_PASS;
 }
 

@@ -61,6 +61,12 @@ enum icmpv6_type {
 	ICMPV6_REDIRECT = 137,
 };
 
+/* Codes of "unreachable". */
+enum icmp_code {
+	ICMP_PORT_UNREACHABLE = 3,
+	ICMPV6_PORT_UNREACHABLE = 4,
+};
+
 struct ethernet_header {
 	__u8 destination[6];
 	__u8 source[6];
@@ -141,6 +147,18 @@ enum wire_size {
 	ICMP_BYTES = 8,
 	/* Ethernet, the longest IPv4 header and TCP: what parse reads straight from the packet. */
 	HEADER_BYTES = 94,
+};
+
+/* Of the fields that are rewritten, in their headers. */
+enum wire_offset {
+	IPV4_CHECKSUM = 10,
+	IPV4_SOURCE = 12,
+	IPV4_DESTINATION = 16,
+	IPV6_SOURCE = 8,
+	IPV6_DESTINATION = 24,
+	TCP_CHECKSUM = 16,
+	UDP_CHECKSUM = 6,
+	ICMP_CHECKSUM = 2,
 };
 
 _Static_assert(sizeof(struct ethernet_header) == ETHERNET_BYTES, "ethernet_header");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Frames to run the programs over, from the Ethernet header on. The family follows from the addresses. Checksums stay
-//! zero: the programs do not look at them.
+//! Frames to run the programs over, from the Ethernet header on. The family follows from the addresses. Checksums are
+//! zero, since most programs do not look at them, until [`with_checksums`] computes them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -30,6 +30,65 @@ pub mod ethertype {
 
 /// Bytes before the IP header.
 pub const ETHERNET_BYTES: usize = 14;
+
+/// The same frame on its way back: the stations change places.
+#[must_use]
+pub fn turned_round(mut frame: Vec<u8>) -> Vec<u8> {
+    let (destination, rest) = frame.split_at_mut(6);
+    destination.swap_with_slice(&mut rest[..6]);
+    frame
+}
+
+/// The same frame with the IP header's checksum and that of TCP, UDP, ICMP or `ICMPv6`, each computed over the whole
+/// packet. IP options and extension headers are not known here.
+#[must_use]
+pub fn with_checksums(mut frame: Vec<u8>) -> Vec<u8> {
+    let is_ipv4 = frame[ETHERNET_BYTES] >> 4 == 4;
+    let packet = &mut frame[ETHERNET_BYTES..];
+    let (header, addresses, number) = if is_ipv4 {
+        (20, 12..20, packet[9])
+    } else {
+        (40, 8..40, packet[6])
+    };
+    if is_ipv4 {
+        packet[10..12].fill(0);
+        let checksum = checksum(&packet[..header]);
+        packet[10..12].copy_from_slice(&checksum);
+    }
+    let field = match number {
+        protocol::TCP => header + 16,
+        protocol::UDP => header + 6,
+        protocol::ICMP | protocol::ICMPV6 => header + 2,
+        _ => return frame,
+    };
+    packet[field..field + 2].fill(0);
+    let mut summed = Vec::new();
+    if number != protocol::ICMP {
+        summed.extend(&packet[addresses]);
+        summed.extend(length(packet.len() - header));
+        summed.extend([0, number]);
+    }
+    summed.extend(&packet[header..]);
+    let checksum = match checksum(&summed) {
+        [0, 0] if number == protocol::UDP => [0xff, 0xff],
+        checksum => checksum,
+    };
+    packet[field..field + 2].copy_from_slice(&checksum);
+    frame
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let [.., high, low] = (!sum).to_be_bytes();
+    [high, low]
+}
 
 /// A frame between two stations.
 pub fn ethernet(kind: u16, payload: &[u8]) -> Vec<u8> {

@@ -12,8 +12,9 @@ use libbpf_rs::{ErrorExt, MapCore, MapFlags, MapMut, OpenObject, ProgramMut, Rin
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
-    Address, AllowEvent, CidrKey, ConntrackEntry, ConntrackKey, Counters, DenyEntry, DenyKey, DenyShare, Direction,
-    Endpoint, NEAR_ENDPOINTS, NearEndpoint, Peer, PeerKey, RangeKey, Rule, RuleKey, Settings,
+    Address, Affinity, AffinityKey, AllowEvent, Backend, BackendKey, CidrKey, ConntrackEntry, ConntrackKey, Counters,
+    DenyEntry, DenyKey, DenyShare, Direction, Endpoint, NEAR_ENDPOINTS, NearEndpoint, Peer, PeerKey, RangeKey, Rule,
+    RuleKey, Service, ServiceKey, Settings,
 };
 use crate::test_run::{self, Frame, Outcome};
 use crate::{WardlineSkel, WardlineSkelBuilder};
@@ -184,6 +185,26 @@ impl Sandbox {
 
     pub fn set_range(&self, key: &RangeKey, rule: Rule) -> libbpf_rs::Result<()> {
         write(&self.skel.maps.ranges, key, &rule)
+    }
+
+    /// What stands behind an address, port and protocol. Its backends are written first.
+    pub fn set_service(&self, key: &ServiceKey, service: Service, behind: &[Backend]) -> libbpf_rs::Result<()> {
+        for (index, backend) in (0..).zip(behind) {
+            let key = BackendKey {
+                list: service.list,
+                index,
+            };
+            write(&self.skel.maps.backends, &key, backend)?;
+        }
+        write(&self.skel.maps.services, key, &service)
+    }
+
+    pub fn affinities(&self) -> libbpf_rs::Result<Vec<(AffinityKey, Affinity)>> {
+        entries(&self.skel.maps.affinities)
+    }
+
+    pub fn set_affinity(&self, key: &AffinityKey, affinity: Affinity) -> libbpf_rs::Result<()> {
+        write(&self.skel.maps.affinities, key, &affinity)
     }
 
     pub fn set_settings(&self, settings: Settings) -> libbpf_rs::Result<()> {

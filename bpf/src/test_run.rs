@@ -32,10 +32,12 @@ impl<'a> Frame<'a> {
 }
 
 /// What the program did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// The action code, as the program returned it.
     pub action: i32,
+    /// The frame, as the program left it.
+    pub frame: Vec<u8>,
     /// Mean of a run.
     pub duration: Duration,
 }
@@ -44,6 +46,11 @@ impl Outcome {
     /// `TCX_NEXT`: other programs go on with the packet.
     pub fn passed(&self) -> bool {
         self.action == -1
+    }
+
+    /// `TCX_REDIRECT`: back to where it came from.
+    pub fn sent_back(&self) -> bool {
+        self.action == 7
     }
 
     /// `TCX_DROP`.
@@ -83,14 +90,19 @@ impl Context {
 /// What the kernel says: an interface that does not exist, a frame that is too short or too long.
 pub fn run(program: &ProgramMut<'_>, frame: Frame<'_>, repeat: u32) -> libbpf_rs::Result<Outcome> {
     let mut context = Context::of(frame);
+    // A refused datagram grows by the headers of its answer.
+    let mut left = vec![0; frame.bytes.len() + 128];
     let output = program.test_run(ProgramInput {
         context_in: Some(context.as_mut_bytes()),
         data_in: Some(frame.bytes),
+        data_out: Some(&mut left),
         repeat,
         ..ProgramInput::default()
     })?;
+    let frame = output.data.unwrap_or_default().to_vec();
     Ok(Outcome {
         action: output.return_value.cast_signed(),
+        frame,
         duration: output.duration,
     })
 }

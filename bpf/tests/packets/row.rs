@@ -43,11 +43,20 @@ pub struct Losses {
     pub overflow: [u64; 2],
 }
 
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Comes {
+    Through,
+    Back,
+    Nowhere,
+}
+
 pub struct Row {
     pub name: &'static str,
     direction: Direction,
     frame: Vec<u8>,
-    passes: bool,
+    becomes: Option<Vec<u8>>,
+    comes: Comes,
     pub reason: Reason,
     from_node: bool,
     handover: Option<Handover>,
@@ -65,7 +74,8 @@ pub fn pass(name: &'static str, direction: Direction, frame: Vec<u8>, reason: Re
         name,
         direction,
         frame,
-        passes: true,
+        becomes: None,
+        comes: Comes::Through,
         reason,
         from_node: false,
         handover: None,
@@ -81,12 +91,26 @@ pub fn pass(name: &'static str, direction: Direction, frame: Vec<u8>, reason: Re
 /// A packet that ends here, and leaves no record.
 pub fn stop(name: &'static str, direction: Direction, frame: Vec<u8>, reason: Reason) -> Row {
     Row {
-        passes: false,
+        comes: Comes::Nowhere,
         ..pass(name, direction, frame, reason)
     }
 }
 
+/// A packet that goes back to the pod as another one, and leaves no record.
+pub fn back(name: &'static str, frame: Vec<u8>, reason: Reason, becomes: Vec<u8>) -> Row {
+    Row {
+        comes: Comes::Back,
+        ..pass(name, Direction::Egress, frame, reason).becomes(becomes)
+    }
+}
+
 impl Row {
+    /// It is rewritten; without this, what passes stays as it is.
+    pub fn becomes(mut self, frame: Vec<u8>) -> Self {
+        self.becomes = Some(frame);
+        self
+    }
+
     /// What happens before the packet comes.
     pub fn before(mut self, change: fn(&mut World)) -> Self {
         self.before.push(change);
@@ -184,8 +208,17 @@ impl Row {
             closed,
             "{name}: counters of the other generation"
         );
-        assert_eq!(outcome.passed(), self.passes, "{name}: passes");
-        assert_eq!(outcome.dropped(), !self.passes, "{name}: dropped");
+        assert_eq!(outcome.passed(), self.comes == Comes::Through, "{name}: passes");
+        assert_eq!(outcome.dropped(), self.comes == Comes::Nowhere, "{name}: dropped");
+        assert_eq!(outcome.sent_back(), self.comes == Comes::Back, "{name}: sent back");
+        if self.comes != Comes::Nowhere && self.handover.is_none() {
+            let expected = self.becomes.as_ref().unwrap_or(&self.frame);
+            assert_eq!(
+                &outcome.frame, expected,
+                "{name}: left {:02x?}, right {expected:02x?}",
+                outcome.frame
+            );
+        }
 
         let events: Vec<_> = world.sandbox.take_events().unwrap().iter().map(event).collect();
         let events = &events[self.unread_events..];

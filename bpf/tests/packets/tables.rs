@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use wardline_bpf::abi::Reason;
 
 use crate::row::Table;
-use crate::{accounting, addresses, again, connections, icmp, malformed, policies};
+use crate::{accounting, addresses, again, connections, fronts, icmp, malformed, policies, services};
 
 macro_rules! tables {
     ($($module:ident::$table:ident),* $(,)?) => {
@@ -47,6 +47,10 @@ tables! {
     connections::mid_stream,
     connections::mid_stream_denied,
     connections::conntrack_is_full,
+    fronts::nothing_to_choose_from,
+    fronts::a_pod_that_reaches_itself,
+    fronts::clients_stay_with_their_backend,
+    fronts::services_that_another_proxy_translates,
     icmp::echoes,
     icmp::stray_replies,
     icmp::errors_follow_their_flow,
@@ -65,6 +69,13 @@ tables! {
     policies::cidrs_only_where_some_policy_has_them,
     policies::own_node,
     policies::not_isolated,
+    services::a_connection_through_a_service,
+    services::policy_judges_the_backend,
+    services::policy_is_only_watched,
+    services::other_families_and_protocols,
+    services::mid_stream_gets_no_backend,
+    services::entries_end_together,
+    services::ports_that_are_taken,
 }
 
 /// A reason that no row produces is one that nobody has seen happen.

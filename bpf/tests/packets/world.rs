@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use wardline_bpf::PolicyWord;
 use wardline_bpf::abi::{
-    ConntrackEntry, ConntrackState, Direction, Endpoint, Enforcement, LogMode, PEER_LOCAL, Peer, RULE_ALLOW, RULE_LOG,
-    RULE_RANGES, RangeKey, Rule, RuleKey, Settings,
+    Affinity, Backend, ConntrackEntry, ConntrackKey, ConntrackState, Direction, Endpoint, Enforcement, LogMode,
+    PEER_LOCAL, Peer, RULE_ALLOW, RULE_LOG, RULE_RANGES, RangeKey, Rule, RuleKey, Service, ServiceKey, Settings,
 };
 use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::sandbox::{Sandbox, Sizes};
@@ -50,6 +50,15 @@ pub struct World {
     pub sandbox: Sandbox,
     pub settings: Settings,
     revision: u32,
+    lists: u32,
+}
+
+fn backend(address: &SocketAddr) -> Backend {
+    Backend {
+        address: address.ip().into(),
+        port: address.port().to_be(),
+        pad: 0,
+    }
 }
 
 pub fn port(address: IpAddr, port: u16) -> SocketAddr {
@@ -77,6 +86,7 @@ impl World {
             sandbox,
             settings,
             revision: 0,
+            lists: 0,
         };
         world.set_endpoint(0);
         world.change_settings(|_| ());
@@ -160,6 +170,38 @@ impl World {
             port: port.to_be(),
         };
         self.sandbox.set_range(&key, rule).unwrap();
+    }
+
+    /// A front and what stands behind it. Each change writes another list, as the daemon does.
+    pub fn set_service(&mut self, protocol: u8, front: SocketAddr, flags: u32, behind: &[SocketAddr]) {
+        self.set_sticky_service(protocol, front, flags, behind, 0);
+    }
+
+    /// With affinity, for that many ticks.
+    pub fn set_sticky_service(
+        &mut self,
+        protocol: u8,
+        front: SocketAddr,
+        flags: u32,
+        behind: &[SocketAddr],
+        affinity: u32,
+    ) {
+        self.lists += 1;
+        let backends: Vec<Backend> = behind.iter().map(backend).collect();
+        let service = Service {
+            id: u32::from(front.port()),
+            list: self.lists,
+            count: u32::try_from(backends.len()).unwrap(),
+            flags,
+            affinity,
+        };
+        let key = ServiceKey {
+            address: front.ip().into(),
+            port: front.port().to_be(),
+            protocol,
+            pad: 0,
+        };
+        self.sandbox.set_service(&key, service, &backends).unwrap();
     }
 
     pub fn set_endpoint(&self, flags: u32) {
@@ -271,6 +313,26 @@ impl World {
                 ..entry
             };
             self.sandbox.set_conntrack(&key, &aged).unwrap();
+        }
+    }
+
+    /// Lets time pass for what clients were given.
+    pub fn age_affinities(&self, ticks: u32) {
+        for (key, affinity) in self.sandbox.affinities().unwrap() {
+            let aged = Affinity {
+                last_used: affinity.last_used.wrapping_sub(ticks),
+                ..affinity
+            };
+            self.sandbox.set_affinity(&key, aged).unwrap();
+        }
+    }
+
+    /// Takes entries away, as the daemon does.
+    pub fn forget(&self, is_gone: fn(&ConntrackKey) -> bool) {
+        for (key, _) in self.sandbox.conntrack().unwrap() {
+            if is_gone(&key) {
+                self.sandbox.remove_conntrack(&key).unwrap();
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Tidies the connection table: entries that have expired, and those of endpoints that are gone.
+//! Tidies the connection table: entries that have expired, those of endpoints that are gone, and those of flows to a
+//! Service that lack their other half.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -8,6 +9,7 @@ use libbpf_rs::MapHandle;
 use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey};
 
 use super::map::{MapError, TypedMap};
+use super::translated::{self, Connections, Way};
 
 /// Uids of the endpoints there are; None until the first policy was applied.
 pub(super) type LiveEndpoints = Arc<RwLock<Option<HashSet<u32>>>>;
@@ -21,7 +23,7 @@ pub struct Swept {
 
 #[derive(Debug)]
 pub struct ConntrackSweeper {
-    map: TypedMap<ConntrackKey, ConntrackEntry>,
+    map: Connections,
     live: LiveEndpoints,
     timeouts: Timeouts,
 }
@@ -51,18 +53,46 @@ impl ConntrackSweeper {
     /// then judged once more, as one in mid-stream.
     pub fn sweep(&self, now_ns: u64) -> Result<Swept, MapError> {
         let tick = now_ns >> abi::TICK_SHIFT;
-        let (mut entries, mut stale) = (0, Vec::new());
+        let (mut entries, mut stale, mut halves) = (0, Vec::new(), Vec::new());
         let mut owners = HashSet::new();
         self.map.for_each(|key, entry| {
             entries += 1;
             owners.insert(key.endpoint);
-            if self.is_expired(&key, &entry, tick) {
+            if translated::is_alias(&entry) || translated::is_translated(&entry) {
+                if is_settled(&entry, tick) {
+                    halves.push((key, entry));
+                }
+            } else if self.is_expired(&key, &entry, tick) {
                 stale.push(key);
             }
         })?;
         stale.iter().try_for_each(|key| self.map.delete(key))?;
-        let deleted = stale.len() + self.sweep_gone(&owners)?;
+        let deleted = stale.len() + self.sweep_translated(&halves, tick)? + self.sweep_gone(&owners)?;
         Ok(Swept { entries, deleted })
+    }
+
+    /// Ends the UDP flows that go one of these ways. Returns how many there were.
+    pub fn purge_datagrams(&self, ways: &HashSet<Way>) -> Result<usize, MapError> {
+        translated::purge_datagrams(&self.map, ways)
+    }
+
+    /// An alias lives as long as its entry, whose time alone counts, and neither lives without the other. Both are
+    /// looked at again: a packet may have refreshed them since the table was read.
+    fn sweep_translated(&self, halves: &[(ConntrackKey, ConntrackEntry)], tick: u64) -> Result<usize, MapError> {
+        let mut deleted = 0;
+        for (key, _) in halves {
+            let Some(entry) = self.map.get(key)?.filter(|entry| is_settled(entry, tick)) else {
+                continue;
+            };
+            if !translated::is_paired(&self.map, key, &entry)? {
+                self.map.delete(key)?;
+                deleted += 1;
+            } else if translated::is_translated(&entry) && self.is_expired(key, &entry, tick) {
+                translated::delete(&self.map, key, &entry)?;
+                deleted += 2;
+            }
+        }
+        Ok(deleted)
     }
 
     /// Entries of endpoints that are gone. Who is live is asked after the table was read: an endpoint is made known
@@ -88,6 +118,11 @@ impl ConntrackSweeper {
         let idle = tick.saturating_sub(u64::from(entry.last_seen));
         idle > u64::from(self.timeouts.of(key.protocol, entry.state)) + 1
     }
+}
+
+/// Not of this moment: both halves of a flow to a Service are written within one packet.
+fn is_settled(entry: &ConntrackEntry, tick: u64) -> bool {
+    tick.saturating_sub(u64::from(entry.last_seen)) > 2
 }
 
 impl Timeouts {

@@ -24,6 +24,7 @@ mod map;
 mod peers;
 mod services;
 mod tables;
+mod translated;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -53,6 +54,7 @@ use self::map::TypedMap;
 use self::peers::{PeerMaps, Peers};
 pub use self::services::ServiceCounts;
 use self::tables::{LoadedTable, Meanings};
+pub use self::translated::Way;
 use crate::index::{LogModes, Logged};
 use crate::mapping::{Mapping, page_size};
 use crate::names::{JournalError, Names};
