@@ -21,7 +21,9 @@ use serde_json::Value;
 use wardline_bpf::test_run::{Context, Frame};
 use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::datapath::{Accounts, Applied, ApplyError, Datapath, Handles, PinPaths, attach_kind};
+use wardline_node::datapath::{
+    Accounts, Applied, ApplyError, Datapath, DepartureSweeper, Handles, PinPaths, attach_kind,
+};
 use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
 use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
 use wardline_node::names::{Names, PodName};
@@ -108,6 +110,7 @@ pub struct Node {
 /// One life of the daemon's kernel side and its log.
 pub struct Life {
     pub datapath: Datapath,
+    pub departures: DepartureSweeper,
     pub names: Arc<Names>,
     pub log: PolicyLog,
     attach: AttachKind,
@@ -120,12 +123,15 @@ impl Node {
         let names = Arc::new(Names::open(&self.state).unwrap());
         let paths = PinPaths::new(&self.bpffs);
         let (datapath, handles) = Datapath::load(&paths, config, Arc::clone(&names), self.attach).unwrap();
-        let Handles { accounts, .. } = handles;
+        let Handles {
+            accounts, departures, ..
+        } = handles;
         let log_path = self.state.join("policy_action.log");
         let log = Self::open_log(accounts, &names, &log_path);
         let read = std::fs::read_to_string(&log_path).unwrap().lines().count();
         Life {
             datapath,
+            departures,
             names,
             log,
             attach: self.attach,
