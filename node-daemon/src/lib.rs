@@ -26,4 +26,4 @@ mod programs;
 pub mod run;
 pub mod services;
 pub mod status;
-mod watch;
+pub mod watch;

@@ -13,10 +13,10 @@
 pub mod compile;
 pub mod convert;
 pub mod evaluate;
-#[cfg(feature = "generate")]
-pub mod generate;
 pub mod lookup;
 pub mod model;
+#[cfg(feature = "oracle")]
+pub mod oracle;
 pub mod tables;
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ fn object_name(key: &ObjectKey) -> ObjectName {
     }
 }
 
-pub(super) fn namespace(key: &ObjectKey, seen: Seen<Namespace>) -> Event {
+pub fn namespace(key: &ObjectKey, seen: Seen<Namespace>) -> Event {
     let update = update(seen, |namespace| {
         let annotations = namespace.metadata.annotations.unwrap_or_default();
         Ok(NamespaceInfo {
@@ -61,7 +61,7 @@ pub(super) fn namespace(key: &ObjectKey, seen: Seen<Namespace>) -> Event {
     Event::Namespace(Arc::clone(&key.name), update)
 }
 
-pub(super) fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
+pub fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
     let update = update(seen, |pod| {
         Ok(PodInfo {
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
@@ -78,7 +78,7 @@ pub(super) fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
     Event::Pod(object_name(key), update)
 }
 
-pub(super) fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
+pub fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
     let name = object_name(key);
     let policy = match seen {
         Seen::Gone => return Event::Policy(name, Update::Gone),
@@ -101,7 +101,7 @@ pub(super) fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
     }
 }
 
-pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
+pub fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
     let update = update(seen, |node| {
         let labels = node.metadata.labels.unwrap_or_default();
         let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
@@ -118,15 +118,15 @@ pub(super) fn node(key: &ObjectKey, seen: Seen<Node>) -> Event {
     Event::Node(Arc::clone(&key.name), update)
 }
 
-pub(super) fn service(key: &ObjectKey, seen: Seen<Service>) -> Event {
+pub fn service(key: &ObjectKey, seen: Seen<Service>) -> Event {
     Event::Service(object_name(key), update_some(seen, services::service))
 }
 
-pub(super) fn slice(key: &ObjectKey, seen: Seen<EndpointSlice>) -> Event {
+pub fn slice(key: &ObjectKey, seen: Seen<EndpointSlice>) -> Event {
     Event::Slice(object_name(key), update_some(seen, services::slice))
 }
 
-pub(super) fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {
+pub fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {
     Event::Logging(update(seen, |logging| {
         let cluster = &logging.spec.cluster;
         for (side, log, delegate) in [
@@ -146,7 +146,7 @@ pub(super) fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {
 }
 
 /// Only whether it can be used: what is in force of it comes with the pod's configuration.
-pub(super) fn dataplane(_key: &ObjectKey, seen: Seen<Dataplane>) -> Event {
+pub fn dataplane(_key: &ObjectKey, seen: Seen<Dataplane>) -> Event {
     Event::Dataplane(update(seen, |dataplane| {
         validate::dataplane(&dataplane.spec).map_err(|error| error.to_string())
     }))

@@ -4,7 +4,7 @@
 //! Every watch decodes object by object, so one that does not decode is told as invalid and stops nobody else. Objects
 //! are reduced to what the index uses before they leave this module.
 
-mod convert;
+pub mod convert;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -74,7 +74,8 @@ pub fn start(client: &Client, events: &mpsc::Sender<Message>, tasks: &TaskTracke
 }
 
 /// What became of an object.
-pub(crate) enum Seen<K> {
+#[derive(Clone, Debug)]
+pub enum Seen<K> {
     Here(K),
     Gone,
     /// It does not decode, for this cause.
@@ -139,13 +140,13 @@ fn seen<K>(object: DeserializeGuard<K>) -> Seen<K> {
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 #[derive(Clone, Debug)]
-pub(crate) struct ObjectKey {
-    pub(crate) namespace: Arc<str>,
-    pub(crate) name: Arc<str>,
+pub struct ObjectKey {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl ObjectKey {
-    fn of(object: &impl ResourceExt) -> Self {
+    pub fn of(object: &impl ResourceExt) -> Self {
         Self {
             namespace: object.namespace().unwrap_or_default().into(),
             name: object.name_any().into(),

@@ -11,12 +11,14 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Seek, SeekFrom};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use libbpf_rs::{MapCore, MapHandle};
 use serde_json::Value;
 use wardline_bpf::test_run::{Context, Frame};
 use wardline_crds::AttachKind;
@@ -114,11 +116,30 @@ pub struct Life {
     pub names: Arc<Names>,
     pub log: PolicyLog,
     attach: AttachKind,
+    paths: PinPaths,
     log_path: PathBuf,
-    read: usize,
+    /// Bytes of the log that were read.
+    read: u64,
 }
 
 impl Node {
+    /// Another node at some of the interfaces, that knows nothing of this one.
+    pub fn beside(&self, name: &str, veths: &[u32]) -> Self {
+        let bpffs = self.bpffs.join(name);
+        std::fs::create_dir(&bpffs).unwrap();
+        Self {
+            bpffs,
+            state: self.state.join(name),
+            veths: veths.to_vec(),
+            attach: self.attach,
+        }
+    }
+
+    /// Takes away what it left pinned.
+    pub fn remove(self) {
+        std::fs::remove_dir_all(&self.bpffs).unwrap();
+    }
+
     pub fn start(&self, config: &DaemonConfig) -> Life {
         let names = Arc::new(Names::open(&self.state).unwrap());
         let paths = PinPaths::new(&self.bpffs);
@@ -128,13 +149,14 @@ impl Node {
         } = handles;
         let log_path = self.state.join("policy_action.log");
         let log = Self::open_log(accounts, &names, &log_path);
-        let read = std::fs::read_to_string(&log_path).unwrap().lines().count();
+        let read = std::fs::metadata(&log_path).unwrap().len();
         Life {
             datapath,
             departures,
             names,
             log,
             attach: self.attach,
+            paths,
             log_path,
             read,
         }
@@ -202,17 +224,38 @@ impl Life {
 
     /// Closes the generation and returns the lines that were written since the last call.
     pub fn records(&mut self) -> Vec<Value> {
-        let lines = self.all_records().split_off(self.read);
-        self.read += lines.len();
+        let lines = self.lines_from(self.read);
+        self.read = std::fs::metadata(&self.log_path).unwrap().len();
         lines
     }
 
     /// Closes the generation and returns all lines, those of former lives among them.
     pub fn all_records(&mut self) -> Vec<Value> {
+        self.lines_from(0)
+    }
+
+    fn lines_from(&mut self, offset: u64) -> Vec<Value> {
         while self.log.drain().unwrap() {}
         self.log.close().unwrap();
-        let text = std::fs::read_to_string(&self.log_path).unwrap();
+        let mut file = std::fs::File::open(&self.log_path).unwrap();
+        file.seek(SeekFrom::Start(offset)).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Empties the table of connections.
+    pub fn forget_connections(&self) {
+        let connections = self.map("conntrack");
+        let keys: Vec<_> = connections.keys().collect();
+        for key in keys {
+            connections.delete(&key).unwrap();
+        }
+    }
+
+    /// A map of the packet programs, by its name.
+    pub fn map(&self, name: &str) -> MapHandle {
+        MapHandle::from_pinned_path(self.paths.maps.join(name)).unwrap()
     }
 
     /// The program that is attached at an interface.
@@ -234,7 +277,16 @@ pub struct Program {
 impl Program {
     /// Whether the frame passes.
     pub fn passes(&self, frame: &[u8]) -> bool {
-        run(&self.fd, self.ifindex, frame)
+        run(&self.fd, Frame::forwarded(frame, self.ifindex))
+    }
+
+    /// Whether it does where a socket of the node sends it: it came in through no interface.
+    pub fn passes_from_node(&self, frame: &[u8]) -> bool {
+        let frame = Frame {
+            ingress_ifindex: 0,
+            ..Frame::forwarded(frame, self.ifindex)
+        };
+        run(&self.fd, frame)
     }
 }
 
@@ -280,13 +332,13 @@ pub fn output(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn run(program: &std::os::fd::OwnedFd, ifindex: u32, frame: &[u8]) -> bool {
+fn run(program: &std::os::fd::OwnedFd, frame: Frame<'_>) -> bool {
     use std::os::fd::AsRawFd;
-    let mut context = Context::of(Frame::forwarded(frame, ifindex));
+    let mut context = Context::of(frame);
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-        data_in: frame.as_ptr().cast(),
-        data_size_in: u32::try_from(frame.len()).unwrap(),
+        data_in: frame.bytes.as_ptr().cast(),
+        data_size_in: u32::try_from(frame.bytes.len()).unwrap(),
         ctx_in: (&raw mut context).cast(),
         ctx_size_in: size_of::<Context>().try_into().unwrap(),
         repeat: 1,
@@ -294,6 +346,6 @@ fn run(program: &std::os::fd::OwnedFd, ifindex: u32, frame: &[u8]) -> bool {
     };
     // SAFETY: all pointers are valid for the call, with the sizes that are given.
     let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
-    assert_eq!(result, 0, "the program runs over a frame of {} bytes", frame.len());
+    assert_eq!(result, 0, "the program runs over a frame of {} bytes", frame.bytes.len());
     options.retval.cast_signed() == -1
 }
