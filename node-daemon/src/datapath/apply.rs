@@ -10,7 +10,7 @@ use wardline_policy::tables::{EndpointTables, TableKey, Tables};
 
 use super::endpoints::{self, NewEndpoint, SlotPolicy, slot_of};
 use super::map::MapError;
-use super::peers::Peers;
+use super::peers::{Moves, Peers};
 use super::tables::{LoadedTable, RuleEntries};
 use super::{Applied, ApplyError, Datapath, Loaded};
 use crate::index::Desired;
@@ -248,7 +248,7 @@ impl Datapath {
     }
 
     /// Changes classes of addresses where they stand. Returns the moves, for slots whose policy tells the difference.
-    fn move_addresses(&mut self, wanted: Peers) -> Result<HashSet<(u32, u32)>, ApplyError> {
+    fn move_addresses(&mut self, wanted: Peers) -> Result<Moves, ApplyError> {
         let moves = self.loaded.peers.moves(&wanted);
         self.peer_maps
             .update(self.loaded.generation, &self.loaded.peers, &wanted)?;
@@ -257,7 +257,7 @@ impl Datapath {
     }
 
     /// Writes all addresses under a new generation, which the words that follow name.
-    fn begin_peers(&mut self, wanted: Peers) -> Result<HashSet<(u32, u32)>, ApplyError> {
+    fn begin_peers(&mut self, wanted: Peers) -> Result<Moves, ApplyError> {
         let former: usize = self.loaded.former.values().sum();
         let room = 2 * self.limits.peers as usize;
         if self.loaded.former.len() >= FORMER || former + self.loaded.peers.len() + wanted.len() > room {
@@ -276,11 +276,11 @@ impl Datapath {
         self.loaded.generation = generation;
         self.loaded.peers = wanted;
         self.loaded.sweep = true;
-        Ok(HashSet::new())
+        Ok(Moves::default())
     }
 
     /// The stores that change what packets see: one a slot.
-    fn set_words(&mut self, tables: &Tables, moves: &HashSet<(u32, u32)>) -> bool {
+    fn set_words(&mut self, tables: &Tables, moves: &Moves) -> bool {
         let mut changed = false;
         for managed in self.endpoints.managed.values() {
             let wanted = tables_of(tables, &managed.spec.pod);
@@ -291,13 +291,13 @@ impl Datapath {
         changed
     }
 
-    /// Stores a slot's word if its policy changed or a class moved that it tells apart. Returns whether it did.
-    fn set_slot(&self, slot: u32, table: Option<&TableKey>, moves: &HashSet<(u32, u32)>) -> bool {
+    /// Stores a slot's word if its policy changed or something moved that it tells apart. Returns whether it did.
+    fn set_slot(&self, slot: u32, table: Option<&TableKey>, moves: &Moves) -> bool {
         let loaded = table.and_then(|key| self.loaded.tables.get(key));
         let policy = loaded.map_or(SlotPolicy::default(), |table| self.slot_policy(table));
         let is_moved = || {
             let tells_apart = |table: &LoadedTable, (a, b): &(u32, u32)| table.classes.get(a) != table.classes.get(b);
-            loaded.is_some_and(|table| moves.iter().any(|pair| tells_apart(table, pair)))
+            loaded.is_some_and(|table| moves.nodes || moves.classes.iter().any(|pair| tells_apart(table, pair)))
         };
         let changes = self.endpoints.slot_policy(slot) != policy || is_moved();
         if changes {

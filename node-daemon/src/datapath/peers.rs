@@ -14,6 +14,15 @@ use super::map::{MapError, TypedMap};
 use super::tables::Meanings;
 use crate::index::Desired;
 
+/// What an open flow may have to be judged again for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Moves {
+    /// Between which some address moves.
+    pub(super) classes: HashSet<(u32, u32)>,
+    /// Some address became a node's, or is one's no longer.
+    pub(super) nodes: bool,
+}
+
 /// Address and CIDR to class, under one generation of the peer maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Peers {
@@ -76,12 +85,12 @@ impl Peers {
             .collect()
     }
 
-    /// The pairs of classes between which some address moves on the way from `self` to `wanted`.
-    pub(super) fn moves(&self, wanted: &Self) -> HashSet<(u32, u32)> {
-        let mut moves = HashSet::new();
+    /// What moves on the way from `self` to `wanted`.
+    pub(super) fn moves(&self, wanted: &Self) -> Moves {
+        let mut classes = HashSet::new();
         let mut note = |old: u32, new: u32| {
             if old != new {
-                moves.insert((old, new));
+                classes.insert((old, new));
             }
         };
         for (address, new) in &wanted.exact {
@@ -97,7 +106,16 @@ impl Peers {
         for cidr in self.cidrs.keys().filter(|cidr| !wanted.cidrs.contains_key(cidr)) {
             note(self.class_of_prefix(cidr), wanted.class_of_prefix(cidr));
         }
-        moves
+        Moves {
+            classes,
+            nodes: self.nodes() != wanted.nodes(),
+        }
+    }
+
+    /// The addresses that are nodes', and whose.
+    fn nodes(&self) -> HashMap<IpAddr, u32> {
+        let flagged = self.exact.iter().filter(|(_, peer)| peer.flags != 0);
+        flagged.map(|(address, peer)| (*address, peer.flags)).collect()
     }
 
     fn class_of(&self, address: &IpAddr) -> u32 {
@@ -241,7 +259,18 @@ mod tests {
             ),
         ];
         for (what, old, new, expected) in table {
-            assert_eq!(old.moves(&new), expected.into_iter().collect(), "{what}");
+            let classes = expected.into_iter().collect();
+            assert_eq!(old.moves(&new), Moves { classes, nodes: false }, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_a_node_gets_or_loses_moves_too() {
+        let ordinary = peers(&[("10.0.0.1", 1)], &[]);
+        let mut nodes = ordinary.clone();
+        nodes.exact.values_mut().for_each(|peer| peer.flags = abi::PEER_LOCAL);
+        for (old, new) in [(&ordinary, &nodes), (&nodes, &ordinary), (&nodes, &peers(&[], &[]))] {
+            assert!(old.moves(new).nodes, "{old:?} {new:?}");
         }
     }
 }

@@ -76,9 +76,13 @@ fn what_disagreed_once_agrees_in_the_kernel() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/tests/cases");
     on_a_node(VETHS, |node| {
         for (path, case) in case::read_all(&folder).unwrap() {
-            if let Err(wrong) = replay(node, &case) {
-                panic!("{}: {wrong:?}", path.display());
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let beside = node.beside(name);
+            match replay(&beside, &case) {
+                Ok(asked) => assert!(asked > 0, "{name} is not asked"),
+                Err(wrong) => panic!("{name}: {wrong:?}"),
             }
+            beside.remove();
         }
     });
 }
@@ -209,6 +213,10 @@ impl<'a> Run<'a> {
 
     /// Makes a case of a disagreement, as small as it still fails, and keeps it.
     fn fail(&self, wrong: Disagreement) -> ! {
+        println!(
+            "seed {}, state {}: {wrong:?}; making it smaller",
+            self.seed, self.number
+        );
         let first = self.number + 1 - self.history.len();
         let case = Case {
             why: wrong.why,
@@ -227,7 +235,7 @@ impl<'a> Run<'a> {
         let beside = self.node.beside("case");
         match replay(&beside, &case) {
             Err(wrong) => case.why = wrong.why,
-            Ok(()) => println!("it does not fail again by the last {} states alone", self.history.len()),
+            Ok(_) => println!("it does not fail again by the last {} states alone", self.history.len()),
         }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/tests/cases");
         let path = folder.join(format!("seed-{}-state-{}.yaml", self.seed, self.number));
@@ -242,8 +250,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// From nothing through all the states of a case.
-fn replay(node: &Node, case: &Case) -> Result<(), Disagreement> {
+/// From nothing through all the states of a case. Returns how many flows were asked.
+fn replay(node: &Node, case: &Case) -> Result<usize, Disagreement> {
     let mut judge = Judge::default();
     let mut world: Option<World<'_>> = None;
     for (number, cluster) in case.clusters.iter().enumerate() {
@@ -257,5 +265,5 @@ fn replay(node: &Node, case: &Case) -> Result<(), Disagreement> {
             judge.ask(world, number, std::slice::from_ref(&case.flow))?;
         }
     }
-    Ok(())
+    Ok(judge.flows)
 }
