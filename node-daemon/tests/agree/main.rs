@@ -46,10 +46,13 @@ const FRESH: usize = 25_000;
 
 #[test]
 fn the_kernel_decides_as_the_naive_evaluator_does_while_the_cluster_changes() {
-    on_a_node(VETHS, |node| {
+    on_a_node(2 * VETHS, |node| {
         let extent = Extent::from_env(FLOWS);
         println!("seed {}", extent.seed);
-        let mut run = Run::new(node, extent.seed);
+        let (own, spare) = node.veths.split_at(VETHS);
+        let changing = node.beside("changing", own);
+        let beginner = |name: &str| node.beside(name, spare);
+        let mut run = Run::new(&changing, &beginner, extent.seed);
         while run.judge.flows < extent.flows {
             if let Err(wrong) = run.next_state() {
                 run.fail(wrong);
@@ -77,7 +80,7 @@ fn what_disagreed_once_agrees_in_the_kernel() {
     on_a_node(VETHS, |node| {
         for (path, case) in case::read_all(&folder).unwrap() {
             let name = path.file_stem().unwrap().to_str().unwrap();
-            let beside = node.beside(name);
+            let beside = node.beside(name, &node.veths);
             match replay(&beside, &case) {
                 Ok(asked) => assert!(asked > 0, "{name} is not asked"),
                 Err(wrong) => panic!("{name}: {wrong:?}"),
@@ -88,7 +91,8 @@ fn what_disagreed_once_agrees_in_the_kernel() {
 }
 
 struct Run<'a> {
-    node: &'a Node,
+    /// Makes a node at interfaces of its own that has nothing yet.
+    beginner: &'a dyn Fn(&str) -> Node,
     world: Option<World<'a>>,
     generator: Generator,
     judge: Judge,
@@ -123,11 +127,11 @@ impl Every {
 }
 
 impl<'a> Run<'a> {
-    fn new(node: &'a Node, seed: u64) -> Self {
+    fn new(node: &'a Node, beginner: &'a dyn Fn(&str) -> Node, seed: u64) -> Self {
         let mut generator = Generator::new(seed);
         let cluster = generator.cluster();
         Self {
-            node,
+            beginner,
             world: Some(World::start(node, cluster.clone())),
             generator,
             judge: Judge::default(),
@@ -195,7 +199,7 @@ impl<'a> Run<'a> {
     /// The tables that all the changes have come to mean what tables mean that come from nothing.
     fn compare_with_fresh(&self) {
         let world = self.world.as_ref().unwrap();
-        let beside = self.node.beside(&format!("fresh-{}", self.number));
+        let beside = (self.beginner)(&format!("fresh-{}", self.number));
         let fresh = World::start(&beside, world.cluster.clone());
         let changed = meaning(world);
         for (slot, wanted) in meaning(&fresh) {
@@ -227,12 +231,12 @@ impl<'a> Run<'a> {
         let mut tried = 0;
         let mut case = case.shrink(|case| {
             tried += 1;
-            let beside = self.node.beside(&format!("case-{tried}"));
+            let beside = (self.beginner)(&format!("case-{tried}"));
             let fails = replay(&beside, case).is_err();
             beside.remove();
             fails
         });
-        let beside = self.node.beside("case");
+        let beside = (self.beginner)("case");
         match replay(&beside, &case) {
             Err(wrong) => case.why = wrong.why,
             Ok(_) => println!("it does not fail again by the last {} states alone", self.history.len()),

@@ -51,7 +51,7 @@ impl<'a> World<'a> {
             node,
             life: node.start(&config()),
             cluster,
-            index: Index::new(NODE),
+            index: Index::new(NODE, false),
             at,
             endpoints: BTreeMap::new(),
             programs: BTreeMap::new(),
@@ -232,6 +232,7 @@ fn listed(cluster: &Cluster) -> Vec<Event> {
         Kind::Pod => names(&cluster.pods),
         Kind::NetworkPolicy => names(&cluster.policies),
         Kind::Node => names(&cluster.nodes),
+        Kind::Service | Kind::EndpointSlice => BTreeSet::new(),
         Kind::NetworkLogging | Kind::Dataplane => BTreeSet::from(["default".to_owned()]),
     };
     Kind::WATCHED

@@ -346,6 +346,11 @@ fn run(program: &std::os::fd::OwnedFd, frame: Frame<'_>) -> bool {
     };
     // SAFETY: all pointers are valid for the call, with the sizes that are given.
     let result = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut options) };
-    assert_eq!(result, 0, "the program runs over a frame of {} bytes", frame.bytes.len());
+    assert_eq!(
+        result,
+        0,
+        "the program runs over a frame of {} bytes",
+        frame.bytes.len()
+    );
     options.retval.cast_signed() == -1
 }
