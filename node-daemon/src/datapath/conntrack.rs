@@ -9,7 +9,7 @@ use libbpf_rs::MapHandle;
 use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey};
 
 use super::map::{MapError, TypedMap};
-use super::translated::{self, Connections, Way};
+use super::translated::{self, Connections};
 
 /// Uids of the endpoints there are; None until the first policy was applied.
 pub(super) type LiveEndpoints = Arc<RwLock<Option<HashSet<u32>>>>;
@@ -69,11 +69,6 @@ impl ConntrackSweeper {
         stale.iter().try_for_each(|key| self.map.delete(key))?;
         let deleted = stale.len() + self.sweep_translated(&halves, tick)? + self.sweep_gone(&owners)?;
         Ok(Swept { entries, deleted })
-    }
-
-    /// Ends the UDP flows that go one of these ways. Returns how many there were.
-    pub fn purge_datagrams(&self, ways: &HashSet<Way>) -> Result<usize, MapError> {
-        translated::purge_datagrams(&self.map, ways)
     }
 
     /// An alias lives as long as its entry, whose time alone counts, and neither lives without the other. Both are

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Backends that left a Service: what still leads to them is tidied away, so that clients get another one.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,24 +12,24 @@ use wardline_policy::model::Protocol;
 
 use super::ApplyError;
 use super::map::{MapError, TypedMap};
+use super::translated::{self, Connections, Way};
 use crate::mapping::wait_for_programs;
 
 /// A backend that new flows to a front are not given any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Departed {
     /// Id of the front.
     pub(super) service: u32,
     /// Clients may have been given it to stay with.
     pub(super) has_affinity: bool,
     pub(super) protocol: Protocol,
-    pub(super) front: SocketAddr,
-    pub(super) backend: SocketAddr,
+    pub(super) way: Way,
 }
 
 /// From the thread that changes Services to the one that tidies.
 #[derive(Debug, Default)]
 pub(super) struct Departures {
-    noted: Mutex<BTreeSet<Departed>>,
+    noted: Mutex<HashSet<Departed>>,
     is_noted: Notify,
 }
 
@@ -45,7 +45,7 @@ impl Departures {
         }
     }
 
-    fn take(&self) -> BTreeSet<Departed> {
+    fn take(&self) -> HashSet<Departed> {
         std::mem::take(&mut *self.noted.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -55,13 +55,19 @@ impl Departures {
 pub struct DepartureSweeper {
     departures: Arc<Departures>,
     affinities: TypedMap<AffinityKey, Affinity>,
+    connections: Connections,
 }
 
 impl DepartureSweeper {
-    pub(super) fn new(departures: Arc<Departures>, affinities: MapHandle) -> Result<Self, MapError> {
+    pub(super) fn new(
+        departures: Arc<Departures>,
+        affinities: MapHandle,
+        connections: MapHandle,
+    ) -> Result<Self, MapError> {
         Ok(Self {
             departures,
             affinities: TypedMap::new(affinities)?,
+            connections: TypedMap::new(connections)?,
         })
     }
 
@@ -81,16 +87,20 @@ impl DepartureSweeper {
         result
     }
 
-    fn forget(&self, departed: &BTreeSet<Departed>) -> Result<(), ApplyError> {
+    fn forget(&self, departed: &HashSet<Departed>) -> Result<(), ApplyError> {
         self.forget_affinities(departed)?;
         // A packet that began before the front let go of the backend may still lead to it.
         wait_for_programs().map_err(ApplyError::Grace)?;
-        self.forget_affinities(departed)
+        self.forget_affinities(departed)?;
+        let datagrams = departed.iter().filter(|departed| departed.protocol == Protocol::Udp);
+        let ways = datagrams.map(|departed| departed.way).collect();
+        translated::purge_datagrams(&self.connections, &ways)?;
+        Ok(())
     }
 
-    fn forget_affinities(&self, departed: &BTreeSet<Departed>) -> Result<(), ApplyError> {
+    fn forget_affinities(&self, departed: &HashSet<Departed>) -> Result<(), ApplyError> {
         let with_affinity = departed.iter().filter(|departed| departed.has_affinity);
-        let gone: HashSet<(u32, SocketAddr)> = with_affinity.map(|d| (d.service, d.backend)).collect();
+        let gone: HashSet<(u32, SocketAddr)> = with_affinity.map(|d| (d.service, d.way.backend)).collect();
         if gone.is_empty() {
             return Ok(());
         }

@@ -198,7 +198,11 @@ impl Datapath {
             handle(&skel.maps.backends)?,
             Arc::clone(&departures),
         )?;
-        let departures = DepartureSweeper::new(departures, handle(&skel.maps.affinities)?)?;
+        let departures = DepartureSweeper::new(
+            departures,
+            handle(&skel.maps.affinities)?,
+            handle(&skel.maps.conntrack)?,
+        )?;
         let datapath = Self {
             endpoints: Endpoints::new(
                 EntryMaps {

@@ -20,6 +20,7 @@ use wardline_policy::model::Protocol;
 use super::departures::{Departed, Departures};
 use super::ids::Ids;
 use super::map::{MapError, TypedMap};
+use super::translated::Way;
 use super::{ApplyError, Datapath};
 use crate::mapping::wait_for_programs;
 use crate::services::{Change, Front, FrontKey};
@@ -296,8 +297,10 @@ fn departed(key: &FrontKey, former: &abi::Service, backend: SocketAddr) -> Depar
         service: former.id,
         has_affinity: former.affinity != 0,
         protocol,
-        front: SocketAddr::new(key.address, port),
-        backend,
+        way: Way {
+            front: SocketAddr::new(key.address, port),
+            backend,
+        },
     }
 }
 

@@ -10,6 +10,7 @@ mod flows;
 mod own_node;
 mod restart;
 mod reuse;
+mod services;
 #[path = "../support/mod.rs"]
 mod support;
 mod wire;

@@ -21,6 +21,7 @@ use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::Applied;
 use wardline_node::index::{Event, Index, Logged, LoggingSpec, NamespaceInfo, PodInfo, Update};
 use wardline_node::interfaces;
+use wardline_node::services;
 use wardline_policy::convert;
 use wardline_policy::model::{ObjectName, Policy};
 
@@ -169,6 +170,10 @@ impl Cluster<'_> {
     /// Brings the kernel to what the index was told, as the daemon does after each batch of events.
     #[track_caller]
     pub fn apply(&mut self) -> Applied {
+        for change in self.index.services().take_changes() {
+            self.life().datapath.apply_services(&change).unwrap();
+        }
+        self.life().departures.sweep().unwrap();
         let desired = self.index.desired();
         assert_eq!(desired.unmanaged.len(), 0, "{:?}", desired.unmanaged);
         let applied = self.life().apply(&desired);
@@ -249,6 +254,20 @@ impl Cluster<'_> {
         self.generation += 1;
         let event = policy_event(name, self.generation, spec);
         self.tell(event);
+    }
+
+    /// Puts a Service in place of what it was; the manifest is YAML without its name.
+    pub fn service(&mut self, name: &str, manifest: &str) {
+        let service = services::service(serde_yaml::from_str(manifest).unwrap()).unwrap();
+        let event = service.map_or(Update::Gone, Update::Set);
+        self.tell(Event::Service(ObjectName::new(NAMESPACE, name), event));
+    }
+
+    /// As [`Cluster::service`], for an `EndpointSlice`.
+    pub fn slice(&mut self, name: &str, manifest: &str) {
+        let slice = services::slice(serde_yaml::from_str(manifest).unwrap()).unwrap();
+        let event = slice.map_or(Update::Gone, Update::Set);
+        self.tell(Event::Slice(ObjectName::new(NAMESPACE, name), event));
     }
 
     pub fn no_policy(&mut self, name: &str) {
