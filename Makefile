@@ -65,6 +65,8 @@ test-kernels: deps ## the tests that touch the kernel on Debian's 5.10, 6.1 and 
 bench: deps tool ## what packets, connections, records and policy changes cost: a table, and target/bench.json; needs root
 	@echo 'measuring the packet programs'
 	cargo run --quiet --release --package wardline-bpf --example packet_bench target/bench-packets.json > target/bench-packets.txt
+	echo 'measuring the tables of Services'
+	cargo run --quiet --release --package wardline-node --example services_bench
 	$(LAB) bench --packets target/bench-packets.json --output target/bench.json
 
 .PHONY: conformance
