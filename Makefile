@@ -108,6 +108,7 @@ privileged-sections:
 	$(SECTION) 'dependencies' $(MAKE) --no-print-directory deny
 	hack/section.sh 'packet programs' cargo test --quiet --package wardline-bpf
 	hack/section.sh 'node daemon' cargo test --quiet --package wardline-node
+	hack/section.sh 'real traffic, with clsact' env WARDLINE_TEST_ATTACH=clsact cargo test --quiet --package wardline-node --test traffic
 
 # The cluster goes down whatever happens, and that nothing is left of it is a test of its own.
 .PHONY: cluster-sections

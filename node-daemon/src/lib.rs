@@ -22,7 +22,7 @@ pub mod metrics;
 pub mod names;
 mod netlink;
 pub mod preflight;
-mod programs;
+pub mod programs;
 pub mod run;
 pub mod services;
 pub mod status;

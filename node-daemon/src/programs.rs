@@ -8,22 +8,21 @@ use netlink_packet_route::tc::TcMessage;
 
 use crate::netlink::Netlink;
 
-/// Calls `changed` with the interface after each notification, with None where some were missed, until it returns
-/// false.
+/// Calls `changed` with the interface after each notification, until it returns false; with None where some were
+/// missed, as those before the first call were.
 pub fn follow(mut changed: impl FnMut(Option<u32>) -> bool) -> io::Result<()> {
     let netlink = Netlink::subscribe(&[libc::RTNLGRP_TC])?;
-    loop {
-        let goes_on = match netlink.wait()? {
+    let mut goes_on = changed(None);
+    while goes_on {
+        goes_on = match netlink.wait()? {
             None => changed(None),
             Some(messages) => messages
-                .into_iter()
-                .filter_map(|message| subject(&message))
-                .all(|interface| changed(Some(interface))),
+                .iter()
+                .filter_map(subject)
+                .all(|ifindex| changed(Some(ifindex))),
         };
-        if !goes_on {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 /// The interface that it is about. One that comes tells as much as one that goes: it may be ahead of ours.

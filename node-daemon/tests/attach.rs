@@ -15,12 +15,14 @@ mod support;
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use libbpf_rs::{Link, TC_EGRESS, TC_INGRESS, TcHookBuilder};
 use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::index::Desired;
+use wardline_node::programs;
 use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
 
 use support::{Life, Node, on_each_node, output, programs_at};
@@ -155,6 +157,26 @@ fn take_off(node: &Node, bpffs: &std::path::Path) {
             output("tc", &["qdisc", "del", "dev", "v1", "clsact"]);
         }
     }
+}
+
+#[test]
+fn a_filter_that_goes_is_noticed_at_once() {
+    on_each_node(2, |node| {
+        // Of tcx links nobody is told: they are looked after every few seconds.
+        if node.attach == AttachKind::Tcx {
+            return;
+        }
+        let _life = start(node, &desired(node));
+        let (sender, changes) = mpsc::channel();
+        // In the node's namespace, as a thread of this one; it ends with the process.
+        std::thread::spawn(move || programs::follow(|ifindex| sender.send(ifindex).is_ok()));
+        let next = || changes.recv_timeout(Duration::from_secs(10)).expect("a notification");
+        assert_eq!(next(), None, "what happened before is not known");
+        take_off(node, &node.bpffs);
+        for _ in 0..3 {
+            assert!(next().is_some_and(|ifindex| node.veths.contains(&ifindex)));
+        }
+    });
 }
 
 #[test]

@@ -32,10 +32,18 @@ use wardline_node::names::{Names, PodName};
 use wardline_policy::compile::compile;
 use wardline_policy::model::{Direction, Objects};
 
+/// Set to `clsact`, it makes tests do without tcx where there is tcx.
+const ATTACH_VARIABLE: &str = "WARDLINE_TEST_ATTACH";
+
 /// Runs `test` on a thread in namespaces of its own, with a bpf file system and `veths` veth pairs, whose ifindexes
 /// it is given. Programs are attached in the better way that the kernel has.
 pub fn on_a_node(veths: usize, test: impl FnOnce(&Node) + Send) {
-    on_a_node_with(attach_kind(), veths, test);
+    let attach = match std::env::var(ATTACH_VARIABLE).as_deref() {
+        Err(_) => attach_kind(),
+        Ok("clsact") => AttachKind::Clsact,
+        Ok(other) => panic!("{ATTACH_VARIABLE} is {other:?}"),
+    };
+    on_a_node_with(attach, veths, test);
 }
 
 /// Runs `test` on a node once for each way of attaching programs that the kernel has; clsact is everywhere.
