@@ -14,7 +14,7 @@ modules=(veth bridge sch_ingress cls_bpf sctp nft_chain_nat nft_nat nft_masq nft
 programs=(busybox ip nft tc)
 tests=(attach datapath interfaces packets sctp traffic)
 # Longer than the slowest machine takes; one that hangs ends here.
-limit=${KERNEL_TEST_SECONDS:-1200}
+limit=${KERNEL_TEST_SECONDS:-2400}
 
 if [ "$#" -eq 0 ]; then
     set -- $(printf '%s\n' "${kernels[@]}" | cut -d' ' -f1)
@@ -41,10 +41,12 @@ private_apt() {
 }
 
 update_lists() {
-    local mirror security entry suite key='signed-by=/usr/share/keyrings/debian-archive-keyring.gpg'
+    local sites mirror security entry suite key='signed-by=/usr/share/keyrings/debian-archive-keyring.gpg'
     [ -z "$(find "$work/apt/lists" -name '*_Packages*' -mtime -7 2>/dev/null | head -n 1)" ] || return 0
-    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m 1 'debian/\?$')
-    security=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m 1 'debian-security/\?$')
+    sites=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages')
+    mirror=$(sed -n '\:debian/\?$: { p; q }' <<< "$sites")
+    security=$(sed -n '\:debian-security/\?$: { p; q }' <<< "$sites")
+    [ -n "$mirror" ] && [ -n "$security" ] || { echo 'failed to find a Debian mirror among the sources of apt'; return 1; }
     mkdir -p "$work"/apt/{lists/partial,cache/archives/partial}
     : > "$work/apt/status"
     for entry in "${kernels[@]}"; do
@@ -58,7 +60,7 @@ update_lists() {
 package_of() {
     private_apt apt-cache show linux-image-amd64 | awk -v version="$1" '
         /^Version: / { wanted = index($2, version ".") == 1 }
-        /^Depends: / && wanted { print $2; exit }'
+        /^Depends: / && wanted && !found++ { print $2 }'
 }
 
 fetch_kernel() {
