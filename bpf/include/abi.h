@@ -60,7 +60,7 @@ enum reason {
 	REASON_NODE = 3,           /* new flow between the pod and its own node */
 	REASON_SELF = 4,           /* the pod talks to itself */
 	REASON_RELATED = 5,        /* ICMP error about a flow that is allowed */
-	REASON_NEIGHBOUR = 6,      /* ARP or IPv6 neighbour discovery */
+	REASON_NEIGHBOUR = 6,      /* control of the link: ARP, IPv6 neighbour discovery, MLD, IGMP */
 	REASON_REVALIDATED = 7,    /* an open flow, judged again after a policy change and still allowed */
 	REASON_MIDSTREAM = 8,      /* TCP in mid-stream without an entry; the policy of one direction allows it */
 	/* Dropped. */
@@ -71,15 +71,16 @@ enum reason {
 	REASON_VLAN = 13,          /* VLAN-tagged */
 	REASON_ETHERTYPE = 14,     /* neither IPv4, IPv6 nor ARP */
 	REASON_MAPPED_ADDRESS = 15, /* an IPv4-mapped address inside an IPv6 header */
-	REASON_FRAGMENT = 16,      /* an IP fragment */
-	REASON_EXTENSION_HEADER = 17, /* an IPv6 extension header */
+	REASON_FRAGMENT = 16,      /* a later IP fragment, whose first one did not pass or was not seen */
+	REASON_EXTENSION_HEADER = 17, /* IPv6 extension headers: too many, or of a kind that is not read */
 	REASON_CONNTRACK_FULL = 18, /* no room for a new connection */
 	REASON_NO_ENDPOINT = 19,   /* the interface is not known: fails closed */
+	REASON_FORGED_NEIGHBOUR = 20, /* control of the link for somebody else, or in a router's name */
 	/* About Services: no policy's business, and in no record. */
-	REASON_REFUSED = 20,       /* nothing is behind the Service's port: answered with a RST or an ICMP error */
-	REASON_NO_BACKEND = 21,    /* no backend of the Service may be used from here */
-	REASON_PORT_TAKEN = 22,    /* each backend that was tried has another connection from the pod's port */
-	REASON_COUNT = 23,
+	REASON_REFUSED = 21,       /* nothing is behind the Service's port: answered with a RST or an ICMP error */
+	REASON_NO_BACKEND = 22,    /* no backend of the Service may be used from here */
+	REASON_PORT_TAKEN = 23,    /* each backend that was tried has another connection from the pod's port */
+	REASON_COUNT = 24,
 };
 
 enum protocol_key {

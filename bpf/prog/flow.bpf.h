@@ -24,6 +24,13 @@ enum rewrite {
 	REWRITE_REPLY = 2,   /* comes from the backend: its source becomes the Service */
 };
 
+/* Whether the packet is a part of a datagram. */
+enum fragment_kind {
+	FRAGMENT_NONE = 0,
+	FRAGMENT_FIRST = 1, /* has the transport header, and is judged like any packet */
+	FRAGMENT_LATER = 2, /* has none: the ports in the key are those of its first, tcp_flags is 0, and payload is data */
+};
+
 /*
  * One packet, as all steps see it. Filled by parse, then by whoever judges.
  * The key is conntrack's, so that nothing is copied between parse and lookup.
@@ -46,6 +53,8 @@ struct flow {
 	__u8 judged;       /* enum direction, whose policy judged it */
 	__u8 kind;         /* enum flow_kind */
 	__u8 tcp_flags;    /* enum tcp_flag */
+	__u8 fragment;     /* enum fragment_kind */
+	__u8 fragment_place; /* of a first one: where it is remembered */
 	__u8 local_socket; /* proven: a socket of this node sent the flow's first packet */
 	__u8 forged;       /* from an address that is not the pod's, where that is only watched for */
 	__u8 due;          /* an allow that asks for a record */
@@ -131,4 +140,17 @@ static __always_inline bool is_link_local(const struct address *a)
 static __always_inline bool is_lone_syn(const struct flow *flow)
 {
 	return (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/*
+ * The value itself, of which the verifier knows nothing any more. It follows each way through a program to the end as
+ * long as it sees a difference between them; where there is none that matters, this says so.
+ */
+static __always_inline __u32 unknown(const struct __sk_buff *skb, __u32 value)
+{
+	__u32 mask = skb->mark;
+
+	value ^= mask;
+	asm volatile("" : "+r"(value));
+	return value ^ mask;
 }

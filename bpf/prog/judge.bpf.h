@@ -13,15 +13,6 @@
 #include "translate.bpf.h"
 
 /*
- * Sent by a socket of this node? A socket alone is no proof, since a packet that a bridge forwards from another pod
- * still carries that pod's; but only what was made here came in through no interface.
- */
-static __always_inline bool is_from_local_socket(const struct __sk_buff *skb, const struct flow *flow)
-{
-	return flow->direction == DIRECTION_INGRESS && skb->sk && !skb->ingress_ifindex;
-}
-
-/*
  * A TCP packet that opens nothing and belongs to nothing is part of a connection that is older than the entry that
  * it lacks, and its direction is unknown. Where the policy of its own direction denies it, the other's may let it pass.
  */
@@ -41,6 +32,12 @@ static __noinline __u32 judge_midstream(const struct endpoint *endpoint, struct 
 	return reason;
 }
 
+/* The rest of a datagram opens nothing: the entry of its first is gone, or there never was one, as for the pod itself. */
+static __always_inline __u32 judge_left_over(const struct endpoint *endpoint, const struct flow *flow)
+{
+	return is_itself(endpoint, flow) ? REASON_SELF : REASON_FRAGMENT;
+}
+
 /*
  * A flow without an entry that counts; where one is in its place, it is replaced only by a flow that is allowed.
  * UNDECIDED: it is to be given a backend.
@@ -56,6 +53,8 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
+	if (flow->fragment == FRAGMENT_LATER)
+		return judge_left_over(endpoint, flow);
 	midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
 	flow->rewrite = REWRITE_NONE;
 	flow->hairpin = false;

@@ -3,17 +3,31 @@
 
 /*
  * ARP (RFC 826) and IPv6 neighbour discovery (RFC 4861). Both pass, or nothing would work; but a pod may speak for
- * its own addresses only, and never as a router.
+ * its own addresses only, name no other hardware address than the one it sends from, and never play the router.
+ * What breaks this is forged, and dropped whatever is only watched for: nobody needs it, and it turns the traffic of
+ * others to where they did not send it.
  */
 
 #include "endpoint.bpf.h"
 
+/* Without branches, since it is asked in a loop. */
+static __always_inline bool same_hardware(const __u8 *a, const __u8 *b)
+{
+	__u8 difference = 0;
+
+	for (int i = 0; i < 6; i++)
+		difference |= a[i] ^ b[i];
+	return !difference;
+}
+
 static __noinline __u32 judge_arp(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
-	struct arp_message arp;
+	struct ethernet_header ethernet;
 	struct address sender = {};
+	struct arp_message arp;
 
-	if (bpf_skb_load_bytes(skb, ETHERNET_BYTES, &arp, sizeof(arp)))
+	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)) ||
+	    bpf_skb_load_bytes(skb, ETHERNET_BYTES, &arp, sizeof(arp)))
 		return REASON_MALFORMED;
 	if (arp.hardware != bpf_htons(1) || arp.protocol != bpf_htons(ETHERTYPE_IPV4) || arp.hardware_length != 6 ||
 	    arp.protocol_length != 4)
@@ -21,13 +35,15 @@ static __noinline __u32 judge_arp(struct __sk_buff *skb, const struct endpoint *
 	if (flow->direction == DIRECTION_INGRESS)
 		return REASON_NEIGHBOUR;
 
+	if (!same_hardware(arp.sender_hardware, ethernet.source))
+		return REASON_FORGED_NEIGHBOUR;
 	__builtin_memcpy(&sender.word[3], arp.sender, sizeof(arp.sender));
 	/* A probe for an address that it may take (RFC 5227) has no sender. */
 	if (!sender.word[3])
 		return REASON_NEIGHBOUR;
 	sender.word[2] = bpf_htonl(0xffff);
 	flow->key.pod = sender;
-	return is_assigned(endpoint, &sender) ? REASON_NEIGHBOUR : REASON_SPOOFED;
+	return is_assigned(endpoint, &sender) ? REASON_NEIGHBOUR : REASON_FORGED_NEIGHBOUR;
 }
 
 struct neighbour_message {
@@ -65,9 +81,51 @@ static __always_inline bool is_own_neighbour_message(const struct endpoint *endp
 	case ICMPV6_NEIGHBOUR_ADVERTISEMENT:
 		return own && is_own_source(endpoint, &message->target);
 	default:
-		/* Advertisements and redirects are a router's: from a pod they are forged. */
+		/* A router's advertisement. */
 		return false;
 	}
+}
+
+/*
+ * A redirect turns a route of its receiver, so only a router's is believed; the only one that a pod has is its node.
+ */
+static __always_inline __u32 judge_redirect(const struct __sk_buff *skb, const struct flow *flow)
+{
+	return is_from_local_socket(skb, flow) ? REASON_NEIGHBOUR : REASON_FORGED_NEIGHBOUR;
+}
+
+struct neighbour_option {
+	__u8 type;
+	__u8 length; /* in units of 8 bytes */
+	__u8 hardware[6];
+};
+
+enum {
+	/* A hardware address and a nonce are what there is; more is nobody's. */
+	MAX_NEIGHBOUR_OPTIONS = 4,
+};
+
+/* The options from `offset` on: each hardware address must be the frame's source. */
+static __always_inline __u32 judge_neighbour_options(struct __sk_buff *skb, const struct flow *flow, __u32 offset)
+{
+	struct ethernet_header ethernet;
+	struct neighbour_option option;
+	bool forged;
+
+	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)))
+		return REASON_MALFORMED;
+	for (int i = 0; i < MAX_NEIGHBOUR_OPTIONS; i++) {
+		if (offset == flow->end)
+			return REASON_NEIGHBOUR;
+		if (offset + sizeof(option) > flow->end || bpf_skb_load_bytes(skb, offset, &option, sizeof(option)) ||
+		    !option.length)
+			return REASON_MALFORMED;
+		forged = !same_hardware(option.hardware, ethernet.source);
+		if (forged && (option.type == OPTION_SOURCE_HARDWARE || option.type == OPTION_TARGET_HARDWARE))
+			return REASON_FORGED_NEIGHBOUR;
+		offset += option.length * 8;
+	}
+	return REASON_MALFORMED;
 }
 
 /* A neighbour discovery message, types 133 to 137, whose IPv6 header is parsed. */
@@ -77,7 +135,8 @@ static __noinline __u32 judge_neighbour(struct __sk_buff *skb, const struct endp
 	__u32 bytes;
 	__u8 hop_limit;
 
-	if (bpf_skb_load_bytes(skb, flow->payload, &message.icmp, sizeof(message.icmp)))
+	/* Nothing may be hidden in a later part (RFC 6980). */
+	if (flow->fragment || bpf_skb_load_bytes(skb, flow->payload, &message.icmp, sizeof(message.icmp)))
 		return REASON_MALFORMED;
 	bytes = neighbour_bytes(message.icmp.type);
 	if (flow->payload + bytes > flow->end || message.icmp.code)
@@ -88,7 +147,11 @@ static __noinline __u32 judge_neighbour(struct __sk_buff *skb, const struct endp
 	if (bpf_skb_load_bytes(skb, ETHERNET_BYTES + 7, &hop_limit, sizeof(hop_limit)) || hop_limit != 255)
 		return REASON_MALFORMED;
 
-	if (flow->direction == DIRECTION_INGRESS || is_own_neighbour_message(endpoint, flow, &message))
+	if (message.icmp.type == ICMPV6_REDIRECT)
+		return judge_redirect(skb, flow);
+	if (flow->direction == DIRECTION_INGRESS)
 		return REASON_NEIGHBOUR;
-	return REASON_SPOOFED;
+	if (!is_own_neighbour_message(endpoint, flow, &message))
+		return REASON_FORGED_NEIGHBOUR;
+	return judge_neighbour_options(skb, flow, flow->payload + bytes);
 }

@@ -2,23 +2,18 @@
 #pragma once
 
 /*
- * From a frame to one struct flow: Ethernet -> IPv4 or IPv6 -> whose addresses -> TCP, UDP, SCTP, ICMP or nothing.
- * Each step answers UNDECIDED, or the reason why the packet goes no further.
+ * From a frame to one struct flow: Ethernet -> IPv4 or IPv6 -> whose addresses -> extension headers -> fragments ->
+ * TCP, UDP, SCTP, ICMP or nothing. Each step answers UNDECIDED, or the reason why the packet goes no further.
  *
  * Headers are read straight from the packet; where they lie outside the linear part they are pulled in once, before
  * anything is read, since every pull takes the pointers away.
  */
 
 #include "endpoint.bpf.h"
+#include "extension.bpf.h"
+#include "fragment.bpf.h"
+#include "membership.bpf.h"
 #include "neighbour.bpf.h"
-
-/* What the network header says about the rest. */
-struct network {
-	__u8 protocol;
-	__u8 fragment;
-	__u8 extension;
-	__u8 group_frame;
-};
 
 static __always_inline void *packet_start(const struct __sk_buff *skb)
 {
@@ -82,26 +77,13 @@ static __always_inline __u32 parse_ipv4(struct __sk_buff *skb, struct flow *flow
 	destination->word[2] = bpf_htonl(0xffff);
 	destination->word[3] = ip->destination;
 	network->protocol = ip->protocol;
-	/* More fragments, or an offset. */
-	network->fragment = (ip->fragment & bpf_htons(0x3fff)) != 0;
 	flow->payload = ETHERNET_BYTES + header;
-	return UNDECIDED;
-}
-
-static __always_inline bool is_extension_header(__u8 protocol)
-{
-	switch (protocol) {
-	case IP_HOP_BY_HOP:
-	case IP_ROUTING:
-	case IP_AUTHENTICATION:
-	case IP_DESTINATION_OPTIONS:
-	case IP_MOBILITY:
-	case IP_HIP:
-	case IP_SHIM6:
-		return true;
-	default:
-		return false;
+	/* More fragments, or an offset in units of 8 bytes. */
+	if (ip->fragment & bpf_htons(0x3fff)) {
+		set_fragment(network, (bpf_ntohs(ip->fragment) & 0x1fff) * 8, ip->fragment & bpf_htons(0x2000), ip->id);
+		network->fragment_start = flow->payload;
 	}
+	return UNDECIDED;
 }
 
 static __always_inline __u32 parse_ipv6(struct __sk_buff *skb, struct flow *flow, struct network *network)
@@ -123,8 +105,6 @@ static __always_inline __u32 parse_ipv6(struct __sk_buff *skb, struct flow *flow
 	if (is_ipv4(source) || is_ipv4(destination))
 		return REASON_MAPPED_ADDRESS;
 	network->protocol = ip->next_header;
-	network->fragment = ip->next_header == IP_FRAGMENT;
-	network->extension = is_extension_header(ip->next_header);
 	flow->payload = ETHERNET_BYTES + IPV6_BYTES;
 	return UNDECIDED;
 }
@@ -156,7 +136,8 @@ static __always_inline __u32 parse_udp(struct __sk_buff *skb, struct flow *flow)
 	if ((void *)(udp + 1) > packet_end(skb))
 		return REASON_MALFORMED;
 	length = bpf_ntohs(udp->length);
-	if (length < UDP_BYTES || flow->payload + length > flow->end)
+	/* It is the datagram's, of which a first fragment is only the beginning. */
+	if (length < UDP_BYTES || (flow->payload + length > flow->end && flow->fragment == FRAGMENT_NONE))
 		return REASON_MALFORMED;
 	set_ports(flow, udp->source, udp->destination);
 	return UNDECIDED;
@@ -195,6 +176,8 @@ static __always_inline __u32 parse_icmp(struct __sk_buff *skb, struct flow *flow
 		set_echo(flow, false, icmp->id);
 		flow->kind = FLOW_ECHO_REPLY;
 		break;
+	case ICMP_REDIRECT:
+		return judge_redirect(skb, flow);
 	case ICMP_UNREACHABLE:
 	case ICMP_TIME_EXCEEDED:
 	case ICMP_PARAMETER_PROBLEM:
@@ -204,7 +187,8 @@ static __always_inline __u32 parse_icmp(struct __sk_buff *skb, struct flow *flow
 	return UNDECIDED;
 }
 
-static __always_inline __u32 parse_icmpv6(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
+static __always_inline __u32 parse_icmpv6(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow,
+					  const struct network *network)
 {
 	const struct icmp_header *icmp = packet_start(skb) + flow->payload;
 
@@ -213,6 +197,9 @@ static __always_inline __u32 parse_icmpv6(struct __sk_buff *skb, const struct en
 	switch (icmp->type) {
 	case ICMPV6_ROUTER_SOLICITATION ... ICMPV6_REDIRECT:
 		return judge_neighbour(skb, endpoint, flow);
+	case ICMPV6_MEMBERSHIP_QUERY ... ICMPV6_MEMBERSHIP_DONE:
+	case ICMPV6_MEMBERSHIP_REPORT_V2:
+		return judge_mld(skb, flow, network);
 	case ICMPV6_ECHO_REQUEST:
 		set_echo(flow, true, icmp->id);
 		break;
@@ -247,15 +234,22 @@ static __always_inline __u32 check_addresses(const struct endpoint *endpoint, st
 		return is_own_destination(endpoint, &flow->key.pod, network->group_frame) ? UNDECIDED : REASON_NOT_MINE;
 	if (is_own_source(endpoint, &flow->key.pod))
 		return UNDECIDED;
-	/* Duplicate address detection speaks from no address: judge_neighbour knows. */
-	if (ipv6 && network->protocol == IP_ICMPV6 && is_unspecified(&flow->key.pod))
+	/*
+	 * Duplicate address detection and multicast listeners speak from no address, these behind a hop-by-hop header:
+	 * who judges them knows.
+	 */
+	if (ipv6 && (network->protocol == IP_ICMPV6 || network->protocol == IP_HOP_BY_HOP) &&
+	    is_unspecified(&flow->key.pod))
 		return UNDECIDED;
 	return forged_source(flow);
 }
 
 static __always_inline __u32 parse_transport(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow,
-					     bool ipv6)
+					     const struct network *network, bool ipv6)
 {
+	/* The verifier wants to see that it lies within a packet. */
+	if (flow->payload > MAX_PAYLOAD_OFFSET)
+		return REASON_MALFORMED;
 	switch (flow->key.protocol) {
 	case IP_TCP:
 		return parse_tcp(skb, flow);
@@ -263,14 +257,67 @@ static __always_inline __u32 parse_transport(struct __sk_buff *skb, const struct
 		return parse_udp(skb, flow);
 	case IP_SCTP:
 		return parse_sctp(skb, flow);
+	/* Each belongs to its own family; in the other it is a number like any. */
 	case IP_ICMP:
-		/* Each belongs to its own family; in the other it is a number like any. */
 		return ipv6 ? UNDECIDED : parse_icmp(skb, flow);
+	case IP_IGMP:
+		return ipv6 ? UNDECIDED : judge_igmp(skb, flow);
 	case IP_ICMPV6:
-		return ipv6 ? parse_icmpv6(skb, endpoint, flow) : UNDECIDED;
+		return ipv6 ? parse_icmpv6(skb, endpoint, flow, network) : UNDECIDED;
 	default:
 		return UNDECIDED;
 	}
+}
+
+/* Where the transport header begins, and what it is, when IPv6 has others before it. */
+static __always_inline __u32 parse_extension_headers(struct __sk_buff *skb, struct flow *flow, struct network *network)
+{
+	__u32 reason, want;
+
+	network->payload = flow->payload;
+	network->end = flow->end;
+	reason = walk_extension_headers(skb, network);
+	if (reason != UNDECIDED)
+		return reason;
+	flow->payload = network->payload;
+	flow->key.protocol = network->protocol;
+	/* As in pull_headers, of which this is the rest. */
+	want = network->payload + TCP_BYTES;
+	bpf_skb_pull_data(skb, want < skb->len ? want : skb->len);
+	return UNDECIDED;
+}
+
+/* What stands in for the transport header: a later fragment's first. */
+static __always_inline __u32 parse_fragment(const struct endpoint *endpoint, struct flow *flow, struct network *network)
+{
+	network->end = flow->end;
+	if (!is_possible_fragment(network))
+		return REASON_MALFORMED;
+	flow->fragment = network->fragment;
+	return flow->fragment == FRAGMENT_LATER ? recall_fragment(endpoint, flow, network) : UNDECIDED;
+}
+
+/* Everything behind the addresses. */
+static __always_inline __u32 parse_payload(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow,
+					   struct network *network, bool ipv6)
+{
+	__u32 reason;
+
+	if (ipv6 && is_extension_header(network->protocol)) {
+		reason = parse_extension_headers(skb, flow, network);
+		if (reason != UNDECIDED)
+			return reason;
+	}
+	if (network->fragment) {
+		reason = parse_fragment(endpoint, flow, network);
+		if (reason != UNDECIDED || flow->fragment == FRAGMENT_LATER)
+			return reason;
+	}
+	reason = parse_transport(skb, endpoint, flow, network, ipv6);
+	/* An error is never so long that it must be cut: what belongs to one is not known. */
+	if (reason == UNDECIDED && flow->fragment && flow->kind != FLOW_ERROR)
+		remember_fragment(endpoint, flow, network);
+	return reason;
 }
 
 static __always_inline __u32 parse(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
@@ -311,11 +358,7 @@ static __always_inline __u32 parse(struct __sk_buff *skb, const struct endpoint 
 	reason = check_addresses(endpoint, flow, &network, ipv6);
 	if (reason != UNDECIDED)
 		return reason;
-	if (network.fragment)
-		return REASON_FRAGMENT;
-	if (network.extension)
-		return REASON_EXTENSION_HEADER;
-	reason = parse_transport(skb, endpoint, flow, ipv6);
+	reason = parse_payload(skb, endpoint, flow, &network, ipv6);
 	/* Past its exception above, the unspecified address is no source. */
 	if (reason == UNDECIDED && flow->direction == DIRECTION_EGRESS && is_unspecified(&flow->key.pod))
 		return forged_source(flow);

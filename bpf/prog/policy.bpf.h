@@ -202,6 +202,12 @@ static __always_inline __u32 decide_backends(struct flow *flow)
 	return packed & REASON_MASK;
 }
 
+static __always_inline bool is_itself(const struct endpoint *endpoint, const struct flow *flow)
+{
+	return flow->hairpin ||
+	       (same_address(&flow->key.pod, &flow->key.remote) && is_assigned(endpoint, &flow->key.pod));
+}
+
 /*
  * What the policy word flow->word of direction flow->judged says about a new flow. The first that applies:
  *
@@ -220,7 +226,7 @@ static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow
 	struct peer peer;
 
 	/* 1 */
-	if (flow->hairpin || (same_address(&flow->key.pod, &flow->key.remote) && is_assigned(endpoint, &flow->key.pod)))
+	if (is_itself(endpoint, flow))
 		return REASON_SELF;
 	/* 2 */
 	if (!word_table(flow->word))

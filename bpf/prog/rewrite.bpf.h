@@ -25,6 +25,8 @@ static __always_inline struct places find_places(const struct flow *flow)
 {
 	struct places at = { .ip = ETHERNET_BYTES };
 
+	if (flow->fragment == FRAGMENT_LATER)
+		return at;
 	if (flow->key.protocol == IP_TCP) {
 		at.ports = flow->payload;
 		at.checksum = flow->payload + TCP_CHECKSUM;

@@ -22,7 +22,7 @@ static __always_inline bool is_enforced(const struct flow *flow, __u32 reason)
 {
 	__u8 mode = reason == REASON_SPOOFED ? flow->settings.source_check : flow->settings.policy;
 
-	return mode != ENFORCEMENT_AUDIT;
+	return mode != ENFORCEMENT_AUDIT || reason == REASON_FORGED_NEIGHBOUR;
 }
 
 /*
@@ -47,7 +47,10 @@ static __always_inline __u32 judge(struct __sk_buff *skb, const struct endpoint 
 		return reason;
 	if (flow->kind == FLOW_ERROR)
 		return judge_error(skb);
-	return judge_flow(skb, endpoint, flow);
+	reason = judge_flow(skb, endpoint, flow);
+	if (flow->fragment == FRAGMENT_FIRST && reason >= REASON_DEFAULT_DENY)
+		forget_fragment(endpoint, flow);
+	return reason;
 }
 
 /* Where a packet goes that is neither dropped nor passed on: to the pod that sent it, past its pod_ingress. */

@@ -21,6 +21,7 @@ enum ethertype {
 enum ip_protocol {
 	IP_HOP_BY_HOP = 0,
 	IP_ICMP = 1,
+	IP_IGMP = 2,
 	IP_TCP = 6,
 	IP_UDP = 17,
 	IP_ROUTING = 43,
@@ -44,6 +45,7 @@ enum tcp_flag {
 enum icmp_type {
 	ICMP_ECHO_REPLY = 0,
 	ICMP_UNREACHABLE = 3,
+	ICMP_REDIRECT = 5,
 	ICMP_ECHO_REQUEST = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETER_PROBLEM = 12,
@@ -54,11 +56,32 @@ enum icmpv6_type {
 	ICMPV6_PARAMETER_PROBLEM = 4, /* errors are 1 to 4 */
 	ICMPV6_ECHO_REQUEST = 128,
 	ICMPV6_ECHO_REPLY = 129,
+	ICMPV6_MEMBERSHIP_QUERY = 130,
+	ICMPV6_MEMBERSHIP_REPORT = 131,
+	ICMPV6_MEMBERSHIP_DONE = 132,
 	ICMPV6_ROUTER_SOLICITATION = 133,
 	ICMPV6_ROUTER_ADVERTISEMENT = 134,
 	ICMPV6_NEIGHBOUR_SOLICITATION = 135,
 	ICMPV6_NEIGHBOUR_ADVERTISEMENT = 136,
 	ICMPV6_REDIRECT = 137,
+	ICMPV6_MEMBERSHIP_REPORT_V2 = 143,
+};
+
+enum igmp_type {
+	IGMP_QUERY = 0x11,
+	IGMP_REPORT_V1 = 0x12,
+	IGMP_REPORT_V2 = 0x16,
+	IGMP_LEAVE = 0x17,
+	IGMP_REPORT_V3 = 0x22,
+};
+
+enum ipv6_option_type {
+	OPTION_ROUTER_ALERT = 5,
+};
+
+enum neighbour_option_type {
+	OPTION_SOURCE_HARDWARE = 1,
+	OPTION_TARGET_HARDWARE = 2,
 };
 
 /* Codes of "unreachable". */
@@ -94,6 +117,20 @@ struct ipv6_header {
 	__u8 hop_limit;
 	__u32 source[4];
 	__u32 destination[4];
+};
+
+/* RFC 8200: the start of every extension header. Lengths are in units of 8 bytes beyond the first 8, AH's of 4. */
+struct extension_header {
+	__u8 next_header;
+	__u8 length;
+	__u8 data[6];
+};
+
+struct fragment_header {
+	__u8 next_header;
+	__u8 reserved;
+	__u16 offset; /* in bytes, a multiple of 8; bit 0: more fragments */
+	__u32 id;
 };
 
 struct tcp_header {
@@ -145,8 +182,11 @@ enum wire_size {
 	UDP_BYTES = 8,
 	SCTP_BYTES = 12,
 	ICMP_BYTES = 8,
+	IGMP_BYTES = 8,
 	/* Ethernet, the longest IPv4 header and TCP: what parse reads straight from the packet. */
 	HEADER_BYTES = 94,
+	/* Ethernet, IPv6 and as many bytes of extension headers as are walked. */
+	MAX_PAYLOAD_OFFSET = 310,
 };
 
 /* Of the fields that are rewritten, in their headers. */
@@ -164,5 +204,7 @@ enum wire_offset {
 _Static_assert(sizeof(struct ethernet_header) == ETHERNET_BYTES, "ethernet_header");
 _Static_assert(sizeof(struct ipv4_header) == IPV4_BYTES, "ipv4_header");
 _Static_assert(sizeof(struct ipv6_header) == IPV6_BYTES, "ipv6_header");
+_Static_assert(sizeof(struct extension_header) == 8, "extension_header");
+_Static_assert(sizeof(struct fragment_header) == 8, "fragment_header");
 _Static_assert(sizeof(struct tcp_header) == TCP_BYTES, "tcp_header");
 _Static_assert(sizeof(struct arp_message) == 28, "arp_message");

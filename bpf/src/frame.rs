@@ -3,13 +3,20 @@
 //! zero, since most programs do not look at them, until [`with_checksums`] computes them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 
 /// IANA protocol numbers.
 pub mod protocol {
+    pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
+    pub const IGMP: u8 = 2;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
     pub const ICMPV6: u8 = 58;
+    pub const DESTINATION_OPTIONS: u8 = 60;
     pub const SCTP: u8 = 132;
 }
 
@@ -209,8 +216,56 @@ pub fn arp(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     ethernet(ethertype::ARP, &message)
 }
 
-/// A neighbour discovery message (types 133 to 137) with a target and room for a redirect's destination.
-pub fn neighbour(source: Ipv6Addr, destination: Ipv6Addr, kind: u8, target: Ipv6Addr) -> Vec<u8> {
-    let rest = [&[0; 4], target.octets().as_slice(), &[0; 16]].concat();
+/// A neighbour discovery message (types 133 to 137) about a target, with options. A redirect has a destination too.
+pub fn neighbour(source: Ipv6Addr, destination: Ipv6Addr, kind: u8, target: Ipv6Addr, options: &[u8]) -> Vec<u8> {
+    let mut rest = vec![0; 4];
+    match kind {
+        133 => {}
+        134 => rest.extend([0; 8]),
+        137 => rest.extend([target.octets(), destination.octets()].concat()),
+        _ => rest.extend(target.octets()),
+    }
+    rest.extend(options);
     icmp(source.into(), destination.into(), kind, &rest)
+}
+
+/// A part of a packet: the frame that carries these bytes of the IP payload of a whole frame. The last one ends where
+/// the payload does, and says so.
+pub fn fragment(whole: &[u8], id: u16, range: Range<usize>) -> Vec<u8> {
+    let is_ipv4 = whole.get(ETHERNET_BYTES).is_some_and(|byte| byte >> 4 == 4);
+    let header = ETHERNET_BYTES + if is_ipv4 { 20 } else { 40 };
+    let (head, payload) = whole.split_at(header.min(whole.len()));
+    let more = u16::from(range.end < payload.len());
+    let offset = u16::try_from(range.start / 8).unwrap_or(u16::MAX);
+    let part = payload.get(range).unwrap_or_default();
+    let mut frame = head.to_vec();
+    if is_ipv4 {
+        frame[ETHERNET_BYTES + 2..][..2].copy_from_slice(&length(20 + part.len()));
+        frame[ETHERNET_BYTES + 4..][..2].copy_from_slice(&id.to_be_bytes());
+        frame[ETHERNET_BYTES + 6..][..2].copy_from_slice(&(more << 13 | offset).to_be_bytes());
+        frame.extend(part);
+        return frame;
+    }
+    let mut header = vec![0, 0];
+    header.extend((offset << 3 | more).to_be_bytes());
+    header.extend(u32::from(id).to_be_bytes());
+    frame[ETHERNET_BYTES + 4..][..2].copy_from_slice(&length(part.len()));
+    frame.extend(part);
+    extended(&frame, &[(protocol::FRAGMENT, header)])
+}
+
+/// An IPv6 frame with these extension headers behind the IPv6 header, in their order; the first byte of each is
+/// filled in.
+pub fn extended(frame: &[u8], headers: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    const NEXT: usize = ETHERNET_BYTES + 6;
+    const PAYLOAD: usize = ETHERNET_BYTES + 40;
+    let mut frame = frame.to_vec();
+    for (kind, header) in headers.iter().rev() {
+        let mut header = header.clone();
+        header[0] = std::mem::replace(&mut frame[NEXT], *kind);
+        frame.splice(PAYLOAD..PAYLOAD, header);
+    }
+    let payload = length(frame.len() - PAYLOAD);
+    frame[ETHERNET_BYTES + 4..][..2].copy_from_slice(&payload);
+    frame
 }

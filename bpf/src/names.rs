@@ -66,7 +66,7 @@ named!(ConntrackState, "conntrack state", 4, {
 });
 named!(LogMode, "log mode", 3, { Off = "off", All = "all", Delegated = "delegated" });
 named!(Enforcement, "enforcement", 2, { Audit = "audit", Enforce = "enforce" });
-named!(Reason, "reason", 23, {
+named!(Reason, "reason", 24, {
     Established = "established",
     NotIsolated = "not-isolated",
     Policy = "policy",
@@ -87,6 +87,7 @@ named!(Reason, "reason", 23, {
     ExtensionHeader = "extension-header",
     ConntrackFull = "conntrack-full",
     NoEndpoint = "no-endpoint",
+    ForgedNeighbour = "forged-neighbour",
     Refused = "refused",
     NoBackend = "no-backend",
     PortTaken = "port-taken",

@@ -29,6 +29,8 @@ pub struct Sizes {
     pub ring: u32,
     /// Aggregates that one direction of an endpoint may open in a generation.
     pub deny_share: u32,
+    /// How long after its first a later fragment passes; -1 for not at all.
+    pub fragment_ticks: i32,
 }
 
 /// Small enough to load in no time, large enough for a table of packets.
@@ -41,6 +43,7 @@ impl Default for Sizes {
             denies: 1024,
             ring: 64 << 10,
             deny_share: 256,
+            fragment_ticks: 28,
         }
     }
 }
@@ -110,6 +113,7 @@ impl Sandbox {
         open.maps.allow_events.set_max_entries(sizes.ring)?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             rodata.deny_share_limit = sizes.deny_share;
+            rodata.fragment_ticks = sizes.fragment_ticks;
         }
         Ok(Self { skel: open.load()? })
     }

@@ -76,6 +76,7 @@ impl World {
             denies: 65_536,
             ring: RING_BYTES,
             deny_share: 1024,
+            ..Sizes::default()
         };
         let sandbox = Sandbox::load(sizes)?;
         let storage = Box::leak(Box::new(MaybeUninit::uninit()));

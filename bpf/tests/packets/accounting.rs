@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What asks for a record, and what becomes of it: settings, generations, and tables without room.
 
+use std::net::Ipv4Addr;
+
 use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Reason::{
-    ConntrackFull, DefaultDeny, Established, Fragment, Malformed, NotMine, Policy, Spoofed,
+    ConntrackFull, DefaultDeny, Established, ForgedNeighbour, Fragment, Malformed, NotMine, Policy, Spoofed,
 };
 use wardline_bpf::abi::{ENDPOINT_LOG_DENY, Enforcement, LogMode};
 use wardline_bpf::frame::flag::SYN;
 use wardline_bpf::frame::protocol::{TCP, UDP};
-use wardline_bpf::frame::{tcp, udp};
+use wardline_bpf::frame::{arp, fragment, tcp, udp};
 use wardline_bpf::sandbox::Sizes;
 
 use crate::row::{Row, Table, pass, stop};
@@ -159,8 +161,7 @@ pub fn deny_table_is_full() -> Table {
 }
 
 pub fn audit() -> Table {
-    let mut fragment = denied(80);
-    fragment[14 + 6] = 0x20;
+    let later = fragment(&udp(port(STRANGER, 1), port(POD, 1)), 1, 8..12);
     let mut malformed = denied(80);
     malformed[14] = 0x65;
     let nobody = "::".parse().unwrap_or(STRANGER);
@@ -182,7 +183,7 @@ pub fn audit() -> Table {
             Policy,
         )
         .event(Ingress, ANY_UDP),
-        pass("a fragment", Ingress, fragment, Fragment).deny(Ingress, STRANGER, TCP, 0),
+        pass("a later fragment", Ingress, later, Fragment).deny(Ingress, STRANGER, UDP, 0),
         pass("a malformed packet", Ingress, malformed, Malformed).deny(Ingress, nobody, 0, 0),
         pass(
             "another pod's frame",
@@ -191,6 +192,13 @@ pub fn audit() -> Table {
             NotMine,
         ),
         pass("a connection without room", Ingress, allowed(1), ConntrackFull).deny(Ingress, CLIENT, TCP, 80),
+        stop(
+            "what is forged on the link is never let through",
+            Egress,
+            arp(Ipv4Addr::new(10, 0, 0, 20), Ipv4Addr::new(10, 0, 0, 1)),
+            ForgedNeighbour,
+        )
+        .deny(Egress, nobody, 0, 0),
         stop(
             "forged sources have their own switch",
             Egress,

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Whose packets they are: flooded frames, forged sources, and the two protocols that find neighbours.
+//! Whose packets they are: flooded frames and forged sources.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Enforcement;
-use wardline_bpf::abi::Reason::{DefaultDeny, Neighbour, NoEndpoint, NotMine, Policy, Spoofed};
+use wardline_bpf::abi::Reason::{DefaultDeny, NoEndpoint, NotMine, Policy, Spoofed};
 use wardline_bpf::frame::flag::SYN;
-use wardline_bpf::frame::protocol::{ICMPV6, TCP, UDP};
-use wardline_bpf::frame::{arp, neighbour, tcp, udp};
+use wardline_bpf::frame::protocol::{TCP, UDP};
+use wardline_bpf::frame::{tcp, udp};
 
 use crate::row::{Row, pass, stop};
-use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, CLIENT6, IFINDEX, POD, POD_TO_443, POD6, STRANGER6, port};
+use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, CLIENT6, IFINDEX, POD, POD_TO_443, POD6, port};
 
 const OTHER_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 11));
 const OTHER_POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x11);
@@ -19,23 +19,10 @@ const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 7);
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const NOBODY: Ipv6Addr = Ipv6Addr::UNSPECIFIED;
 
-const ROUTER_SOLICITATION: u8 = 133;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
-
 fn v6(address: IpAddr) -> Ipv6Addr {
     match address {
         IpAddr::V6(v6) => v6,
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
-    }
-}
-
-fn v4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(v4) => v4,
-        IpAddr::V6(_) => panic!("{address} is no IPv4 address"),
     }
 }
 
@@ -140,120 +127,6 @@ pub fn forged_sources_are_watched() -> Vec<Row> {
         .deny(Egress, CLIENT, UDP, 54),
     ]
 }
-
-pub fn neighbours() -> Vec<Row> {
-    let (pod, client) = (v4(POD), v4(CLIENT));
-    let (pod6, client6) = (v6(POD6), v6(CLIENT6));
-    vec![
-        pass("ARP to the pod", Ingress, arp(client, pod), Neighbour),
-        pass("ARP of the pod", Egress, arp(pod, client), Neighbour),
-        pass("an ARP probe", Egress, arp(Ipv4Addr::UNSPECIFIED, pod), Neighbour),
-        stop("ARP for another's address", Egress, arp(client, pod), Spoofed).deny(
-            Egress,
-            Ipv6Addr::UNSPECIFIED.into(),
-            0,
-            0,
-        ),
-        pass(
-            "solicitation to the pod",
-            Ingress,
-            neighbour(client6, pod6, SOLICITATION, pod6),
-            Neighbour,
-        ),
-        pass(
-            "router advertisement to the pod",
-            Ingress,
-            neighbour(LINK_LOCAL, ALL_NODES, ROUTER_ADVERTISEMENT, NOBODY),
-            Neighbour,
-        ),
-        pass(
-            "redirect to the pod",
-            Ingress,
-            neighbour(LINK_LOCAL, pod6, REDIRECT, client6),
-            Neighbour,
-        ),
-        pass(
-            "solicitation of the pod",
-            Egress,
-            neighbour(pod6, client6, SOLICITATION, client6),
-            Neighbour,
-        ),
-        pass(
-            "advertisement of the pod",
-            Egress,
-            neighbour(pod6, client6, ADVERTISEMENT, pod6),
-            Neighbour,
-        ),
-        pass(
-            "advertisement of its link-local",
-            Egress,
-            neighbour(LINK_LOCAL, ALL_NODES, ADVERTISEMENT, LINK_LOCAL),
-            Neighbour,
-        ),
-        pass(
-            "detection of a duplicate",
-            Egress,
-            neighbour(NOBODY, ALL_NODES, SOLICITATION, pod6),
-            Neighbour,
-        ),
-        pass(
-            "router solicitation",
-            Egress,
-            neighbour(NOBODY, ALL_NODES, ROUTER_SOLICITATION, NOBODY),
-            Neighbour,
-        ),
-    ]
-}
-
-pub fn forged_neighbours() -> Vec<Row> {
-    let (pod6, client6, stranger6) = (v6(POD6), v6(CLIENT6), v6(STRANGER6));
-    vec![
-        stop(
-            "detection of another's address",
-            Egress,
-            neighbour(NOBODY, ALL_NODES, SOLICITATION, client6),
-            Spoofed,
-        )
-        .deny(Egress, ALL_NODES.into(), ICMPV6, 0),
-        stop(
-            "advertisement for another's address",
-            Egress,
-            neighbour(pod6, client6, ADVERTISEMENT, stranger6),
-            Spoofed,
-        )
-        .deny(Egress, CLIENT6, ICMPV6, 0),
-        stop(
-            "advertisement from another's address",
-            Egress,
-            neighbour(stranger6, client6, ADVERTISEMENT, pod6),
-            Spoofed,
-        )
-        .deny(Egress, CLIENT6, ICMPV6, 0),
-        stop(
-            "advertisement from no address",
-            Egress,
-            neighbour(NOBODY, LINK_LOCAL, ADVERTISEMENT, pod6),
-            Spoofed,
-        )
-        .deny(Egress, LINK_LOCAL.into(), ICMPV6, 0),
-        stop(
-            "a pod that plays the router",
-            Egress,
-            neighbour(LINK_LOCAL, STRANGER_NET, ROUTER_ADVERTISEMENT, NOBODY),
-            Spoofed,
-        )
-        .deny(Egress, STRANGER_NET.into(), ICMPV6, 0),
-        stop(
-            "a redirect of a pod",
-            Egress,
-            neighbour(LINK_LOCAL, OTHER_POD6, REDIRECT, stranger6),
-            Spoofed,
-        )
-        .deny(Egress, OTHER_POD6.into(), ICMPV6, 0),
-    ]
-}
-
-const STRANGER_NET: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 
 pub fn pods_without_an_address() -> Vec<Row> {
     vec![

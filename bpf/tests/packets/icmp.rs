@@ -50,13 +50,6 @@ pub fn echoes() -> Vec<Row> {
         )
         .deny(Ingress, STRANGER6, ICMPV6, 0),
         pass("another message", Ingress, icmp(CLIENT, POD, 13, &[0; 16]), Policy).event(Ingress, CLIENT_OTHER),
-        stop(
-            "a redirect is a message like any",
-            Ingress,
-            icmp(STRANGER, POD, 5, &[0; 32]),
-            DefaultDeny,
-        )
-        .deny(Ingress, STRANGER, ICMP, 0),
     ]
 }
 

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 use wardline_bpf::abi::Reason;
 
 use crate::row::Table;
-use crate::{accounting, addresses, again, connections, fronts, icmp, malformed, policies, services};
+use crate::{
+    accounting, addresses, again, connections, extensions, fragments, fronts, icmp, link, malformed, policies, services,
+};
 
 macro_rules! tables {
     ($($module:ident::$table:ident),* $(,)?) => {
@@ -32,8 +34,6 @@ tables! {
     addresses::whose_packets,
     addresses::sources_of_the_pod,
     addresses::forged_sources_are_watched,
-    addresses::neighbours,
-    addresses::forged_neighbours,
     addresses::pods_without_an_address,
     again::policy_no_longer_allows,
     again::policy_still_allows,
@@ -47,6 +47,16 @@ tables! {
     connections::mid_stream,
     connections::mid_stream_denied,
     connections::conntrack_is_full,
+    extensions::headers_are_walked,
+    extensions::headers_that_are_not_walked,
+    extensions::headers_that_contradict,
+    fragments::later_follow_the_first,
+    fragments::segments_in_parts,
+    fragments::the_first_is_denied,
+    fragments::parts_that_cannot_be,
+    fragments::ipv6_parts,
+    fragments::the_oldest_gives_way,
+    fragments::a_first_is_too_long_ago,
     fronts::nothing_to_choose_from,
     fronts::a_pod_that_reaches_itself,
     fronts::clients_stay_with_their_backend,
@@ -55,6 +65,11 @@ tables! {
     icmp::stray_replies,
     icmp::errors_follow_their_flow,
     icmp::errors_without_a_flow,
+    link::neighbours,
+    link::forged_neighbours,
+    link::redirects,
+    link::groups,
+    link::bad_group_messages,
     malformed::ethernet_and_arp,
     malformed::ipv4,
     malformed::ipv6,

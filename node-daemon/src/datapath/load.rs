@@ -91,7 +91,7 @@ fn size_and_pin(
 ) -> Result<Vec<KeptLimit>, LoadError> {
     let maps = &mut open.maps;
     // Twice the limit: a new generation is written beside the one in force before it replaces it.
-    let wanted: [(&'static str, &mut OpenMapMut<'_>, Option<u32>); 16] = [
+    let wanted: [(&'static str, &mut OpenMapMut<'_>, Option<u32>); 17] = [
         ("endpoints", &mut maps.endpoints, None),
         ("near_endpoints", &mut maps.near_endpoints, None),
         ("policy_words", &mut maps.policy_words, None),
@@ -103,6 +103,7 @@ fn size_and_pin(
         ("services", &mut maps.services, None),
         ("backends", &mut maps.backends, None),
         ("affinities", &mut maps.affinities, None),
+        ("fragments", &mut maps.fragments, None),
         ("settings", &mut maps.settings, None),
         ("counters", &mut maps.counters, None),
         ("denies", &mut maps.denies, Some(limits.deny_aggregates)),
