@@ -72,6 +72,8 @@ bench: deps tool ## what packets, connections, records and policy changes cost: 
 .PHONY: conformance
 conformance: deps tool ## Kubernetes' own network policy suite, all but its SCTP cases: a table (REPEAT=3 for three rounds); needs root
 	@$(LAB) conformance --repeat $(REPEAT) $(CONFORMANCE)
+	echo 'a million packets while policies are rewritten all the time'
+	WARDLINE_ATOMIC_PACKETS=1000000 cargo test --quiet --package wardline-node --test traffic atomic -- --nocapture
 
 .PHONY: fmt
 fmt: ## format the Rust code

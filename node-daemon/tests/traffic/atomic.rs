@@ -228,7 +228,7 @@ fn rewrite_all_the_time(cluster: &mut Cluster, traffic: &Traffic, wanted: u64) -
             _ => rewrite(cluster, set),
         }
         // The daemon is killed, and learns when it is back what has changed meanwhile.
-        if rewrites % 100 == 50 {
+        if rewrites % 400 == 50 {
             std::thread::sleep(BEAT);
             cluster.restart();
         }

@@ -7,6 +7,7 @@
 mod atomic;
 mod changes;
 mod flows;
+mod hostile;
 mod own_node;
 mod restart;
 mod reuse;

@@ -23,9 +23,9 @@ use wardline_node::index::{Event, Index, Logged, LoggingSpec, NamespaceInfo, Pod
 use wardline_node::interfaces;
 use wardline_node::services;
 use wardline_policy::convert;
-use wardline_policy::model::{ObjectName, Policy};
+use wardline_policy::model::{Direction, ObjectName, Policy};
 
-use crate::support::{Life, Node, on_a_node};
+use crate::support::{Life, Node, Program, on_a_node};
 
 /// The port that every server listens on.
 pub const PORT: u16 = 7000;
@@ -83,6 +83,7 @@ const GATEWAY: u8 = 254;
 pub struct Cluster<'a> {
     node: &'a Node,
     plugin: Plugin,
+    config: DaemonConfig,
     pub index: Index,
     /// None only while another life begins.
     life: Option<Life>,
@@ -93,6 +94,10 @@ pub struct Cluster<'a> {
 
 /// Runs `test` on a node whose pods are joined by `plugin`.
 pub fn on_a_cluster(plugin: Plugin, test: impl FnOnce(&mut Cluster) + Send) {
+    with_config(plugin, DaemonConfig::default(), test);
+}
+
+pub fn with_config(plugin: Plugin, config: DaemonConfig, test: impl FnOnce(&mut Cluster) + Send) {
     on_a_node(0, |node| {
         std::fs::create_dir_all("/run/netns").unwrap();
         nix::mount::mount(
@@ -108,7 +113,8 @@ pub fn on_a_cluster(plugin: Plugin, test: impl FnOnce(&mut Cluster) + Send) {
             node,
             plugin,
             index: Index::new(NODE, true),
-            life: Some(node.start(&DaemonConfig::default())),
+            life: Some(node.start(&config)),
+            config,
             told: Vec::new(),
             generation: 0,
         };
@@ -184,7 +190,7 @@ impl Cluster<'_> {
     /// Another life of the daemon, as after a kill: it learns again all that the cluster says.
     pub fn restart(&mut self) {
         self.life = None;
-        self.life = Some(self.node.start(&DaemonConfig::default()));
+        self.life = Some(self.node.start(&self.config));
         self.index = Index::new(NODE, true);
         for (ifindex, pod, uid) in self.life().datapath.inherited() {
             self.index.inherit(ifindex, pod, uid);
@@ -239,6 +245,12 @@ impl Cluster<'_> {
     pub fn unwire(name: &str) {
         run("ip", &format!("link del v-{name}"));
         run("ip", &format!("netns del {name}"));
+    }
+
+    /// What judges the packets of a pod that is wired.
+    pub fn program(&mut self, pod: &str, direction: Direction) -> Program {
+        let ifindex = nix::net::if_::if_nametoindex(format!("v-{pod}").as_str()).unwrap();
+        self.life().program(ifindex, direction)
     }
 
     pub fn label_namespace(&mut self, name: &str, labels: &str) {

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A pod that does what it can to be taken for others and to use up what all share, while others go on talking.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use wardline_bpf::frame::{self, flag};
+use wardline_crds::SourceAddressCheck;
+use wardline_crds::config::DaemonConfig;
+use wardline_policy::model::Direction;
+
+use crate::flows::Server;
+use crate::wire::{Cluster, Family, PORT, Plugin, retransmissions, with_config};
+
+const SERVER: u8 = 1;
+const CLIENT: u8 = 2;
+const HOSTILE: u8 = 3;
+/// Of Services, which no pod is.
+const SERVICES: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
+const FROM_CLIENT: &str =
+    "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}";
+/// Isolates it, so that its denies are recorded.
+const HOSTILE_MAY: &str = "{podSelector: {matchLabels: {app: hostile}}, policyTypes: [Egress], egress: [{}]}";
+
+/// Packets by which kernels talk of multicast groups, now and then.
+const CHATTER: u64 = 16;
+
+/// Runs `attack` while flows between two other pods are open: they go on, and new ones still open.
+fn while_others_talk(attack: impl FnOnce(&mut Cluster) + Send) {
+    let config = DaemonConfig {
+        source_address_check: SourceAddressCheck::Enforce,
+        ..DaemonConfig::default()
+    };
+    with_config(Plugin::Ptp, config, |cluster| {
+        for (name, host) in [("server", SERVER), ("client", CLIENT), ("hostile", HOSTILE)] {
+            cluster.pod(name, host);
+        }
+        cluster.policy("server", FROM_CLIENT);
+        cluster.policy("hostile", HOSTILE_MAY);
+        cluster.apply();
+        let server = Server::start("server", SERVER);
+        let mut flows = server.open("client");
+        flows.talk(&server, true);
+        let before = retransmissions("client");
+        attack(cluster);
+        flows.talk(&server, true);
+        server.admits("client", true);
+        server.open("client").talk(&server, true);
+        assert_eq!(retransmissions("client"), before, "segments of others were lost");
+    });
+}
+
+/// Denied packets that the log tells of, by reason; nothing is told as lost.
+fn denied(cluster: &mut Cluster) -> BTreeMap<String, u64> {
+    let mut denied = BTreeMap::new();
+    for record in cluster.life().records() {
+        assert!(record["disposition"] != "lost", "{record}");
+        if record["disposition"] == "deny" {
+            let reason = record["reason"].as_str().unwrap().to_owned();
+            *denied.entry(reason).or_default() += record["count"].as_u64().unwrap();
+        }
+    }
+    denied
+}
+
+/// Addresses that are not the hostile pod's: another pod's, its node's, a Service's, one outside, and those of nobody.
+fn stolen(family: Family) -> Vec<IpAddr> {
+    let mut stolen = vec![
+        family.pod(CLIENT),
+        family.pod(SERVER),
+        family.pod(254),
+        family.outside(1),
+        family.outside(2),
+    ];
+    let more: &[&str] = match family {
+        Family::V4 => &[SERVICES[0], "127.0.0.1", "255.255.255.255", "224.0.0.1", "0.0.0.0"],
+        Family::V6 => &[SERVICES[1], "::1", "ff02::1"],
+    };
+    stolen.extend(more.iter().map(|text| text.parse::<IpAddr>().unwrap()));
+    stolen
+}
+
+#[test]
+fn stolen_addresses_get_nowhere() {
+    while_others_talk(|cluster| {
+        let hostile = cluster.program("hostile", Direction::Egress);
+        let mut sent = 0;
+        for family in Family::BOTH {
+            let server = SocketAddr::new(family.pod(SERVER), PORT);
+            for source in stolen(family) {
+                let from = SocketAddr::new(source, 40_000);
+                let mut frames: Vec<_> = [flag::SYN, flag::ACK, flag::RST, flag::SYN | flag::ACK]
+                    .into_iter()
+                    .map(|flags| frame::tcp(from, server, flags))
+                    .collect();
+                frames.push(frame::udp(from, server));
+                frames.push(frame::echo(source, server.ip(), frame::Echo::Request, 7));
+                for frame in frames {
+                    assert!(!hostile.passes(&frame), "a packet of {source} got through");
+                    sent += 1;
+                }
+            }
+        }
+        assert_eq!(denied(cluster), BTreeMap::from([("spoofed".to_owned(), sent)]));
+    });
+}
+
+#[test]
+fn a_scan_of_all_ports_is_counted_and_hides_nobody_elses_denies() {
+    while_others_talk(|cluster| {
+        let server = cluster.program("server", Direction::Ingress);
+        let from = SocketAddr::new(Family::V4.pod(HOSTILE), 40_000);
+        for port in 1..=u16::MAX {
+            let frame = frame::tcp(from, SocketAddr::new(Family::V4.pod(SERVER), port), flag::SYN);
+            assert!(!server.passes(&frame), "port {port} is open");
+        }
+        // Another pod's denies find room beside them.
+        cluster.policy("client", "{podSelector: {matchLabels: {app: client}}}");
+        cluster.apply();
+        let client = cluster.program("client", Direction::Ingress);
+        assert!(!client.passes(&frame::tcp(
+            from,
+            SocketAddr::new(Family::V4.pod(CLIENT), PORT),
+            flag::SYN
+        )));
+        let records = cluster.life().records();
+        let count = |disposition: &str| -> u64 {
+            let of_kind = records.iter().filter(|record| record["disposition"] == disposition);
+            of_kind.map(|record| record["count"].as_u64().unwrap()).sum()
+        };
+        // What finds no room in the table is told as lost, to the last packet.
+        let (sent, told) = (u64::from(u16::MAX) + 1, count("deny") + count("lost"));
+        assert!((sent..sent + CHATTER).contains(&told), "{told} of {sent} are told");
+        assert!(count("deny") > 1000, "nothing was written of the scan");
+        let others = records.iter().filter(|record| record["dest"]["pod_name"] == "client");
+        assert_eq!(others.count(), 1);
+        assert_eq!(cluster.life().log.imbalance(), Some([[0; 2]; 2]));
+        cluster.no_policy("client");
+        cluster.apply();
+    });
+}
