@@ -39,6 +39,8 @@ pub struct Done {
     pub transactions: u64,
     /// How long it took.
     pub seconds: f64,
+    /// How long the slowest request took, where that is told.
+    pub longest_gap_ms: Option<f64>,
 }
 
 impl Done {

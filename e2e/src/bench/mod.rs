@@ -6,7 +6,8 @@
 //!                            +--> one table, one JSON file
 //!   connections              |    pods of node1 beside namespaces that are no pods, in turn
 //!   record_rate              |    a steady stream of connections, faster and faster
-//!   policy --------------- --+    probes that stop being answered
+//!   policy ------------------+    probes that stop being answered
+//!   restart -----------------+    requests while the daemon is killed, last of all
 //! ```
 //!
 //! Nothing here has a threshold: a figure that misses its target is printed as one that does. That the benchmark runs
@@ -19,6 +20,7 @@ mod load;
 mod policy;
 mod process;
 mod record_rate;
+mod restart;
 pub mod wires;
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -80,6 +82,8 @@ struct Effort {
     rates: &'static [u32],
     /// Policies that are applied.
     policies: u32,
+    /// How long traffic flows while the daemon is killed; it takes a second or two to come back.
+    restart: Duration,
 }
 
 const FULL: Effort = Effort {
@@ -88,6 +92,7 @@ const FULL: Effort = Effort {
     flood: Duration::from_secs(10),
     rates: &[25_000, 50_000, 75_000, 100_000, 150_000],
     policies: 50,
+    restart: Duration::from_secs(10),
 };
 const QUICK: Effort = Effort {
     rounds: 3,
@@ -95,6 +100,7 @@ const QUICK: Effort = Effort {
     flood: Duration::from_secs(1),
     rates: &[10_000],
     policies: 3,
+    restart: Duration::from_secs(6),
 };
 
 /// Takes all figures. Brings the cluster up and Wardline into it where they are not there, and takes down again what it
@@ -168,6 +174,8 @@ async fn in_namespace(namespace: &TestNamespace, traffic: &Traffic, effort: &Eff
         target: Some(Target::AtMost(30.0)),
         measured: format!("resident memory of {NODE}'s daemon after all of the above, with a handful of pods"),
     });
+    step("measuring what a killed daemon does to traffic");
+    figures.extend(restart::measure(&setting, &flooder, effort).await?);
     Ok(figures)
 }
 

@@ -19,6 +19,8 @@ use crate::{WEB_TAKES_FRIENDS, lines, of_client};
 const INTERVAL: Duration = Duration::from_millis(10);
 /// Datagrams that a busy machine may lose on its own, of several thousand.
 const NOISE: usize = 2;
+/// Milliseconds after which TCP sends again, at the earliest.
+const RETRANSMISSION: u64 = 200;
 
 #[tokio::test]
 async fn a_killed_daemon_changes_no_verdict_and_its_account_balances_afterwards() -> Result<()> {
@@ -69,6 +71,59 @@ async fn a_killed_daemon_changes_no_verdict_and_its_account_balances_afterwards(
         check_balance(node).await
     })
     .await
+}
+
+#[tokio::test]
+async fn policies_that_change_while_the_daemon_is_dead_wait_for_it() -> Result<()> {
+    with_namespace("changed", async |namespace: &TestNamespace| {
+        // On the other node than the test above, and on its plugin.
+        namespace.server("web", "node2").await?;
+        for (client, node) in [("was", "node1"), ("both", "node2"), ("will", "node1")] {
+            namespace.client(client, node).await?;
+        }
+        namespace.ready().await?;
+        namespace.apply(&admitting("[was, both]")).await?;
+        namespace.until_reach("will", "web", false).await?;
+        let was = namespace.hold("was", "web", Protocol::Udp, INTERVAL).await?;
+        let both = namespace.hold("both", "web", Protocol::Udp, INTERVAL).await?;
+        let stream = namespace.hold("both", "web", Protocol::Tcp, INTERVAL).await?;
+
+        let node = namespace.lab.node("node2")?;
+        let killed = node.kill_daemon()?;
+        namespace.apply(&admitting("[both, will]")).await?;
+        let mut tried = 0;
+        // For as long as it is away, and that is known only when it is still away after the attempt.
+        while node.daemon_pid().is_err() {
+            let echoes = was.echoes();
+            let attempt = namespace.attempt("will", "web", Protocol::Tcp).await?;
+            if node.daemon_pid().is_err() {
+                ensure!(attempt.timed_out(), "admitted before the daemon is back: {attempt:?}");
+                ensure!(was.echoes() > echoes, "cut before the daemon is back");
+                tried += 1;
+            }
+        }
+        println!("attempts while the daemon was away: {tried}");
+        namespace.until_reach("will", "web", true).await?;
+        was.until_stopped_beside(&both, 100).await?;
+        ensure!(node.daemon_pid()? != killed, "the daemon of node2 was not killed");
+        check_flow("the datagrams", &both.finish().await?, NOISE)?;
+        let stream = stream.finish().await?;
+        check_flow("the stream", &stream, 0)?;
+        ensure!(
+            stream.longest_gap_ms < RETRANSMISSION,
+            "the stream lost a segment: {} ms between two echoes",
+            stream.longest_gap_ms
+        );
+        wardline::wait_ready(&namespace.lab).await
+    })
+    .await
+}
+
+fn admitting(clients: &str) -> String {
+    WEB_TAKES_FRIENDS.replace("[friend1, friend2]", clients).replace(
+        "[{protocol: TCP, port: 8080}]",
+        "[{port: 8080}, {protocol: UDP, port: 8080}]",
+    )
 }
 
 /// Each client once, the refused ones at the same time as the admitted.

@@ -7,6 +7,8 @@ mod daemon;
 mod exact;
 mod families;
 mod live;
+mod node_port;
+mod rewritten;
 mod upstream;
 
 use wardline_e2e::records::Record;

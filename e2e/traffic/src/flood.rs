@@ -22,16 +22,28 @@ const SLICE: Duration = Duration::from_millis(1);
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 
-/// Opens and resets `rate` connections a second for `duration`; prints what [`crate::load::rr`] prints.
+/// What is opened, and how fast.
+#[derive(Clone, Copy)]
+pub(crate) struct Flood {
+    pub(crate) from: Ipv4Addr,
+    /// Connections a second.
+    pub(crate) rate: u32,
+    /// How many destination ports are taken in turn, from the server's on.
+    pub(crate) ports: u16,
+    /// Nothing resets them.
+    pub(crate) half_open: bool,
+}
+
+/// Opens, and unless told otherwise resets, connections for `duration`; prints what [`crate::load::crr`] prints.
 ///
-/// Slower than `rate` if the machine is; the report says how many there were. Half of them come from each of two
+/// Slower than the rate if the machine is; the report says how many there were. Half of them come from each of two
 /// threads, so that a sender is not held to one CPU.
-pub(crate) fn flood(from: Ipv4Addr, server: SocketAddr, rate: u32, duration: Duration) -> io::Result<()> {
+pub(crate) fn flood(flood: Flood, server: SocketAddr, duration: Duration) -> io::Result<()> {
     let SocketAddr::V4(server) = server else {
         return Err(io::Error::other("the server's address is not IPv4"));
     };
     let start = Instant::now();
-    let half = |first| thread::spawn(move || flood_from(from, first, server, rate / 2, duration));
+    let half = |first| thread::spawn(move || flood.half(first, server, duration));
     let mut opened = 0;
     for sender in FIRST_PORTS.map(half) {
         opened += sender.join().map_err(|_| io::Error::other("a sender panicked"))??;
@@ -40,22 +52,34 @@ pub(crate) fn flood(from: Ipv4Addr, server: SocketAddr, rate: u32, duration: Dur
     Ok(())
 }
 
-fn flood_from(from: Ipv4Addr, first: u16, server: SocketAddrV4, rate: u32, duration: Duration) -> io::Result<u64> {
-    let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW))?;
-    let (start, mut opened) = (Instant::now(), 0_u64);
-    while start.elapsed() < duration {
-        let due = start.elapsed().as_micros() * u128::from(rate) / 1_000_000;
-        while u128::from(opened) < due && start.elapsed() < duration {
-            let port = first + u16::try_from(opened % u64::from(PORTS)).unwrap_or(0);
-            for flags in [SYN, RST] {
-                let bytes = segment(from, port, server, flags);
-                sendto(&raw, &bytes, SendFlags::empty(), &SocketAddr::V4(server))?;
+impl Flood {
+    fn half(self, first: u16, server: SocketAddrV4, duration: Duration) -> io::Result<u64> {
+        let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW))?;
+        let (start, mut opened) = (Instant::now(), 0_u64);
+        while start.elapsed() < duration {
+            let due = start.elapsed().as_micros() * u128::from(self.rate / 2) / 1_000_000;
+            while u128::from(opened) < due && start.elapsed() < duration {
+                let (port, to) = self.ports_of(opened, first, server);
+                let flags: &[u8] = if self.half_open { &[SYN] } else { &[SYN, RST] };
+                for flags in flags {
+                    let bytes = segment(self.from, port, to, *flags);
+                    sendto(&raw, &bytes, SendFlags::empty(), &SocketAddr::V4(to))?;
+                }
+                opened += 1;
             }
-            opened += 1;
+            thread::sleep(SLICE);
         }
-        thread::sleep(SLICE);
+        Ok(opened)
     }
-    Ok(opened)
+
+    /// All destinations from one source port, then from the next.
+    fn ports_of(self, number: u64, first: u16, server: SocketAddrV4) -> (u16, SocketAddrV4) {
+        let within = |number: u64, limit: u16| u16::try_from(number % u64::from(limit)).unwrap_or(0);
+        let ports = self.ports.max(1);
+        let to = server.port().wrapping_add(within(number, ports));
+        let from = first + within(number / u64::from(ports), PORTS);
+        (from, SocketAddrV4::new(*server.ip(), to))
+    }
 }
 
 /// An IPv4 header and a TCP header without options. The kernel fills in the length and checksum of the first; that of
@@ -76,7 +100,7 @@ fn segment(from: Ipv4Addr, port: u16, to: SocketAddrV4, flags: u8) -> [u8; 40] {
 
 #[cfg(test)]
 mod tests {
-    use super::{SYN, segment};
+    use super::{Flood, SYN, segment};
 
     #[test]
     fn a_segment_has_addresses_ports_and_flags_where_they_belong() {
@@ -84,5 +108,21 @@ mod tests {
         assert_eq!(bytes[..1], [0x45]);
         assert_eq!(bytes[12..24], [10, 0, 0, 1, 10, 0, 0, 2, 0x12, 0x34, 0, 80]);
         assert_eq!(bytes[32..34], [0x50, 0x02]);
+    }
+
+    #[test]
+    fn destinations_are_taken_in_turn_and_then_the_source_moves_on() {
+        let flood = Flood {
+            from: [10, 0, 0, 1].into(),
+            rate: 1,
+            ports: 3,
+            half_open: true,
+        };
+        let server = "10.0.0.2:80".parse().unwrap();
+        let taken: Vec<_> = (0..5)
+            .map(|number| flood.ports_of(number, 1000, server))
+            .map(|(from, to)| (from, to.port()))
+            .collect();
+        assert_eq!(taken, [(1000, 80), (1000, 81), (1000, 82), (1001, 80), (1001, 81)]);
     }
 }

@@ -63,22 +63,31 @@ fn answer(stream: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Prints `{"event":"load","transactions":…,"seconds":…}`.
+/// Prints `{"event":"load","transactions":…,"seconds":…,"longest_gap_ms":…}`; the gap is the time that the slowest took.
 pub(crate) fn rr(server: SocketAddr, duration: Duration) -> io::Result<()> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_nodelay(true)?;
     let mut byte = [AGAIN];
     let (start, mut transactions) = (Instant::now(), 0_u64);
-    while start.elapsed() < duration {
+    let (mut last, mut longest) = (start, Duration::ZERO);
+    while last - start < duration {
         stream.write_all(&byte)?;
         stream.read_exact(&mut byte)?;
         transactions += 1;
+        let now = Instant::now();
+        longest = longest.max(now - last);
+        last = now;
     }
-    report(transactions, start.elapsed());
+    say(&json!({
+        "event": "load",
+        "transactions": transactions,
+        "seconds": start.elapsed().as_secs_f64(),
+        "longest_gap_ms": longest.as_secs_f64() * 1e3,
+    }));
     Ok(())
 }
 
-/// Like [`rr`]; a transaction is a whole connection, to the server's FIN.
+/// Prints `{"event":"load","transactions":…,"seconds":…}`; a transaction is a whole connection, to the server's FIN.
 pub(crate) fn crr(server: SocketAddr, duration: Duration) -> io::Result<()> {
     let (start, mut transactions) = (Instant::now(), 0_u64);
     while start.elapsed() < duration {

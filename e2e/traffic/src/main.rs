@@ -67,8 +67,11 @@ enum Command {
         /// Microseconds between datagrams
         #[arg(long, default_value_t = 500)]
         interval: u64,
+        /// Stop after so many milliseconds, and say how many answers came
+        #[arg(long)]
+        duration: Option<u64>,
     },
-    /// Open and reset TCP connections from raw frames, without waiting for answers; needs root
+    /// Open TCP connections from raw frames and reset them, without waiting for answers; needs root
     Flood {
         #[command(flatten)]
         load: Load,
@@ -78,6 +81,12 @@ enum Command {
         /// Connections a second
         #[arg(long)]
         rate: u32,
+        /// How many ports of the server are taken in turn, from the one given on
+        #[arg(long, default_value_t = 1)]
+        ports: u16,
+        /// Leave them half open: no reset follows
+        #[arg(long)]
+        half_open: bool,
     },
 }
 
@@ -118,8 +127,30 @@ fn main() -> ExitCode {
         Command::Respond { port, threads } => load::respond(port, threads),
         Command::Rr(load) => load::rr(load.server, load.duration()),
         Command::Crr(load) => load::crr(load.server, load.duration()),
-        Command::Probe { server, interval } => probe::probe(server, Duration::from_micros(interval)),
-        Command::Flood { load, from, rate } => flood::flood(from, load.server, rate, load.duration()),
+        Command::Probe {
+            server,
+            interval,
+            duration,
+        } => probe::probe(
+            server,
+            Duration::from_micros(interval),
+            duration.map(Duration::from_millis),
+        ),
+        Command::Flood {
+            load,
+            from,
+            rate,
+            ports,
+            half_open,
+        } => {
+            let flood = flood::Flood {
+                from,
+                rate,
+                ports,
+                half_open,
+            };
+            flood::flood(flood, load.server, load.duration())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -23,7 +23,8 @@ struct Probes {
     sent_ns: Vec<u64>,
     /// One more than the number of the last that was answered.
     answered: usize,
-    /// Answers since the last stop.
+    /// Answers in all, and since the last stop.
+    answers: usize,
     streak: usize,
     flowing: bool,
 }
@@ -33,6 +34,7 @@ impl Probes {
         // An answer older than the stop that was reported is late, and no sign of a flow.
         if number < self.sent_ns.len() {
             self.answered = self.answered.max(number + 1);
+            self.answers += 1;
             self.streak += 1;
         }
     }
@@ -52,14 +54,16 @@ impl Probes {
     }
 }
 
-/// Sends until it is killed; all from one port, so that to a firewall it is one flow.
-pub(crate) fn probe(server: SocketAddr, interval: Duration) -> io::Result<()> {
+/// Sends until it is killed, or for `duration`, after which it prints `{"event":"probed","sent":…,"answers":…}`; all from
+/// one port, so that to a firewall it is one flow.
+pub(crate) fn probe(server: SocketAddr, interval: Duration, duration: Option<Duration>) -> io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(server)?;
     socket.set_nonblocking(true)?;
     let mut probes = Probes::default();
-    let mut next = Instant::now();
-    loop {
+    let start = Instant::now();
+    let mut next = start;
+    while duration.is_none_or(|duration| start.elapsed() < duration) {
         let mut buffer = [0; 8];
         // Errors belong to earlier datagrams, or say that nothing has come.
         while let Ok(length) = socket.recv(&mut buffer) {
@@ -76,6 +80,8 @@ pub(crate) fn probe(server: SocketAddr, interval: Duration) -> io::Result<()> {
         next += interval;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
+    say(&json!({"event": "probed", "sent": probes.sent_ns.len(), "answers": probes.answers}));
+    Ok(())
 }
 
 fn monotonic_ns() -> u64 {

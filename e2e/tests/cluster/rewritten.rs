@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Policies that are rewritten as fast as the API server takes it, between two sets that say the same of some flows.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use serde_json::json;
+use wardline_e2e::namespace::{TestNamespace, with_namespace};
+use wardline_e2e::traffic::{Held, Protocol};
+
+/// Between messages of a flow.
+const INTERVAL: Duration = Duration::from_millis(2);
+const DURATION: Duration = Duration::from_secs(10);
+/// Datagrams that a busy machine may lose on its own, of several thousand.
+const NOISE: usize = 2;
+const CLIENTS: [(&str, &str); 4] = [
+    ("friend1", "node1"),
+    ("friend2", "node2"),
+    ("foe1", "node1"),
+    ("foe2", "node2"),
+];
+
+/// Admits the friends and refuses the foes: by the names of pods, or by what is left and ranges of ports.
+fn spec(set: usize) -> serde_json::Value {
+    let ports = [
+        json!([{"port": 8080}, {"port": 8080, "protocol": "UDP"}]),
+        json!([{"port": 8000, "endPort": 8999}, {"protocol": "UDP", "port": 1, "endPort": 8080}]),
+    ];
+    let peers = [
+        json!({"key": "app", "operator": "In", "values": ["friend1", "friend2"]}),
+        json!({"key": "app", "operator": "NotIn", "values": ["foe1", "foe2"]}),
+    ];
+    json!({
+        "podSelector": {"matchLabels": {"app": "web"}},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchExpressions": [peers[set]]}}], "ports": ports[set]}],
+    })
+}
+
+/// Stands beside the other in one of the sets only.
+fn more() -> serde_json::Value {
+    json!({
+        "podSelector": {},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchExpressions": [{"key": "app", "operator": "In", "values": ["friend1"]}]}}]}],
+    })
+}
+
+async fn put(policies: &Api<NetworkPolicy>, name: &str, spec: serde_json::Value) -> Result<()> {
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name},
+        "spec": spec,
+    });
+    let parameters = PatchParams::apply("wardline-e2e").force();
+    let patched = policies.patch(name, &parameters, &Patch::Apply(&object)).await;
+    patched.with_context(|| format!("failed to apply NetworkPolicy {name}"))?;
+    Ok(())
+}
+
+/// Returns how many requests changed something.
+async fn rewrite(policies: &Api<NetworkPolicy>) -> Result<u32> {
+    let (began, mut requests) = (Instant::now(), 0);
+    while began.elapsed() < DURATION {
+        put(policies, "web", spec(1)).await?;
+        put(policies, "more", more()).await?;
+        put(policies, "web", spec(0)).await?;
+        let deleted = policies.delete("more", &DeleteParams::default()).await;
+        deleted.context("failed to delete NetworkPolicy more")?;
+        requests += 4;
+    }
+    Ok(requests)
+}
+
+/// New connections of every client, again and again: each has its verdict.
+async fn connect(namespace: &TestNamespace) -> Result<u32> {
+    let (began, mut attempts) = (Instant::now(), 0);
+    while began.elapsed() < DURATION {
+        let attempt = |client| namespace.attempt(client, "web", Protocol::Tcp);
+        let made = tokio::try_join!(attempt("friend1"), attempt("friend2"), attempt("foe1"), attempt("foe2"))?;
+        for admitted in [&made.0, &made.1] {
+            ensure!(admitted.ok, "an admitted client was refused: {admitted:?}");
+        }
+        for refused in [&made.2, &made.3] {
+            ensure!(refused.timed_out(), "a client was not refused: {refused:?}");
+        }
+        attempts += 4;
+    }
+    Ok(attempts)
+}
+
+#[tokio::test]
+async fn flows_that_policies_agree_on_do_not_notice_that_they_are_rewritten() -> Result<()> {
+    with_namespace("rewritten", async |namespace: &TestNamespace| {
+        namespace.server("web", "node1").await?;
+        for (client, node) in CLIENTS {
+            namespace.client(client, node).await?;
+        }
+        namespace.ready().await?;
+        // Open before there is a policy, the foes' too.
+        let mut held = Vec::new();
+        for (client, _) in CLIENTS {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                held.push((client, namespace.hold(client, "web", protocol, INTERVAL).await?));
+            }
+        }
+        let policies: Api<NetworkPolicy> = Api::namespaced(namespace.lab.client().clone(), &namespace.name);
+        put(&policies, "web", spec(0)).await?;
+        let (refused, admitted): (Vec<_>, Vec<_>) = held.into_iter().partition(|(client, _)| client.starts_with("foe"));
+        for (_, flow) in &refused {
+            flow.until_stopped_beside(&admitted[0].1, 200).await?;
+        }
+        let before: Vec<usize> = refused.iter().map(|(_, flow)| flow.echoes()).collect();
+        let (requests, attempts) = tokio::try_join!(rewrite(&policies), connect(namespace))?;
+        let after: Vec<usize> = refused.iter().map(|(_, flow)| flow.echoes()).collect();
+        ensure!(before == after, "echoes of refused flows: {before:?}, then {after:?}");
+        let mut messages = 0;
+        for (client, flow) in admitted {
+            messages += check(client, flow).await?;
+        }
+        println!("{requests} requests in {DURATION:?}, {messages} messages, {attempts} attempts");
+        Ok(())
+    })
+    .await
+}
+
+async fn check(client: &str, flow: Held) -> Result<u64> {
+    let fared = flow.finish().await?;
+    ensure!(
+        fared.missing.len() <= NOISE && fared.twice.is_empty(),
+        "a flow of {client} was disturbed: {fared:?}"
+    );
+    Ok(fared.sent)
+}
