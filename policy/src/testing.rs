@@ -55,8 +55,8 @@ const PODS: &[(&str, &str, &str, &str)] = &[
 pub(crate) fn cluster(policies: &str) -> Objects {
     let mut objects = Objects::default();
     for namespace in [
-        "{name: shop, labels: {team: sales}}",
-        "{name: ops, labels: {team: ops, cost: low}}",
+        "{name: shop, labels: {team: sales, kubernetes.io/metadata.name: shop}}",
+        "{name: ops, labels: {team: ops, cost: low, kubernetes.io/metadata.name: ops}}",
     ] {
         let object: Namespace = serde_yaml::from_str(&format!("metadata: {namespace}")).unwrap();
         let labels = object.metadata.labels.unwrap_or_default();

@@ -162,6 +162,16 @@ fn namespace_selectors() {
             ("db < 203.0.113.9 tcp/80", "deny p"),
         ],
     );
+    // By name, through the label that the API server gives every namespace (KEP-2161).
+    check_ingress(
+        "[{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ops}}}]}]",
+        &[
+            ("db < ops/prom tcp/80", "allow p[0]"),
+            ("db < fd00:3::1 tcp/80", "allow p[0]"),
+            ("db < web tcp/80", "deny p"),
+            ("db < unknown/web tcp/80", "deny p"),
+        ],
+    );
     // Both in one peer: both must hold. In two peers: either.
     check_ingress(
         "[{from: [{namespaceSelector: {matchLabels: {team: ops}}, podSelector: {matchLabels: {app: web}}}]}]",
@@ -279,6 +289,26 @@ fn blocks_match_pods_too() {
             ("db < ops/prom tcp/80", "allow p[0]"),
             ("db < 10.0.200.1 tcp/80", "allow p[0]"),
             ("db < 10.1.0.1 tcp/80", "deny p"),
+        ],
+    );
+    check_ingress(
+        "[{from: [{ipBlock: {cidr: 'fd00:1::/64', except: ['fd00:1::2/128']}}]}, {from: [{podSelector: {matchLabels: {tier: back}}}]}]",
+        &[
+            ("db < fd00:1::1 tcp/80", "allow p[0]"),
+            ("db < fd00:1::2 tcp/80", "allow p[1]"),
+            ("db < fd00:1::3 tcp/80", "allow p[0,1]"),
+            ("db < fd00:1::200 tcp/80", "allow p[0]"),
+            ("db < fd00:3::1 tcp/80", "deny p"),
+            ("db < web tcp/80", "deny p"),
+        ],
+    );
+    check_egress(
+        "[{to: [{ipBlock: {cidr: 10.0.1.0/24, except: [10.0.1.3/32]}}, {ipBlock: {cidr: 'fd00:1::/64', except: ['fd00:1::3/128']}}]}]",
+        &[
+            ("web > api tcp/80", "allow p[0]"),
+            ("web > fd00:1::2 udp/53", "allow p[0]"),
+            ("web > db tcp/80", "deny p"),
+            ("web > fd00:1::3 tcp/80", "deny p"),
         ],
     );
 }
