@@ -82,7 +82,7 @@ struct Effort {
     rates: &'static [u32],
     /// Policies that are applied.
     policies: u32,
-    /// How long traffic flows while the daemon is killed; it takes a second or two to come back.
+    /// How long a round of traffic takes while the daemon is killed and starts again.
     restart: Duration,
 }
 
@@ -92,7 +92,7 @@ const FULL: Effort = Effort {
     flood: Duration::from_secs(10),
     rates: &[25_000, 50_000, 75_000, 100_000, 150_000],
     policies: 50,
-    restart: Duration::from_secs(10),
+    restart: Duration::from_secs(5),
 };
 const QUICK: Effort = Effort {
     rounds: 3,
@@ -100,7 +100,7 @@ const QUICK: Effort = Effort {
     flood: Duration::from_secs(1),
     rates: &[10_000],
     policies: 3,
-    restart: Duration::from_secs(6),
+    restart: Duration::from_secs(2),
 };
 
 /// Takes all figures. Brings the cluster up and Wardline into it where they are not there, and takes down again what it

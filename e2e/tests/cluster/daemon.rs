@@ -89,7 +89,14 @@ async fn policies_that_change_while_the_daemon_is_dead_wait_for_it() -> Result<(
         let stream = namespace.hold("both", "web", Protocol::Tcp, INTERVAL).await?;
 
         let node = namespace.lab.node("node2")?;
-        let killed = node.kill_daemon()?;
+        // The kubelet starts it again at once the first time, and after a pause of ten seconds the second.
+        let first = node.kill_daemon()?;
+        let what = "the daemon of node2 to be started again";
+        let killed = wait_until(what, Duration::from_mins(2), async || {
+            Ok(node.daemon_pid().ok().filter(|pid| *pid != first))
+        })
+        .await?;
+        node.kill_daemon()?;
         namespace.apply(&admitting("[both, will]")).await?;
         let mut tried = 0;
         // For as long as it is away, and that is known only when it is still away after the attempt.
@@ -102,7 +109,7 @@ async fn policies_that_change_while_the_daemon_is_dead_wait_for_it() -> Result<(
                 tried += 1;
             }
         }
-        println!("attempts while the daemon was away: {tried}");
+        ensure!(tried > 0, "the daemon was not away for long enough to try anything");
         namespace.until_reach("will", "web", true).await?;
         was.until_stopped_beside(&both, 100).await?;
         ensure!(node.daemon_pid()? != killed, "the daemon of node2 was not killed");
