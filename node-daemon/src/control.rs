@@ -276,6 +276,7 @@ impl Control {
         self.tidied = Instant::now();
         if self.index.is_synced() && self.unsettled.is_some_and(|since| since.elapsed() >= RETRY) {
             self.scan();
+            self.apply_services();
             let desired = self.index.desired();
             self.apply(&desired);
         }
