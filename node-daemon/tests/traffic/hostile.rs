@@ -139,3 +139,45 @@ fn a_scan_of_all_ports_is_counted_and_hides_nobody_elses_denies() {
         cluster.apply();
     });
 }
+
+/// Packets in pieces that hide their headers, and behind chains of headers, none of which is a whole honest packet.
+fn crafted(family: Family) -> Vec<Vec<u8>> {
+    const DESTINATION_OPTIONS: u8 = 60;
+    const ROUTING: u8 = 43;
+    let from = SocketAddr::new(family.pod(HOSTILE), 40_000);
+    let server = SocketAddr::new(family.pod(SERVER), PORT);
+    let whole = frame::tcp(from, server, flag::SYN);
+    let mut frames = vec![
+        // Too short to show the flags; then what would show them, over what went before or after it.
+        frame::fragment(&whole, 1, 0..8),
+        frame::fragment(&whole, 2, 8..16),
+        frame::fragment(&whole, 2, 8..20),
+        frame::fragment(&whole, 3, 16..20),
+        // Nothing in it at all.
+        frame::fragment(&whole, 4, 0..0),
+    ];
+    if family == Family::V6 {
+        let options = (DESTINATION_OPTIONS, vec![0, 0, 1, 4, 0, 0, 0, 0]);
+        frames.push(frame::extended(&whole, &vec![options; 40]));
+        frames.push(frame::extended(&whole, &[(ROUTING, vec![0; 8])]));
+    }
+    frames
+}
+
+#[test]
+fn crafted_packets_are_dropped_and_counted() {
+    while_others_talk(|cluster| {
+        let hostile = cluster.program("hostile", Direction::Egress);
+        let mut sent = 0;
+        for family in Family::BOTH {
+            for frame in crafted(family) {
+                for _ in 0..100 {
+                    assert!(!hostile.passes(&frame), "{family:?}: {frame:02x?}");
+                    sent += 1;
+                }
+            }
+        }
+        let denied = denied(cluster);
+        assert_eq!(denied.values().sum::<u64>(), sent, "{denied:?}");
+    });
+}
