@@ -77,11 +77,11 @@ pub fn prepare(node: &NodeSpec) -> Result<()> {
     Ok(())
 }
 
-/// Makes the node's bridge ask the host's tables, as kube-proxy needs: without, an answer from a pod of the same bridge
-/// is not translated back. Does nothing where `br_netfilter` is not loaded.
-pub fn let_bridges_ask(node: &NodeSpec) -> Result<()> {
+/// Lets the node's bridge ask the host's tables, or not. kube-proxy needs it: without, an answer from a pod of the same
+/// bridge is not translated back. Does nothing where `br_netfilter` is not loaded.
+pub fn set_bridge_settings(node: &NodeSpec, ask: bool) -> Result<()> {
     for setting in bridge_settings() {
-        let command = format!("echo 1 > {}", setting_path(setting).display());
+        let command = format!("echo {} > {}", u8::from(ask), setting_path(setting).display());
         network::run_in(node.netns, &["sh", "-c", &command])?;
     }
     Ok(())

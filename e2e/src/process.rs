@@ -59,10 +59,20 @@ pub fn record(layout: &Layout, name: &str, pid: i32) -> Result<Recorded> {
         start_ticks,
         log: layout.log(name),
     };
-    let path = layout.run().join(format!("{name}.json"));
+    let path = record_file(layout, name);
     let text = serde_json::to_vec_pretty(&recorded).context("failed to encode a process record")?;
     fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
     Ok(recorded)
+}
+
+/// Forgets a process that was ended while the lab goes on.
+pub fn forget(layout: &Layout, name: &str) -> Result<()> {
+    let path = record_file(layout, name);
+    fs::remove_file(&path).with_context(|| format!("failed to remove {}", path.display()))
+}
+
+fn record_file(layout: &Layout, name: &str) -> PathBuf {
+    layout.run().join(format!("{name}.json"))
 }
 
 /// Every recorded process, in the order of their names; none where there is no lab.

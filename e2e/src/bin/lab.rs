@@ -29,7 +29,7 @@ struct Args {
 enum Cmd {
     /// Bring the cluster up; does nothing where it is up already
     Up {
-        /// Run kube-proxy on both nodes too; without it Services lead nowhere
+        /// Run kube-proxy on both nodes too; without it node ports lead nowhere, nor do Services without Wardline
         #[arg(long)]
         kube_proxy: bool,
     },

@@ -37,7 +37,7 @@ pub struct ConformanceOptions {
     /// Only the cases whose names contain this
     #[arg(long, default_value = "")]
     only: String,
-    /// Leave Services to kube-proxy
+    /// Run kube-proxy beside Wardline
     #[arg(long)]
     kube_proxy: bool,
 }
@@ -80,6 +80,8 @@ async fn on_cluster(layout: &Layout, images: &Options, options: &ConformanceOpti
     let lab = Lab::connect().await?;
     if options.kube_proxy {
         kube_proxy::start(layout).await?;
+    } else {
+        kube_proxy::stop(layout)?;
     }
     wardline::install(&lab, images, &built).await?;
     // The suite's own probes are many, and nobody reads their records.
