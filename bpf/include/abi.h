@@ -76,11 +76,13 @@ enum reason {
 	REASON_CONNTRACK_FULL = 18, /* no room for a new connection */
 	REASON_NO_ENDPOINT = 19,   /* the interface is not known: fails closed */
 	REASON_FORGED_NEIGHBOUR = 20, /* control of the link for somebody else, or in a router's name */
+	REASON_CONNECTION_QUOTA = 21, /* a new connection, and the pod has its share of them */
+	REASON_HALF_OPEN_QUOTA = 22, /* a new connection, and the pod has its share of those that nobody answered yet */
 	/* About Services: no policy's business, and in no record. */
-	REASON_REFUSED = 21,       /* nothing is behind the Service's port: answered with a RST or an ICMP error */
-	REASON_NO_BACKEND = 22,    /* no backend of the Service may be used from here */
-	REASON_PORT_TAKEN = 23,    /* each backend that was tried has another connection from the pod's port */
-	REASON_COUNT = 24,
+	REASON_REFUSED = 23,       /* nothing is behind the Service's port: answered with a RST or an ICMP error */
+	REASON_NO_BACKEND = 24,    /* no backend of the Service may be used from here */
+	REASON_PORT_TAKEN = 25,    /* each backend that was tried has another connection from the pod's port */
+	REASON_COUNT = 26,
 };
 
 enum protocol_key {
@@ -185,6 +187,19 @@ struct conntrack_entry {
 	struct address nat; /* of a translated flow */
 	__u16 nat_port;
 	__u8 station[6]; /* of an alias: the MAC address of a backend on the pod's own bridge; all zero: not known */
+};
+
+/*
+ * What an endpoint holds in the connection table (index: slot / 2). Programs only add; the daemon, each time that it
+ * has read the table, writes by how much they are ahead of what is there. So whatever is missed, by a race or a kill,
+ * counts until the next sweep and no longer.
+ */
+struct usage {
+	__u64 made;         /* entries that programs made */
+	__u64 half_opened;  /* entries that became CONNTRACK_OPENING */
+	__u64 half_closed;  /* entries that ceased to be */
+	__u64 gone;         /* of made, those that are there no more */
+	__u64 half_gone;    /* of half_opened less half_closed */
 };
 
 /* --- peers and rules ------------------------------------------------------------------------------------------ */
@@ -374,6 +389,7 @@ _Static_assert(sizeof(struct endpoint) == 48, "endpoint");
 _Static_assert(sizeof(struct near_endpoint) == 52, "near_endpoint");
 _Static_assert(sizeof(struct conntrack_key) == 44, "a hole in the key would make equal flows differ");
 _Static_assert(sizeof(struct conntrack_entry) == 40, "conntrack_entry");
+_Static_assert(sizeof(struct usage) == 40, "usage");
 _Static_assert(sizeof(struct peer_key) == 20, "peer_key");
 _Static_assert(sizeof(struct cidr_key) == 24, "cidr_key");
 _Static_assert(sizeof(struct rule_key) == 12, "rule_key");

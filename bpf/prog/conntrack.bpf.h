@@ -26,6 +26,18 @@ struct {
 	__type(value, struct conntrack_entry);
 } conntrack SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_ENDPOINTS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32); /* slot / 2 */
+	__type(value, struct usage);
+} usages SEC(".maps");
+
+/* Shares of the table that one endpoint may hold: in all, and of entries that nobody answered; set before loading. */
+const volatile __u32 connection_quota = 65536;
+const volatile __u32 half_open_quota = 16384;
+
 /* Idle times after which an entry counts no more, in ticks; set before loading. */
 const volatile __u32 tcp_opening_ticks = 56;  /* 60 s */
 const volatile __u32 tcp_open_ticks = 20250;  /* 6 h 2 min: beyond the 2 h of a default keepalive */
@@ -108,10 +120,57 @@ static __always_inline void advance(struct conntrack_entry *entry, const struct 
 	entry->last_seen = flow->tick;
 }
 
-/* An entry that is gone meanwhile stays gone: its next packet is judged as new. */
-static __always_inline void rewrite_entry(const struct flow *flow, const struct conntrack_entry *entry)
+static __always_inline struct usage *find_usage(const struct endpoint *endpoint)
 {
-	bpf_map_update_elem(&conntrack, &flow->key, entry, BPF_EXIST);
+	__u32 index = endpoint->slot / 2;
+
+	return bpf_map_lookup_elem(&usages, &index);
+}
+
+/* May the endpoint have one more entry? UNDECIDED, or why not. */
+static __noinline __u32 check_quota(const struct endpoint *endpoint)
+{
+	const struct usage *usage = find_usage(endpoint);
+
+	if (!usage)
+		return REASON_CONNTRACK_FULL;
+	if ((__s64)(usage->made - usage->gone) >= connection_quota)
+		return REASON_CONNECTION_QUOTA;
+	if ((__s64)(usage->half_opened - usage->half_closed - usage->half_gone) >= half_open_quota)
+		return REASON_HALF_OPEN_QUOTA;
+	return UNDECIDED;
+}
+
+/* An entry was made; `former` is the one whose place it took, if any. */
+static __noinline void count_entry(const struct endpoint *endpoint, const struct conntrack_entry *former,
+				   const struct conntrack_entry *entry)
+{
+	bool was_half_open = former && former->state == CONNTRACK_OPENING && !(former->flags & CONNTRACK_ALIAS);
+	bool half_open = entry->state == CONNTRACK_OPENING;
+	struct usage *usage = find_usage(endpoint);
+
+	if (!usage)
+		return;
+	if (!former)
+		__sync_fetch_and_add(&usage->made, 1);
+	if (half_open && !was_half_open)
+		__sync_fetch_and_add(&usage->half_opened, 1);
+	if (was_half_open && !half_open)
+		__sync_fetch_and_add(&usage->half_closed, 1);
+}
+
+/* An entry that is gone meanwhile stays gone: its next packet is judged as new. flow->entry is what it was. */
+static __always_inline void rewrite_entry(const struct endpoint *endpoint, const struct flow *flow,
+					  const struct conntrack_entry *entry)
+{
+	long error = bpf_map_update_elem(&conntrack, &flow->key, entry, BPF_EXIST);
+	struct usage *usage;
+
+	if (error || flow->entry.state != CONNTRACK_OPENING || entry->state == CONNTRACK_OPENING)
+		return;
+	usage = find_usage(endpoint);
+	if (usage)
+		__sync_fetch_and_add(&usage->half_closed, 1);
 }
 
 static __always_inline struct conntrack_entry new_entry(const struct flow *flow, bool midstream)

@@ -47,8 +47,8 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	struct flow *flow = this_flow();
 	struct conntrack_entry entry;
+	__u32 reason, full;
 	bool midstream;
-	__u32 reason;
 	int error;
 
 	if (!flow || !endpoint)
@@ -81,6 +81,11 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 		flow->key.pod_port = flow->key.remote_port;
 		flow->key.remote_port = id;
 	}
+	if (!replace) {
+		full = check_quota(endpoint);
+		if (full != UNDECIDED)
+			return full;
+	}
 	entry = new_entry(flow, midstream);
 	/* An int: before 6.4 the upper half of what the helper returns is not the sign's. */
 	error = bpf_map_update_elem(&conntrack, &flow->key, &entry, replace ? BPF_ANY : BPF_NOEXIST);
@@ -89,6 +94,7 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 		return REASON_ESTABLISHED;
 	if (error)
 		return REASON_CONNTRACK_FULL;
+	count_entry(endpoint, replace ? &flow->entry : NULL, &entry);
 	flow->due = reason == REASON_POLICY && is_logged(flow);
 	return midstream ? REASON_MIDSTREAM : reason;
 }
@@ -126,7 +132,7 @@ __global __u32 judge_again(struct __sk_buff *skb)
 		advance(&entry, flow);
 		reason = REASON_REVALIDATED;
 	}
-	rewrite_entry(flow, &entry);
+	rewrite_entry(endpoint, flow, &entry);
 	return reason;
 }
 
@@ -143,7 +149,7 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 	next = *entry;
 	advance(&next, flow);
 	if (next.last_seen != entry->last_seen || next.state != entry->state || next.flags != entry->flags)
-		rewrite_entry(flow, &next);
+		rewrite_entry(endpoint, flow, &next);
 	return REASON_ESTABLISHED;
 }
 

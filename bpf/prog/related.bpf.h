@@ -67,7 +67,9 @@ static __always_inline __u32 read_quoted_ipv6(struct __sk_buff *skb, const struc
 					      struct conntrack_key *quoted)
 {
 	__u32 offset = flow->payload + ICMP_BYTES;
+	struct network inner = {};
 	struct ipv6_header ip;
+	__u32 reason;
 
 	if (offset + IPV6_BYTES + 8 > flow->end || bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) ||
 	    ip.version_class >> 4 != 6)
@@ -76,8 +78,17 @@ static __always_inline __u32 read_quoted_ipv6(struct __sk_buff *skb, const struc
 	__builtin_memcpy(to_pod ? &quoted->remote : &quoted->pod, ip.destination, sizeof(ip.destination));
 	if (is_ipv4(&quoted->pod) || is_ipv4(&quoted->remote))
 		return REASON_MAPPED_ADDRESS;
-	quoted->protocol = ip.next_header;
-	return read_quoted_ports(skb, offset + IPV6_BYTES, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
+	inner.protocol = ip.next_header;
+	inner.payload = offset + IPV6_BYTES;
+	inner.end = flow->end;
+	reason = walk_extension_headers(skb, &inner);
+	if (reason != UNDECIDED)
+		return reason;
+	quoted->protocol = inner.protocol;
+	/* As in IPv4. */
+	if (inner.fragment == FRAGMENT_LATER)
+		return UNDECIDED;
+	return read_quoted_ports(skb, inner.payload, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
 }
 
 /* Is there a flow of this key that is allowed now? UNDECIDED: there is no such flow. */

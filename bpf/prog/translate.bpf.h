@@ -124,10 +124,10 @@ enum opened {
 	OPENED_FULL = 3,
 };
 
-static __noinline enum opened open_entry(const struct flow *flow, bool denied)
+static __noinline enum opened open_entry(const struct endpoint *endpoint, const struct flow *flow, bool denied)
 {
 	struct conntrack_entry entry = new_entry(flow, false);
-	const struct conntrack_entry *found;
+	const struct conntrack_entry *found = NULL;
 	int error;
 
 	entry.flags |= CONNTRACK_TRANSLATED;
@@ -144,6 +144,8 @@ static __noinline enum opened open_entry(const struct flow *flow, bool denied)
 			return is_of_service(found, flow) ? OPENED_THERE : OPENED_TAKEN;
 		error = bpf_map_update_elem(&conntrack, &flow->key, &entry, BPF_ANY);
 	}
+	if (!error && !found)
+		count_entry(endpoint, NULL, &entry);
 	return error ? OPENED_FULL : OPENED_NEW;
 }
 
@@ -176,7 +178,7 @@ static __noinline __u32 open_alias(struct flow *flow, __u64 word, bool replace, 
 static __always_inline __u32 open_backend(const struct endpoint *endpoint, struct flow *flow, enum opened *opened,
 					  bool *favourite)
 {
-	__u32 reason = REASON_PORT_TAKEN;
+	__u32 reason = REASON_PORT_TAKEN, full;
 
 	for (int attempt = 0; attempt < BACKEND_ATTEMPTS; attempt++) {
 		*favourite = !attempt && flow->target.affinity && find_favourite(flow);
@@ -189,7 +191,12 @@ static __always_inline __u32 open_backend(const struct endpoint *endpoint, struc
 		/* Where policy is only watched the flow goes on, and its later packets to the same backend. */
 		if (reason == REASON_DEFAULT_DENY && flow->settings.policy != ENFORCEMENT_AUDIT)
 			return reason;
-		*opened = open_entry(flow, reason == REASON_DEFAULT_DENY);
+		full = check_quota(endpoint);
+		if (full != UNDECIDED) {
+			go_to_service(flow);
+			return full;
+		}
+		*opened = open_entry(endpoint, flow, reason == REASON_DEFAULT_DENY);
 		if (*opened != OPENED_TAKEN)
 			return reason;
 		go_to_service(flow);

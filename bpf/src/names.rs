@@ -66,7 +66,7 @@ named!(ConntrackState, "conntrack state", 4, {
 });
 named!(LogMode, "log mode", 3, { Off = "off", All = "all", Delegated = "delegated" });
 named!(Enforcement, "enforcement", 2, { Audit = "audit", Enforce = "enforce" });
-named!(Reason, "reason", 24, {
+named!(Reason, "reason", 26, {
     Established = "established",
     NotIsolated = "not-isolated",
     Policy = "policy",
@@ -88,6 +88,8 @@ named!(Reason, "reason", 24, {
     ConntrackFull = "conntrack-full",
     NoEndpoint = "no-endpoint",
     ForgedNeighbour = "forged-neighbour",
+    ConnectionQuota = "connection-quota",
+    HalfOpenQuota = "half-open-quota",
     Refused = "refused",
     NoBackend = "no-backend",
     PortTaken = "port-taken",

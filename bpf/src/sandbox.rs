@@ -29,6 +29,9 @@ pub struct Sizes {
     pub ring: u32,
     /// Aggregates that one direction of an endpoint may open in a generation.
     pub deny_share: u32,
+    /// Entries of conntrack that one endpoint may have, and those that nobody answered.
+    pub connection_quota: u32,
+    pub half_open_quota: u32,
     /// How long after its first a later fragment passes; -1 for not at all.
     pub fragment_ticks: i32,
 }
@@ -43,6 +46,8 @@ impl Default for Sizes {
             denies: 1024,
             ring: 64 << 10,
             deny_share: 256,
+            connection_quota: u32::MAX >> 1,
+            half_open_quota: u32::MAX >> 1,
             fragment_ticks: 28,
         }
     }
@@ -113,6 +118,8 @@ impl Sandbox {
         open.maps.allow_events.set_max_entries(sizes.ring)?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             rodata.deny_share_limit = sizes.deny_share;
+            rodata.connection_quota = sizes.connection_quota;
+            rodata.half_open_quota = sizes.half_open_quota;
             rodata.fragment_ticks = sizes.fragment_ticks;
         }
         Ok(Self { skel: open.load()? })

@@ -33,6 +33,8 @@ const MESSAGES: usize = 4096;
 /// How long open requests may hold the end of the daemon.
 const STOPPING: Duration = Duration::from_secs(5);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// How often it is asked whether some pod is so near its share of the connection table that a sweep cannot wait.
+const PRESSURE_INTERVAL: Duration = Duration::from_secs(2);
 /// After the kernel refused to tidy.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -239,11 +241,16 @@ impl Daemon {
         let (metrics, cancel) = (Arc::clone(&self.metrics), self.parts.cancel.clone());
         self.parts.task("conntrack sweeper", async move {
             let conntrack = Arc::new(conntrack);
+            let mut swept = Instant::now();
             while cancel
-                .run_until_cancelled(tokio::time::sleep(SWEEP_INTERVAL))
+                .run_until_cancelled(tokio::time::sleep(PRESSURE_INTERVAL))
                 .await
                 .is_some()
             {
+                if swept.elapsed() < SWEEP_INTERVAL && !conntrack.is_pressed() {
+                    continue;
+                }
+                swept = Instant::now();
                 let conntrack = Arc::clone(&conntrack);
                 let now = monotonic().context("failed to read clock")?;
                 match tokio::task::spawn_blocking(move || conntrack.sweep(now)).await? {

@@ -35,6 +35,22 @@ pub enum Handover {
     Tag,
 }
 
+/// As many TCP connections as `flows`, each opened by one SYN: `frame` with another source each time.
+pub fn flood(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, flows: u32) {
+    let mut storage = MaybeUninit::uninit();
+    let harness = HarnessSkelBuilder::default()
+        .open(&mut storage)
+        .unwrap()
+        .load()
+        .unwrap();
+    let under_test = sandbox.program(direction).as_fd().as_raw_fd().to_ne_bytes();
+    let rotation: Vec<u8> = [0, flows].into_iter().flat_map(u32::to_ne_bytes).collect();
+    let maps = &harness.maps;
+    maps.under_test.update(&[0; 4], &under_test, MapFlags::ANY).unwrap();
+    maps.rotations.update(&[0; 4], &rotation, MapFlags::ANY).unwrap();
+    test_run::run(&harness.progs.rotate, frame, flows).unwrap();
+}
+
 /// A frame that reaches the program by way of another one.
 pub fn run(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, handover: Handover) -> Outcome {
     let mut storage = MaybeUninit::uninit();

@@ -2,10 +2,10 @@
 //! Echoes by their identifier, and errors that follow the flow that they are about.
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
-use wardline_bpf::abi::Reason::{DefaultDeny, Established, NotIsolated, Policy, Related, Revalidated};
+use wardline_bpf::abi::Reason::{DefaultDeny, Established, ExtensionHeader, NotIsolated, Policy, Related, Revalidated};
 use wardline_bpf::frame::flag::{ACK, SYN};
-use wardline_bpf::frame::protocol::{ICMP, ICMPV6, TCP};
-use wardline_bpf::frame::{Echo, echo, icmp, tcp, udp, unreachable};
+use wardline_bpf::frame::protocol::{DESTINATION_OPTIONS, ICMP, ICMPV6, TCP};
+use wardline_bpf::frame::{ETHERNET_BYTES, Echo, echo, extended, fragment, icmp, tcp, udp, unreachable};
 
 use crate::row::{Row, pass, stop};
 use crate::world::{CLIENT, CLIENT_OTHER, CLIENT_TO_80, CLIENT6, POD, POD_TO_443, POD6, STRANGER, STRANGER6, port};
@@ -149,6 +149,60 @@ pub fn errors_follow_their_flow() -> Vec<Row> {
             DefaultDeny,
         )
         .deny(Egress, CLIENT, ICMP, 0),
+    ]
+}
+
+/// What path MTU discovery needs passes under a policy that denies all else, whatever shape the packet had.
+pub fn packets_that_are_too_big() -> Vec<Row> {
+    let query = || udp(port(POD, 7), port(CLIENT, 53));
+    let query6 = || udp(port(POD6, 7), port(CLIENT6, 53));
+    let too_big = |source, quoted: &[u8]| {
+        let (kind, pod) = if quoted[ETHERNET_BYTES] >> 4 == 4 {
+            (3, POD)
+        } else {
+            (2, POD6)
+        };
+        let rest = [&[0, 0, 5, 0], &quoted[ETHERNET_BYTES..]].concat();
+        icmp(source, pod, kind, &rest)
+    };
+    let options = || (DESTINATION_OPTIONS, vec![0, 0, 1, 4, 0, 0, 0, 0]);
+    vec![
+        pass("a query", Egress, query(), Policy).event(Egress, POD_TO_443),
+        pass("is too big for a router", Ingress, too_big(STRANGER, &query()), Related),
+        pass(
+            "the first part of it",
+            Ingress,
+            too_big(STRANGER, &fragment(&query(), 1, 0..8)),
+            Related,
+        ),
+        pass("a query over IPv6", Egress, query6(), Policy).event(Egress, POD_TO_443),
+        pass("is too big too", Ingress, too_big(STRANGER6, &query6()), Related),
+        pass(
+            "behind options",
+            Ingress,
+            too_big(STRANGER6, &extended(&query6(), &[options()])),
+            Related,
+        ),
+        pass(
+            "the first part of it, IPv6",
+            Ingress,
+            too_big(STRANGER6, &fragment(&query6(), 1, 0..8)),
+            Related,
+        ),
+        stop(
+            "a later part names no flow",
+            Ingress,
+            too_big(STRANGER6, &fragment(&query6(), 1, 8..12)),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER6, ICMPV6, 0),
+        stop(
+            "options without an end",
+            Ingress,
+            too_big(STRANGER6, &extended(&query6(), &vec![options(); 7])),
+            ExtensionHeader,
+        )
+        .deny(Ingress, STRANGER6, ICMPV6, 0),
     ]
 }
 

@@ -25,6 +25,7 @@ mod icmp;
 mod link;
 mod malformed;
 mod policies;
+mod quotas;
 mod row;
 mod services;
 mod tables;

@@ -7,7 +7,8 @@ use wardline_bpf::abi::Reason;
 
 use crate::row::Table;
 use crate::{
-    accounting, addresses, again, connections, extensions, fragments, fronts, icmp, link, malformed, policies, services,
+    accounting, addresses, again, connections, extensions, fragments, fronts, icmp, link, malformed, policies, quotas,
+    services,
 };
 
 macro_rules! tables {
@@ -65,6 +66,7 @@ tables! {
     icmp::stray_replies,
     icmp::errors_follow_their_flow,
     icmp::errors_without_a_flow,
+    icmp::packets_that_are_too_big,
     link::neighbours,
     link::forged_neighbours,
     link::redirects,
@@ -78,6 +80,8 @@ tables! {
     malformed::icmp_messages,
     malformed::neighbour_messages,
     malformed::quoted_packets,
+    quotas::connections_of_one_pod,
+    quotas::half_open_connections_of_one_pod,
     policies::precedence,
     policies::egress,
     policies::families_and_protocols,

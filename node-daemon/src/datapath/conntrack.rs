@@ -2,13 +2,14 @@
 //! Tidies the connection table: entries that have expired, those of endpoints that are gone, and those of flows to a
 //! Service that lack their other half.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use libbpf_rs::MapHandle;
-use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey};
+use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey, Endpoint};
 
 use super::map::{MapError, TypedMap};
+use super::quotas::{Held, Quotas, Usages};
 use super::translated::{self, Connections};
 
 /// Uids of the endpoints there are; None until the first policy was applied.
@@ -24,8 +25,26 @@ pub struct Swept {
 #[derive(Debug)]
 pub struct ConntrackSweeper {
     map: Connections,
+    endpoints: TypedMap<u32, Endpoint>,
+    usages: Usages,
     live: LiveEndpoints,
     timeouts: Timeouts,
+    quotas: Quotas,
+}
+
+/// Ticks after which what nobody answered goes where an endpoint comes near its quota: a handshake takes less, and a
+/// peer that repeats itself within them stays.
+const PRESSED_TICKS: u64 = 5;
+
+/// An endpoint while the table is read.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    /// Its place among the usages.
+    index: u32,
+    /// Before the first entry was read.
+    counted: Held,
+    is_pressed: bool,
+    there: Held,
 }
 
 /// Idle times in ticks, as the programs were loaded with.
@@ -41,12 +60,27 @@ pub(super) struct Timeouts {
 }
 
 impl ConntrackSweeper {
-    pub(super) fn new(handle: MapHandle, live: LiveEndpoints, timeouts: Timeouts) -> Result<Self, MapError> {
+    pub(super) fn new(
+        handle: MapHandle,
+        endpoints: MapHandle,
+        usages: Usages,
+        live: LiveEndpoints,
+        timeouts: Timeouts,
+        quotas: Quotas,
+    ) -> Result<Self, MapError> {
         Ok(Self {
             map: TypedMap::new(handle)?,
+            endpoints: TypedMap::new(endpoints)?,
+            usages,
             live,
             timeouts,
+            quotas,
         })
+    }
+
+    /// Whether some endpoint is near its share of the table, so that waiting longer would cost it connections.
+    pub fn is_pressed(&self) -> bool {
+        (0..abi::MAX_ENDPOINTS).any(|index| self.quotas.is_pressed(self.usages.held(index)))
     }
 
     /// Reads the whole table once. A packet may refresh an entry between the reading and the deletion; its flow is
@@ -55,34 +89,64 @@ impl ConntrackSweeper {
         let tick = now_ns >> abi::TICK_SHIFT;
         let (mut entries, mut stale, mut halves) = (0, Vec::new(), Vec::new());
         let mut owners = HashSet::new();
+        let mut readings = self.readings()?;
         self.map.for_each(|key, entry| {
             entries += 1;
             owners.insert(key.endpoint);
+            let reading = readings.get_mut(&key.endpoint);
+            let is_pressed = reading.as_ref().is_some_and(|reading| reading.is_pressed);
+            let is_early = is_pressed && is_unanswered(&entry, tick);
+            let is_stale = is_early || self.is_expired(&key, &entry, tick);
             if translated::is_alias(&entry) || translated::is_translated(&entry) {
                 if is_settled(&entry, tick) {
-                    halves.push((key, entry));
+                    halves.push((key, is_early));
                 }
-            } else if self.is_expired(&key, &entry, tick) {
+            } else if is_stale {
                 stale.push(key);
+            }
+            if let Some(reading) = reading.filter(|_| !is_stale && !translated::is_alias(&entry)) {
+                reading.there.entries += 1;
+                reading.there.half_open += u64::from(is_half_open(&entry));
             }
         })?;
         stale.iter().try_for_each(|key| self.map.delete(key))?;
+        for reading in readings.values() {
+            self.usages.settle(reading.index, reading.counted, reading.there);
+        }
         let deleted = stale.len() + self.sweep_translated(&halves, tick)? + self.sweep_gone(&owners)?;
         Ok(Swept { entries, deleted })
     }
 
+    /// The endpoints there are, by uid.
+    fn readings(&self) -> Result<HashMap<u32, Reading>, MapError> {
+        let mut readings = HashMap::new();
+        self.endpoints.for_each(|_, endpoint| {
+            let index = endpoint.slot / 2;
+            let reading = Reading {
+                index,
+                counted: self.usages.counted(index),
+                is_pressed: self.quotas.is_pressed(self.usages.held(index)),
+                there: Held::default(),
+            };
+            readings.insert(endpoint.uid, reading);
+        })?;
+        Ok(readings)
+    }
+
     /// An alias lives as long as its entry, whose time alone counts, and neither lives without the other. Both are
     /// looked at again: a packet may have refreshed them since the table was read.
-    fn sweep_translated(&self, halves: &[(ConntrackKey, ConntrackEntry)], tick: u64) -> Result<usize, MapError> {
+    fn sweep_translated(&self, halves: &[(ConntrackKey, bool)], tick: u64) -> Result<usize, MapError> {
         let mut deleted = 0;
-        for (key, _) in halves {
+        for (key, is_early) in halves {
             let Some(entry) = self.map.get(key)?.filter(|entry| is_settled(entry, tick)) else {
                 continue;
             };
             if !translated::is_paired(&self.map, key, &entry)? {
                 self.map.delete(key)?;
                 deleted += 1;
-            } else if translated::is_translated(&entry) && self.is_expired(key, &entry, tick) {
+            } else if translated::is_translated(&entry)
+                && (self.is_expired(key, &entry, tick) || (*is_early && is_unanswered(&entry, tick)))
+            {
                 translated::delete(&self.map, key, &entry)?;
                 deleted += 2;
             }
@@ -113,6 +177,14 @@ impl ConntrackSweeper {
         let idle = tick.saturating_sub(u64::from(entry.last_seen));
         idle > u64::from(self.timeouts.of(key.protocol, entry.state)) + 1
     }
+}
+
+fn is_half_open(entry: &ConntrackEntry) -> bool {
+    entry.state == u8::from(abi::ConntrackState::Opening)
+}
+
+fn is_unanswered(entry: &ConntrackEntry, tick: u64) -> bool {
+    is_half_open(entry) && tick.saturating_sub(u64::from(entry.last_seen)) > PRESSED_TICKS
 }
 
 /// Not of this moment: both halves of a flow to a Service are written within one packet.

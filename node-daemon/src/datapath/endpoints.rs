@@ -13,6 +13,7 @@ use wardline_policy::tables::TableKey;
 
 use super::attach::{AttachError, Attached, Attacher};
 use super::map::{MapError, TypedMap};
+use super::quotas::Usages;
 use crate::index::EndpointSpec;
 use crate::mapping::Mapping;
 use crate::names::Names;
@@ -82,15 +83,17 @@ impl EntryMaps {
 pub(super) struct Endpoints {
     entries: EntryMaps,
     words: Mapping,
+    usages: Usages,
     slots_in_use: BTreeSet<u32>,
     pub(super) managed: BTreeMap<u32, Managed>,
 }
 
 impl Endpoints {
-    pub(super) fn new(entries: EntryMaps, words: Mapping) -> Self {
+    pub(super) fn new(entries: EntryMaps, words: Mapping, usages: Usages) -> Self {
         Self {
             entries,
             words,
+            usages,
             slots_in_use: BTreeSet::new(),
             managed: BTreeMap::new(),
         }
@@ -124,6 +127,9 @@ impl Endpoints {
         attacher: &Attacher,
     ) -> Result<(), EndpointError> {
         let former = self.entries.get(ifindex)?;
+        if former.is_none_or(|former| former.uid != endpoint.uid) {
+            self.usages.forget(endpoint.slot / 2);
+        }
         self.entries
             .set(ifindex, entry(&endpoint.spec, endpoint.uid, endpoint.slot))?;
         let attached = match attacher.attach(ifindex, endpoint.uid) {

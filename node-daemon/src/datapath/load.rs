@@ -15,6 +15,7 @@ use wardline_crds::config::Limits;
 
 use super::LoadError;
 use super::conntrack::Timeouts;
+use super::quotas::Quotas;
 
 /// Where maps and links are pinned.
 #[derive(Clone, Debug)]
@@ -69,6 +70,9 @@ pub(super) fn load(
     if let Some(data) = open.maps.rodata_data.as_deref_mut() {
         // A scan from one pod must leave room for the denies of others.
         data.deny_share_limit = (limits.deny_aggregates / 8).max(1);
+        let quotas = Quotas::of(limits.connections);
+        data.connection_quota = quotas.connections;
+        data.half_open_quota = quotas.half_open;
     }
     let skel = open.load().map_err(LoadError::load)?;
     Ok((Box::leak(Box::new(skel)), kept))
@@ -91,7 +95,7 @@ fn size_and_pin(
 ) -> Result<Vec<KeptLimit>, LoadError> {
     let maps = &mut open.maps;
     // Twice the limit: a new generation is written beside the one in force before it replaces it.
-    let wanted: [(&'static str, &mut OpenMapMut<'_>, Option<u32>); 17] = [
+    let wanted: [(&'static str, &mut OpenMapMut<'_>, Option<u32>); 18] = [
         ("endpoints", &mut maps.endpoints, None),
         ("near_endpoints", &mut maps.near_endpoints, None),
         ("policy_words", &mut maps.policy_words, None),
@@ -104,6 +108,7 @@ fn size_and_pin(
         ("backends", &mut maps.backends, None),
         ("affinities", &mut maps.affinities, None),
         ("fragments", &mut maps.fragments, None),
+        ("usages", &mut maps.usages, None),
         ("settings", &mut maps.settings, None),
         ("counters", &mut maps.counters, None),
         ("denies", &mut maps.denies, Some(limits.deny_aggregates)),
@@ -142,6 +147,17 @@ pub(super) fn timeouts(skel: &WardlineSkel<'_>) -> Result<Timeouts, LoadError> {
         udp_open: data.udp_open_ticks,
         icmp: data.icmp_ticks,
         other: data.other_ticks,
+    })
+}
+
+/// The shares of the connection table that the programs run with.
+pub(super) fn quotas(skel: &WardlineSkel<'_>) -> Result<Quotas, LoadError> {
+    let Some(data) = skel.maps.rodata_data else {
+        return Err(LoadError::Load("the object has no load-time settings".to_owned()));
+    };
+    Ok(Quotas {
+        connections: data.connection_quota,
+        half_open: data.half_open_quota,
     })
 }
 

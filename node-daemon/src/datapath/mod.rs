@@ -22,6 +22,7 @@ mod ids;
 mod load;
 mod map;
 mod peers;
+mod quotas;
 mod services;
 mod tables;
 mod translated;
@@ -52,6 +53,7 @@ pub use self::load::{KeptLimit, PinPaths};
 pub use self::map::MapError;
 use self::map::TypedMap;
 use self::peers::{PeerMaps, Peers};
+use self::quotas::Usages;
 pub use self::services::ServiceCounts;
 use self::tables::{LoadedTable, Meanings};
 pub use self::translated::Way;
@@ -191,7 +193,15 @@ impl Datapath {
         )?;
         let live = LiveEndpoints::default();
         let timeouts = load::timeouts(skel)?;
-        let conntrack = ConntrackSweeper::new(handle(&skel.maps.conntrack)?, Arc::clone(&live), timeouts)?;
+        let usages = || map_words(&skel.maps.usages, "usages", Usages::BYTES).map(Usages);
+        let conntrack = ConntrackSweeper::new(
+            handle(&skel.maps.conntrack)?,
+            handle(&skel.maps.endpoints)?,
+            usages()?,
+            Arc::clone(&live),
+            timeouts,
+            load::quotas(skel)?,
+        )?;
         let departures = Arc::default();
         let services = services::Services::open(
             handle(&skel.maps.services)?,
@@ -210,6 +220,7 @@ impl Datapath {
                     near: TypedMap::new(handle(&skel.maps.near_endpoints)?)?,
                 },
                 words,
+                usages()?,
             ),
             attacher: Attacher::new(
                 [&skel.progs.pod_ingress, &skel.progs.pod_egress],

@@ -24,7 +24,7 @@ use wardline_bpf::test_run::{Context, Frame};
 use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::{
-    Accounts, Applied, ApplyError, Datapath, DepartureSweeper, Handles, PinPaths, attach_kind,
+    Accounts, Applied, ApplyError, ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths, attach_kind,
 };
 use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
 use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
@@ -121,6 +121,7 @@ pub struct Node {
 pub struct Life {
     pub datapath: Datapath,
     pub departures: DepartureSweeper,
+    pub conntrack: ConntrackSweeper,
     pub names: Arc<Names>,
     pub log: PolicyLog,
     attach: AttachKind,
@@ -153,7 +154,10 @@ impl Node {
         let paths = PinPaths::new(&self.bpffs);
         let (datapath, handles) = Datapath::load(&paths, config, Arc::clone(&names), self.attach).unwrap();
         let Handles {
-            accounts, departures, ..
+            accounts,
+            conntrack,
+            departures,
+            ..
         } = handles;
         let log_path = self.state.join("policy_action.log");
         let log = Self::open_log(accounts, &names, &log_path);
@@ -161,6 +165,7 @@ impl Node {
         Life {
             datapath,
             departures,
+            conntrack,
             names,
             log,
             attach: self.attach,

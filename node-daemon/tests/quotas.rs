@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A pod's share of the connection table: full, swept, and miscounted. Needs root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use wardline_bpf::frame::{self, flag};
+use wardline_crds::config::DaemonConfig;
+use wardline_node::datapath::PinPaths;
+use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
+
+use support::{Program, on_a_node};
+
+const NODE: &str = "node1";
+/// Of the table below a sixteenth.
+const HALF_OPEN: u16 = 16;
+/// ns in which what nobody answers is too old under pressure, and not yet otherwise.
+const A_WHILE: u64 = 10_000_000_000;
+
+fn syn(source_port: u16) -> Vec<u8> {
+    let socket = |address: &str, port| SocketAddr::new(address.parse().unwrap(), port);
+    frame::tcp(socket("10.0.1.1", source_port), socket("10.0.0.1", 80), flag::SYN)
+}
+
+fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
+}
+
+fn open(ingress: &Program, ports: std::ops::Range<u16>) -> usize {
+    ports.filter(|port| ingress.passes(&syn(*port))).count()
+}
+
+#[test]
+fn a_sweep_makes_room_and_puts_counts_right() {
+    on_a_node(1, |node| {
+        let mut objects = Objects::default();
+        objects.namespaces.insert("shop".into(), Labels::new());
+        let pod = Pod {
+            labels: Labels::new(),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            node: NODE.into(),
+            ports: Vec::new(),
+        };
+        objects.pods.insert(ObjectName::new("shop", "server"), Arc::new(pod));
+        let mut config = DaemonConfig::default();
+        config.limits.connections = u32::from(HALF_OPEN) * 16;
+        let mut life = node.start(&config);
+        life.apply(&node.desired(&objects, NODE));
+        let ingress = life.program(node.veths[0], Direction::Ingress);
+
+        assert!(!life.conntrack.is_pressed());
+        assert_eq!(open(&ingress, 0..100), usize::from(HALF_OPEN), "the quota holds");
+        assert!(life.conntrack.is_pressed());
+        let swept = life.conntrack.sweep(monotonic()).unwrap();
+        assert_eq!(
+            (swept.entries, swept.deleted),
+            (usize::from(HALF_OPEN), 0),
+            "all are young"
+        );
+        assert_eq!(open(&ingress, 100..200), 0, "and count still");
+        let swept = life.conntrack.sweep(monotonic() + A_WHILE).unwrap();
+        assert_eq!(swept.deleted, usize::from(HALF_OPEN), "what nobody answered goes early");
+        assert!(!life.conntrack.is_pressed());
+        assert_eq!(open(&ingress, 200..204), 4, "there is room again");
+        let swept = life.conntrack.sweep(monotonic() + A_WHILE).unwrap();
+        assert_eq!(swept.deleted, 0, "without need nothing goes before its time");
+
+        // As if the daemon had been killed between deleting and counting, or CPUs had raced.
+        let usages = MapHandle::from_pinned_path(PinPaths::new(&node.bpffs).maps.join("usages")).unwrap();
+        let mut usage = usages.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).unwrap().unwrap();
+        for field in usage.chunks_exact_mut(8).take(2) {
+            let counted = u64::from_ne_bytes(field.try_into().unwrap());
+            field.copy_from_slice(&(counted + 1000).to_ne_bytes());
+        }
+        usages.update(&0_u32.to_ne_bytes(), &usage, MapFlags::ANY).unwrap();
+        assert_eq!(open(&ingress, 300..400), 0, "a thousand too many were counted");
+        drop(life);
+        let life = node.start(&config);
+        life.conntrack.sweep(monotonic()).unwrap();
+        assert_eq!(
+            open(&ingress, 400..500),
+            usize::from(HALF_OPEN) - 4,
+            "one sweep puts it right"
+        );
+    });
+}
