@@ -78,14 +78,12 @@ fn the_kernel_decides_as_the_naive_evaluator_does_while_the_cluster_changes() {
 fn what_disagreed_once_agrees_in_the_kernel() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/tests/cases");
     on_a_node(VETHS, |node| {
+        let mut world = World::start(node, Cluster::default());
         for (path, case) in case::read_all(&folder).unwrap() {
-            let name = path.file_stem().unwrap().to_str().unwrap();
-            let beside = node.beside(name, &node.veths);
-            match replay(&beside, &case) {
-                Ok(asked) => assert!(asked > 0, "{name} is not asked"),
-                Err(wrong) => panic!("{name}: {wrong:?}"),
+            match replay(&mut world, &case) {
+                Ok(asked) => assert!(asked > 0, "{} is not asked", path.display()),
+                Err(wrong) => panic!("{}: {wrong:?}", path.display()),
             }
-            beside.remove();
         }
     });
 }
@@ -228,16 +226,10 @@ impl<'a> Run<'a> {
             opened_in: wrong.opened_in.and_then(|number| number.checked_sub(first)),
             clusters: self.history.iter().cloned().collect(),
         };
-        let mut tried = 0;
-        let mut case = case.shrink(|case| {
-            tried += 1;
-            let beside = (self.beginner)(&format!("case-{tried}"));
-            let fails = replay(&beside, case).is_err();
-            beside.remove();
-            fails
-        });
-        let beside = (self.beginner)("case");
-        match replay(&beside, &case) {
+        let node = (self.beginner)("case");
+        let mut world = World::start(&node, Cluster::default());
+        let mut case = case.shrink(|case| replay(&mut world, case).is_err());
+        match replay(&mut world, &case) {
             Err(wrong) => case.why = wrong.why,
             Ok(_) => println!("it does not fail again by the last {} states alone", self.history.len()),
         }
@@ -254,16 +246,13 @@ impl<'a> Run<'a> {
     }
 }
 
-/// From nothing through all the states of a case. Returns how many flows were asked.
-fn replay(node: &Node, case: &Case) -> Result<usize, Disagreement> {
+/// From an empty cluster through all the states of a case. Returns how many flows were asked.
+fn replay(world: &mut World<'_>, case: &Case) -> Result<usize, Disagreement> {
     let mut judge = Judge::default();
-    let mut world: Option<World<'_>> = None;
+    world.turn_to(Cluster::default());
+    world.life.forget_connections();
     for (number, cluster) in case.clusters.iter().enumerate() {
-        match &mut world {
-            Some(world) => world.turn_to(cluster.clone()),
-            none => *none = Some(World::start(node, cluster.clone())),
-        }
-        let world = world.as_mut().unwrap();
+        world.turn_to(cluster.clone());
         judge.ask_again(world)?;
         if case.opened_in == Some(number) || number + 1 == case.clusters.len() {
             judge.ask(world, number, std::slice::from_ref(&case.flow))?;
