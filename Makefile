@@ -16,6 +16,9 @@ CARGO_DENY := 0.20.2
 # How often `make conformance` runs each case, and further options of `lab conformance`.
 REPEAT ?= 1
 CONFORMANCE ?=
+# How many flows `make oracle` generates, and the seed that it generates them from.
+FLOWS ?= 1000000
+SEED ?= $(shell date +%s)
 # Tests that make namespaces or load programs need root; these crates have none.
 UNPRIVILEGED := --package=wardline-policy --package=wardline-cli --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
 	--package=wardline-traffic
@@ -70,10 +73,20 @@ bench: deps tool ## what packets, connections, records and policy changes cost: 
 	$(LAB) bench --packets target/bench-packets.json --output target/bench.json
 
 .PHONY: conformance
-conformance: deps tool ## Kubernetes' own network policy suite, all but its SCTP cases: a table (REPEAT=3 for three rounds); needs root
-	@$(LAB) conformance --repeat $(REPEAT) $(CONFORMANCE)
+conformance: deps tool ## oracle, and Kubernetes' own network policy suite, all but its SCTP cases: a table (REPEAT=3 for three rounds); needs root
+	@status=0
+	$(LAB) conformance --repeat $(REPEAT) $(CONFORMANCE) || status=1
 	echo 'a million packets while policies are rewritten all the time'
-	WARDLINE_ATOMIC_PACKETS=1000000 cargo test --quiet --package wardline-node --test traffic atomic -- --nocapture
+	WARDLINE_ATOMIC_PACKETS=1000000 cargo test --quiet --package wardline-node --test traffic atomic -- --nocapture || status=1
+	echo '$(FLOWS) generated flows'
+	$(MAKE) --no-print-directory oracle || status=1
+	exit $$status
+
+.PHONY: oracle
+oracle: deps ## generated flows through the naive evaluator, the reference, the tables and the kernel (FLOWS, SEED); needs root
+	@export WARDLINE_FLOWS=$(FLOWS) WARDLINE_SEED=$(SEED)
+	cargo test --quiet --package wardline-policy --test agree -- --nocapture the_naive_evaluator
+	cargo test --quiet --package wardline-node --test agree -- --nocapture the_kernel_decides
 
 .PHONY: fmt
 fmt: ## format the Rust code
