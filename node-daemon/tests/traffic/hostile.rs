@@ -181,3 +181,32 @@ fn crafted_packets_are_dropped_and_counted() {
         assert_eq!(denied.values().sum::<u64>(), sent, "{denied:?}");
     });
 }
+
+/// Connections that nobody answers, several times a pod's share of them: like a million, and sooner over.
+const HALF_OPEN: u16 = 60_000;
+
+#[test]
+fn a_flood_of_half_open_connections_fills_its_own_share_only() {
+    while_others_talk(|cluster| {
+        let hostile = cluster.program("hostile", Direction::Egress);
+        let (mut passed, mut dropped) = (0, 0);
+        for port in 1..=HALF_OPEN {
+            let from = SocketAddr::new(Family::V4.pod(HOSTILE), port);
+            let to = SocketAddr::new(Family::V4.outside(2), PORT);
+            if hostile.passes(&frame::tcp(from, to, flag::SYN)) {
+                passed += 1;
+            } else {
+                dropped += 1;
+            }
+        }
+        assert!(
+            passed > 0 && dropped > u64::from(HALF_OPEN) / 2,
+            "{passed} passed, {dropped} did not"
+        );
+        assert_eq!(
+            denied(cluster),
+            BTreeMap::from([("half-open-quota".to_owned(), dropped)])
+        );
+        assert_eq!(cluster.life().log.imbalance(), Some([[0; 2]; 2]));
+    });
+}
