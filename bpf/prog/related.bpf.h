@@ -7,6 +7,17 @@
  */
 
 #include "judge.bpf.h"
+#include "rewrite.bpf.h"
+
+/* Where the quoted packet has its addresses and ports; checksum is that of the error, which covers both. */
+static __always_inline struct places quoted_places(const struct flow *flow, __u32 ports)
+{
+	return (struct places){
+		.ip = flow->payload + ICMP_BYTES,
+		.ports = ports,
+		.checksum = flow->payload + ICMP_CHECKSUM,
+	};
+}
 
 /* The quoted packet went the other way: its source is the pod in an error that comes to the pod. */
 static __always_inline void set_quoted_ports(struct conntrack_key *quoted, bool to_pod, __u16 source, __u16 destination)
@@ -40,7 +51,7 @@ static __always_inline bool read_quoted_ports(struct __sk_buff *skb, __u32 offse
 }
 
 static __always_inline __u32 read_quoted_ipv4(struct __sk_buff *skb, const struct flow *flow, bool to_pod,
-					      struct conntrack_key *quoted)
+					      struct conntrack_key *quoted, __u32 *ports)
 {
 	struct address *source = to_pod ? &quoted->pod : &quoted->remote;
 	struct address *destination = to_pod ? &quoted->remote : &quoted->pod;
@@ -60,11 +71,12 @@ static __always_inline __u32 read_quoted_ipv4(struct __sk_buff *skb, const struc
 	/* A later fragment has no ports to read, and no flow to find. */
 	if (ip.fragment & bpf_htons(0x1fff))
 		return UNDECIDED;
-	return read_quoted_ports(skb, offset + header, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
+	*ports = offset + header;
+	return read_quoted_ports(skb, *ports, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
 }
 
 static __always_inline __u32 read_quoted_ipv6(struct __sk_buff *skb, const struct flow *flow, bool to_pod,
-					      struct conntrack_key *quoted)
+					      struct conntrack_key *quoted, __u32 *ports)
 {
 	__u32 offset = flow->payload + ICMP_BYTES;
 	struct network inner = {};
@@ -88,27 +100,95 @@ static __always_inline __u32 read_quoted_ipv6(struct __sk_buff *skb, const struc
 	/* As in IPv4. */
 	if (inner.fragment == FRAGMENT_LATER)
 		return UNDECIDED;
-	return read_quoted_ports(skb, inner.payload, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
+	*ports = inner.payload;
+	return read_quoted_ports(skb, *ports, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
+}
+
+/* The entry of the quoted packet's flow; the key is then the entry's. False: there is none. */
+static __always_inline bool find_quoted(struct flow *flow)
+{
+	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
+
+	if (!found)
+		return false;
+	flow->entry = *found;
+	if (flow->entry.flags & CONNTRACK_ALIAS) {
+		if (flow->direction == DIRECTION_INGRESS)
+			return false;
+		follow_alias(flow);
+		found = bpf_map_lookup_elem(&conntrack, &flow->key);
+		if (!found)
+			return false;
+		flow->entry = *found;
+		if (!is_of_service(&flow->entry, flow))
+			return false;
+	} else if (flow->entry.flags & CONNTRACK_TRANSLATED) {
+		if ((flow->direction == DIRECTION_EGRESS) != ((flow->entry.flags & CONNTRACK_HAIRPIN) != 0))
+			return false;
+		come_from_service(flow);
+	}
+	return !is_expired(&flow->entry, flow->key.protocol, flow->tick);
 }
 
 /* Is there a flow of this key that is allowed now? UNDECIDED: there is no such flow. */
 static __always_inline __u32 judge_quoted(const struct endpoint *endpoint, struct flow *flow)
 {
-	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
-	struct conntrack_entry entry;
+	const struct conntrack_entry *entry = &flow->entry;
 
-	if (!found)
+	if (!find_quoted(flow))
 		return UNDECIDED;
-	entry = *found;
-	if (is_expired(&entry, flow->key.protocol, flow->tick))
-		return UNDECIDED;
-	flow->judged = entry.initiator;
-	flow->word = slot_word(endpoint, entry.initiator);
-	if (entry.word == flow->word)
-		return entry.state == CONNTRACK_DENIED ? REASON_DEFAULT_DENY : REASON_RELATED;
+	flow->judged = entry->initiator;
+	flow->word = slot_word(endpoint, entry->initiator);
+	if (entry->word == flow->word)
+		return entry->state == CONNTRACK_DENIED ? REASON_DEFAULT_DENY : REASON_RELATED;
 	/* Its own next packet will write down what is found here. */
-	flow->local_socket = entry.flags & CONNTRACK_LOCAL;
+	flow->local_socket = entry->flags & CONNTRACK_LOCAL;
+	if (flow->judged == DIRECTION_EGRESS && !flow->rewrite)
+		find_front(flow);
 	return decide_rare(endpoint, flow) == REASON_DEFAULT_DENY ? REASON_DEFAULT_DENY : REASON_RELATED;
+}
+
+/* An address and port of the quoted packet. Its own checksum over what is cut off here nobody can verify. */
+static __always_inline long rewrite_quoted(struct __sk_buff *skb, const struct places *at, bool source,
+					   struct address *from, struct address *to)
+{
+	__u32 offset = at->ip + (source ? IPV6_SOURCE : IPV6_DESTINATION);
+	const struct places header = { .ip = at->ip };
+	__s64 change;
+
+	/* The quoted header's checksum makes up for what changes in it. */
+	if (is_ipv4(to))
+		return rewrite_ipv4(skb, &header, source, from->word[3], to->word[3]);
+	change = bpf_csum_diff(from->word, sizeof(*from), to->word, sizeof(*to), 0);
+	return bpf_l4_csum_replace(skb, at->checksum, 0, change, 0)
+	       ?: bpf_skb_store_bytes(skb, offset, to, sizeof(*to), 0);
+}
+
+/*
+ * The error is about a flow to a Service, and says so to its side of it: the quoted packet becomes what that side sent,
+ * and an error of the backend's comes from the Service. The key is that of the flow's entry.
+ */
+static __noinline long rewrite_error(struct __sk_buff *skb, struct flow *flow, struct address *reporter, __u32 ports)
+{
+	const struct places quoted = quoted_places(flow, ports);
+	bool request = flow->rewrite == REWRITE_REQUEST;
+	struct places outer = { .ip = ETHERNET_BYTES };
+	struct address *from = request ? &flow->service : &flow->key.remote;
+	struct address *to = request ? &flow->key.remote : &flow->service;
+	__u16 backend_port = flow->hairpin ? flow->key.pod_port : flow->key.remote_port;
+	__u16 from_port = request ? flow->service_port : backend_port;
+	__u16 to_port = request ? backend_port : flow->service_port;
+	bool ipv4 = is_ipv4(&flow->service);
+
+	if (flow->key.protocol != IP_SCTP && rewrite_port(skb, &quoted, request, from_port, to_port))
+		return -1;
+	if (flow->hairpin)
+		return swap_addresses(skb, quoted.ip, ipv4) ?: swap_addresses(skb, outer.ip, ipv4) ?: turn_round(skb);
+	if (!ipv4)
+		outer.checksum = quoted.checksum;
+	if (rewrite_quoted(skb, &quoted, request, from, to))
+		return -1;
+	return same_address(reporter, from) ? rewrite_address(skb, &outer, !request, from, to) : 0;
 }
 
 /* By words: a third key on the stack would be one too many. */
@@ -133,7 +213,7 @@ __global __u32 judge_error(struct __sk_buff *skb)
 	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	struct flow *flow = this_flow();
 	struct conntrack_key quoted = {};
-	__u32 reason;
+	__u32 reason, ports = 0;
 	bool to_pod;
 
 	if (!flow || !endpoint)
@@ -142,16 +222,24 @@ __global __u32 judge_error(struct __sk_buff *skb)
 	to_pod = flow->direction == DIRECTION_INGRESS;
 	set_time(flow);
 	if (flow->key.protocol == IP_ICMP)
-		reason = read_quoted_ipv4(skb, flow, to_pod, &quoted);
+		reason = read_quoted_ipv4(skb, flow, to_pod, &quoted, &ports);
 	else
-		reason = read_quoted_ipv6(skb, flow, to_pod, &quoted);
+		reason = read_quoted_ipv6(skb, flow, to_pod, &quoted, &ports);
 	if (reason != UNDECIDED)
 		return reason;
 
 	swap_keys(&flow->key, &quoted);
 	reason = judge_quoted(endpoint, flow);
+	if (reason == REASON_RELATED && flow->rewrite && rewrite_error(skb, flow, &quoted.remote, ports))
+		reason = REASON_MALFORMED;
 	swap_keys(&flow->key, &quoted);
+	/* What was to be rewritten is; a hairpin's error still has to go back. */
+	flow->rewrite = REWRITE_NONE;
+	flow->direction = to_pod ? DIRECTION_INGRESS : DIRECTION_EGRESS;
 	if (reason == REASON_RELATED)
+		return reason;
+	flow->hairpin = false;
+	if (reason == REASON_MALFORMED)
 		return reason;
 	flow->local_socket = is_from_local_socket(skb, flow);
 	judge_by(endpoint, flow, flow->direction);

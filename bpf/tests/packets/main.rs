@@ -27,6 +27,7 @@ mod malformed;
 mod policies;
 mod quotas;
 mod row;
+mod service_errors;
 mod services;
 mod tables;
 mod world;

@@ -8,7 +8,7 @@ use wardline_bpf::abi::Reason;
 use crate::row::Table;
 use crate::{
     accounting, addresses, again, connections, extensions, fragments, fronts, icmp, link, malformed, policies, quotas,
-    services,
+    service_errors, services,
 };
 
 macro_rules! tables {
@@ -88,6 +88,9 @@ tables! {
     policies::cidrs_only_where_some_policy_has_them,
     policies::own_node,
     policies::not_isolated,
+    service_errors::errors_about_a_service,
+    service_errors::errors_about_a_service_over_ipv6,
+    service_errors::errors_of_a_pod_that_reaches_itself,
     services::a_connection_through_a_service,
     services::policy_judges_the_backend,
     services::policy_is_only_watched,

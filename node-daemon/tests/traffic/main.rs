@@ -12,6 +12,7 @@ mod own_node;
 mod restart;
 mod reuse;
 mod services;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 mod wire;

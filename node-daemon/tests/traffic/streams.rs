@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Through a Service with real sockets: what the kernel's stack thinks of frames whose addresses were exchanged, with
+//! checksums and segments left to the device.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use wardline_node::services::{Change, Front, FrontKey};
+use wardline_policy::model::{ObjectName, Protocol};
+
+use crate::wire::{Cluster, Family, NAMESPACE, PORT, Plugin, connection, inside, listener, on_a_cluster};
+
+const CLIENT: u8 = 1;
+const SERVER: u8 = 2;
+/// The Service's port.
+const SERVICE_PORT: u16 = 80;
+/// More than any queue on the way holds.
+const TRANSFER: usize = 32 << 20;
+
+fn address(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 96, 0, 1).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1).into(),
+    }
+}
+
+fn fronts() -> [SocketAddr; 2] {
+    Family::BOTH.map(|family| SocketAddr::new(address(family), SERVICE_PORT))
+}
+
+/// The Service has these pods behind it, for TCP and UDP over both families.
+fn set_backends(cluster: &mut Cluster, hosts: &[u8]) {
+    let mut fronts = BTreeMap::new();
+    for family in Family::BOTH {
+        let front = |backends| Front {
+            backends,
+            is_translated: true,
+            is_silent: false,
+            affinity_seconds: 0,
+        };
+        let key = |port| FrontKey {
+            address: address(family),
+            port,
+        };
+        let backends = hosts.iter().map(|host| SocketAddr::new(family.pod(*host), PORT));
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let behind = front(backends.clone().collect());
+            fronts.insert(key(Some((protocol, SERVICE_PORT))), Some(behind));
+        }
+        fronts.insert(key(None), Some(front([].into())));
+    }
+    let service = ObjectName::new(NAMESPACE, "server");
+    cluster
+        .life()
+        .datapath
+        .apply_services(&Change { service, fronts })
+        .unwrap();
+}
+
+/// A client, a server and a Service in front of it.
+fn two_pods(cluster: &mut Cluster) {
+    cluster.pod("client", CLIENT);
+    cluster.pod("server", SERVER);
+    cluster.apply();
+    set_backends(cluster, &[SERVER]);
+}
+
+/// Sends a stream whose bytes say where they belong, while the other end reads it.
+fn transfer(mut from: &TcpStream, mut to: &TcpStream) {
+    let chunk: Vec<u8> = (0..1 << 16).map(|i: u32| (i % 251) as u8).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..TRANSFER / chunk.len() {
+                from.write_all(&chunk).unwrap();
+            }
+        });
+        let mut got = vec![0; chunk.len()];
+        for _ in 0..TRANSFER / chunk.len() {
+            to.read_exact(&mut got).unwrap();
+            assert!(got == chunk, "bytes were changed on the way");
+        }
+    });
+}
+
+/// Packets that a namespace's TCP threw away for their checksums.
+fn checksum_errors(namespace: &str) -> u64 {
+    inside(namespace, || {
+        let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
+        let columns = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let last = columns.last().unwrap().split_whitespace().last().unwrap();
+        last.parse().unwrap()
+    })
+}
+
+fn stays_whole(plugin: Plugin) {
+    on_a_cluster(plugin, |cluster| {
+        two_pods(cluster);
+        let listener = listener("server");
+        for front in fronts() {
+            let (near, far) = connection("client", &listener, front);
+            assert_eq!(near.peer_addr().unwrap(), front);
+            let limit = Some(Duration::from_secs(20));
+            for stream in [&near, &far] {
+                stream.set_read_timeout(limit).unwrap();
+            }
+            transfer(&near, &far);
+            transfer(&far, &near);
+            near.shutdown(Shutdown::Write).unwrap();
+            assert_eq!((&far).read(&mut [0; 1]).unwrap(), 0);
+        }
+        for pod in ["client", "server"] {
+            assert_eq!(checksum_errors(pod), 0, "{pod}");
+        }
+    });
+}
+
+#[test]
+fn a_stream_through_a_service_stays_whole() {
+    stays_whole(Plugin::Ptp);
+}
+
+#[test]
+fn a_stream_of_a_pod_to_itself_stays_whole() {
+    for plugin in [Plugin::Ptp, Plugin::Bridge] {
+        on_a_cluster(plugin, |cluster| {
+            cluster.pod("client", CLIENT);
+            cluster.policy("all", "{podSelector: {}, policyTypes: [Ingress, Egress]}");
+            cluster.apply();
+            set_backends(cluster, &[CLIENT]);
+            let listener = listener("client");
+            for front in fronts() {
+                let (near, far) = connection("client", &listener, front);
+                // A pod that saw its own address as the source would have dropped the packet as forged.
+                let seen = far.peer_addr().unwrap();
+                assert_eq!(seen.ip().to_canonical(), front.ip());
+                assert_eq!(seen.port(), near.local_addr().unwrap().port());
+                for stream in [&near, &far] {
+                    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                }
+                transfer(&near, &far);
+                transfer(&far, &near);
+            }
+            assert_eq!(checksum_errors("client"), 0);
+        });
+    }
+}
