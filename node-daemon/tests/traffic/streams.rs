@@ -88,8 +88,8 @@ fn transfer(mut from: &TcpStream, mut to: &TcpStream) {
 fn checksum_errors(namespace: &str) -> u64 {
     inside(namespace, || {
         let text = std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap();
-        let columns = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-        let last = columns.last().unwrap().split_whitespace().last().unwrap();
+        let mut columns = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let last = columns.next_back().unwrap().split_whitespace().last().unwrap();
         last.parse().unwrap()
     })
 }
