@@ -53,8 +53,8 @@ enum Comes {
 
 pub struct Row {
     pub name: &'static str,
-    direction: Direction,
-    frame: Vec<u8>,
+    pub direction: Direction,
+    pub frame: Vec<u8>,
     becomes: Option<Vec<u8>>,
     comes: Comes,
     pub reason: Reason,

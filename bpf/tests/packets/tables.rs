@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use wardline_bpf::abi::Reason;
+use wardline_bpf::abi::{Direction, Reason};
 
 use crate::row::Table;
 use crate::{
@@ -98,6 +98,12 @@ tables! {
     services::mid_stream_gets_no_backend,
     services::entries_end_together,
     services::ports_that_are_taken,
+}
+
+/// The frames of all rows, and where they go.
+pub fn frames() -> Vec<(Direction, Vec<u8>)> {
+    let rows = all().into_iter().flat_map(|table| table.rows);
+    rows.map(|row| (row.direction, row.frame)).collect()
 }
 
 /// A reason that no row produces is one that nobody has seen happen.

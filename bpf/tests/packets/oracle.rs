@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A second opinion on single packets, for the fuzzer: a parser written from the RFCs, and the policies of
+//! [`crate::world`] as a few lines. It says what must not pass; what it lets pass may still be dropped.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use wardline_bpf::abi::Direction;
+
+use crate::world::{CLIENT, CLIENT6, NODE, NODE6, POD, POD6};
+
+/// Protocol, pod, remote, and their ports.
+type Flow = (u8, IpAddr, IpAddr, u16, u16);
+
+/// Direction, pod, remote, and the datagram's id.
+type Datagram = (Direction, IpAddr, IpAddr, u32);
+
+/// What is known of the flows so far.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    allowed: HashSet<Flow>,
+    /// Where the data of the first fragments that passed ended, and whose they are.
+    fragments: HashMap<Datagram, Vec<(usize, Flow)>>,
+}
+
+struct Fragment {
+    id: u32,
+    offset: usize,
+    bytes: usize,
+}
+
+struct Packet<'a> {
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: u8,
+    hop_limit: u8,
+    fragment: Option<Fragment>,
+    payload: &'a [u8],
+}
+
+fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// RFC 791. None: malformed.
+fn ipv4(packet: &[u8]) -> Option<Packet<'_>> {
+    let header = usize::from(packet.first()? & 15) * 4;
+    let total = usize::from(be16(packet, 2)?);
+    if packet[0] >> 4 != 4 || header < 20 || total < header {
+        return None;
+    }
+    let address = |at| Some(IpAddr::V4(Ipv4Addr::from_bits(be32(packet, at)?)));
+    let flags = be16(packet, 6)?;
+    let payload = packet.get(header..total)?;
+    let fragment = Fragment {
+        id: u32::from(be16(packet, 4)?),
+        offset: usize::from(flags & 0x1fff) * 8,
+        bytes: payload.len(),
+    };
+    Some(Packet {
+        source: address(12)?,
+        destination: address(16)?,
+        protocol: packet[9],
+        hop_limit: packet[8],
+        fragment: (flags & 0x3fff != 0).then_some(fragment),
+        payload,
+    })
+}
+
+/// RFC 8200, with all headers before the transport's.
+fn ipv6(packet: &[u8]) -> Option<Packet<'_>> {
+    let address = |at: usize| {
+        let octets: [u8; 16] = packet.get(at..at + 16)?.try_into().ok()?;
+        Some(IpAddr::V6(Ipv6Addr::from(octets)))
+    };
+    let mut payload = packet.get(40..40 + usize::from(be16(packet, 4)?))?;
+    let (mut protocol, mut fragment) = (packet[6], None);
+    if packet[0] >> 4 != 6 {
+        return None;
+    }
+    while let 0 | 43 | 44 | 51 | 60 = protocol {
+        let length = usize::from(*payload.get(1)?);
+        let bytes = match protocol {
+            43 if payload[2..4] != [payload[2], 0] || payload[2] == 0 => return None,
+            44 => 8,
+            51 => (length + 2) * 4,
+            _ => (length + 1) * 8,
+        };
+        if protocol == 44 && be16(payload, 2)? & 0xfff9 != 0 {
+            let offset = usize::from(be16(payload, 2)? & 0xfff8);
+            let id = be32(payload, 4)?;
+            let bytes = payload.len() - 8;
+            fragment = Some(Fragment { id, offset, bytes });
+        }
+        protocol = payload[0];
+        payload = payload.get(bytes..)?;
+        if fragment.as_ref().is_some_and(|fragment| fragment.offset > 0) {
+            break;
+        }
+    }
+    Some(Packet {
+        source: address(8)?,
+        destination: address(24)?,
+        protocol,
+        hop_limit: packet[7],
+        fragment,
+        payload,
+    })
+}
+
+/// What the pod's policies say of a new flow.
+fn allows(direction: Direction, remote: IpAddr, protocol: u8, port: u16) -> bool {
+    let is_client = [CLIENT, CLIENT6].contains(&remote);
+    let is_outside = matches!(remote, IpAddr::V4(v4) if v4.octets()[..3] == [198, 51, 100]);
+    let has_ports = matches!(protocol, 6 | 17 | 132);
+    match direction {
+        Direction::Ingress => {
+            protocol == 17
+                || (protocol == 6 && port == 9000)
+                || (is_client && (protocol != 6 || port == 80 || (8000..8016).contains(&port)))
+                || (is_outside && protocol == 6 && port == 80)
+        }
+        Direction::Egress => {
+            [NODE, NODE6].contains(&remote)
+                || (is_client && (!has_ports || matches!((protocol, port), (6, 443) | (17, 53))))
+        }
+    }
+}
+
+impl Oracle {
+    /// Whether a frame that passed may have.
+    pub fn permits(&mut self, direction: Direction, frame: &[u8]) -> Option<()> {
+        let packet = match be16(frame, 12)? {
+            0x0806 => return permits_arp(direction, frame),
+            0x0800 => ipv4(&frame[14..])?,
+            0x86dd => ipv6(&frame[14..])?,
+            _ => return None,
+        };
+        let (pod, remote) = match direction {
+            Direction::Ingress => (packet.destination, packet.source),
+            Direction::Egress => (packet.source, packet.destination),
+        };
+        if is_link_control(direction, &packet) {
+            return Some(());
+        }
+        let is_own = |pod: &IpAddr| [POD, POD6].contains(pod) || is_link_local(pod);
+        if direction == Direction::Egress && !is_own(&pod) {
+            return None;
+        }
+        if let Some(part) = packet.fragment.as_ref().filter(|part| part.offset > 0) {
+            let firsts = self.fragments.get(&(direction, pod, remote, part.id))?;
+            let is_behind = |(end, _): &&(usize, Flow)| part.offset >= *end;
+            return firsts.iter().find(is_behind).map(|_| ());
+        }
+        let (flow, is_new) = flow_of(direction, pod, remote, &packet)?;
+        let asked = |direction, port| allows(direction, remote, packet.protocol, port);
+        let own = if direction == Direction::Ingress {
+            flow.3
+        } else {
+            flow.4
+        };
+        let other = if direction == Direction::Ingress {
+            flow.4
+        } else {
+            flow.3
+        };
+        let is_known = self.allowed.contains(&flow)
+            || (!is_new && asked(direction.opposite(), other))
+            || self.is_about_known(direction, &packet, pod);
+        if pod != remote && !is_known && !asked(direction, own) {
+            return None;
+        }
+        self.allowed.insert(flow);
+        if let Some(part) = packet.fragment {
+            let firsts = self.fragments.entry((direction, pod, remote, part.id)).or_default();
+            firsts.push((part.bytes, flow));
+        }
+        Some(())
+    }
+
+    /// An ICMP error about a packet of a flow that is allowed.
+    fn is_about_known(&self, direction: Direction, packet: &Packet<'_>, pod: IpAddr) -> bool {
+        let quoted = packet.payload.get(8..).unwrap_or_default();
+        let is_error = match packet.protocol {
+            1 => matches!(packet.payload.first(), Some(3 | 11 | 12)),
+            58 => matches!(packet.payload.first(), Some(1..=4)),
+            _ => false,
+        };
+        is_error
+            && self.allowed.iter().any(|(_, of_pod, of_remote, ..)| {
+                let (source, destination) = match direction {
+                    Direction::Ingress => (of_pod, of_remote),
+                    Direction::Egress => (of_remote, of_pod),
+                };
+                let bytes = |address: &IpAddr| match address {
+                    IpAddr::V4(v4) => v4.octets().to_vec(),
+                    IpAddr::V6(v6) => v6.octets().to_vec(),
+                };
+                let pair = [bytes(source), bytes(destination)].concat();
+                (*of_pod == pod || direction == Direction::Ingress) && quoted.windows(pair.len()).any(|at| at == pair)
+            })
+    }
+}
+
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80)
+}
+
+/// The flow, and whether the packet can only be its first. None: the transport header is not whole.
+fn flow_of(direction: Direction, pod: IpAddr, remote: IpAddr, packet: &Packet<'_>) -> Option<(Flow, bool)> {
+    let payload = packet.payload;
+    let is_first = packet.fragment.is_some();
+    let (source, destination, is_new) = match packet.protocol {
+        6 => {
+            let header = usize::from(payload.get(12)? >> 4) * 4;
+            let flags = payload.get(13)?;
+            if header < 20 || header > payload.len() || (flags & 2 != 0 && flags & 5 != 0) {
+                return None;
+            }
+            (be16(payload, 0)?, be16(payload, 2)?, flags & 0x12 == 2)
+        }
+        17 => {
+            let length = usize::from(be16(payload, 4)?);
+            if payload.len() < 8 || length < 8 || (length > payload.len() && !is_first) {
+                return None;
+            }
+            (be16(payload, 0)?, be16(payload, 2)?, true)
+        }
+        132 => {
+            payload.get(..12)?;
+            (be16(payload, 0)?, be16(payload, 2)?, true)
+        }
+        1 | 58 if pod.is_ipv4() == (packet.protocol == 1) => {
+            payload.get(..8)?;
+            let id = be16(payload, 4)?;
+            match payload[0] {
+                8 | 128 => (id, 0, true),
+                0 | 129 => (0, id, true),
+                _ => (0, 0, true),
+            }
+        }
+        _ => (0, 0, true),
+    };
+    let (pod_port, remote_port) = match direction {
+        Direction::Ingress => (destination, source),
+        Direction::Egress => (source, destination),
+    };
+    Some(((packet.protocol, pod, remote, pod_port, remote_port), is_new))
+}
+
+/// RFC 826: of the pod only about itself.
+fn permits_arp(direction: Direction, frame: &[u8]) -> Option<()> {
+    let sender = IpAddr::V4(Ipv4Addr::from_bits(be32(frame, 28)?));
+    let is_own = sender == POD || sender.is_unspecified();
+    let is_honest = frame[22..28] == frame[6..12];
+    (direction == Direction::Ingress || (is_own && is_honest)).then_some(())
+}
+
+/// RFC 4861, RFC 3810, RFC 3376: of this link, and of the pod nothing that is a router's.
+fn is_link_control(direction: Direction, packet: &Packet<'_>) -> bool {
+    let kind = packet.payload.first().copied().unwrap_or_default();
+    let egress = direction == Direction::Egress;
+    match packet.protocol {
+        58 if packet.fragment.is_none() => match kind {
+            133 | 135 | 136 => packet.hop_limit == 255,
+            134 => packet.hop_limit == 255 && !egress,
+            130 => packet.hop_limit == 1 && !egress,
+            131 | 132 | 143 => packet.hop_limit == 1,
+            _ => false,
+        },
+        2 => packet.hop_limit == 1 && packet.destination.is_multicast() && !(egress && kind == 0x11),
+        _ => false,
+    }
+}
