@@ -131,13 +131,14 @@ static __always_inline __u32 parse_tcp(struct __sk_buff *skb, struct flow *flow)
 static __always_inline __u32 parse_udp(struct __sk_buff *skb, struct flow *flow)
 {
 	const struct udp_header *udp = packet_start(skb) + flow->payload;
-	__u32 length;
+	__u32 length, here;
 
 	if ((void *)(udp + 1) > packet_end(skb))
 		return REASON_MALFORMED;
 	length = bpf_ntohs(udp->length);
 	/* It is the datagram's, of which a first fragment is only the beginning. */
-	if (length < UDP_BYTES || (flow->payload + length > flow->end && flow->fragment == FRAGMENT_NONE))
+	here = flow->fragment == FRAGMENT_NONE ? length : UDP_BYTES;
+	if (length < UDP_BYTES || flow->payload + here > flow->end)
 		return REASON_MALFORMED;
 	set_ports(flow, udp->source, udp->destination);
 	return UNDECIDED;

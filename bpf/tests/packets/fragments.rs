@@ -300,6 +300,14 @@ pub fn ipv6_parts() -> Vec<Row> {
             0,
         ),
         bad(
+            "the header behind, where the frame is padded",
+            edit(fragment(&options(whole()), 13, 0..8), |frame| {
+                frame.extend([0, 0, 0, 0, 0, 8, 0, 0]);
+            }),
+            UDP,
+            0,
+        ),
+        bad(
             "a fragment of a fragment",
             fragment(&fragment(&whole(), 12, 0..76), 12, 0..32),
             FRAGMENT,
