@@ -42,7 +42,7 @@ const HISTORY: usize = 48;
 /// New flows until the daemon is restarted, and until a node that comes up with nothing is compared with the one that
 /// changed. Loading programs takes longest of all, and each such node's tables are there until the process ends.
 const RESTART: usize = 9_000;
-const FRESH: usize = 25_000;
+const FRESH: usize = 40_000;
 
 #[test]
 fn the_kernel_decides_as_the_naive_evaluator_does_while_the_cluster_changes() {

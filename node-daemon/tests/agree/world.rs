@@ -151,15 +151,17 @@ impl<'a> World<'a> {
     }
 }
 
-/// Small tables: each life that begins with nothing keeps its own until the process ends.
+/// Small tables: each life that begins with nothing keeps its own until the process ends. That of connections has its
+/// usual size, so that no pod comes to its share of them.
 fn config() -> DaemonConfig {
+    let limits = Limits {
+        peers: 4096,
+        rules: 16_384,
+        deny_aggregates: 16_384,
+        ..DaemonConfig::default().limits
+    };
     DaemonConfig {
-        limits: Limits {
-            connections: 65_536,
-            peers: 4096,
-            rules: 16_384,
-            deny_aggregates: 16_384,
-        },
+        limits,
         ..DaemonConfig::default()
     }
 }
