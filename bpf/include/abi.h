@@ -186,7 +186,7 @@ struct conntrack_entry {
 	__u8 pad;
 	struct address nat; /* of a translated flow */
 	__u16 nat_port;
-	__u8 station[6]; /* of an alias: the MAC address of a backend on the pod's own bridge; all zero: not known */
+	__u8 nat_pad[6];
 };
 
 /*
