@@ -58,7 +58,11 @@ pub struct NodeKernel {
 
 impl std::fmt::Display for NodeKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({:?})", self.release, self.attach)
+        let attach = match self.attach {
+            AttachKind::Tcx => "tcx",
+            AttachKind::Clsact => "clsact",
+        };
+        write!(f, "{} ({attach})", self.release)
     }
 }
 

@@ -22,7 +22,7 @@ use libbpf_rs::{Link, TC_EGRESS, TC_INGRESS, TcHookBuilder};
 use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::index::Desired;
-use wardline_node::programs;
+use wardline_node::{preflight, programs};
 use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
 
 use support::{Life, Node, on_each_node, output, programs_at};
@@ -67,6 +67,15 @@ fn assert_one_each(node: &Node, ifindex: u32) -> [u32; 2] {
         assert_eq!(ids.len(), 1, "{:?} {ids:?}", node.attach);
         ids[0]
     })
+}
+
+#[test]
+fn the_node_has_what_the_daemon_asks_for() {
+    on_each_node(0, |node| {
+        let kernel = preflight::check(&node.bpffs).unwrap();
+        let expected = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        assert_eq!(kernel.release, expected.trim());
+    });
 }
 
 #[test]
