@@ -104,6 +104,7 @@ enum policy_word_layout {
 
 enum endpoint_flag {
 	ENDPOINT_LOG_DENY = 1, /* its Namespace asks for deny records where logging is delegated */
+	ENDPOINT_ASSIGNED = 2, /* the CNI plugin told its addresses; for the daemon's next life */
 };
 
 /* 16 bytes in network byte order. */

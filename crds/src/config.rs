@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    DataplaneSpec, Enforcement, LimitsSpec, LogFileSpec, LogLevel, LoggingSpec, PolicySpec, ServicesMode, ServicesSpec,
-    SourceAddressCheck,
+    CniSpec, DataplaneSpec, Enforcement, FailurePolicy, LimitsSpec, LogFileSpec, LogLevel, LoggingSpec, PolicySpec,
+    ServicesMode, ServicesSpec, SourceAddressCheck,
 };
 use crate::{quantity, validate};
 
@@ -38,6 +38,7 @@ pub struct DaemonConfig {
     pub enforcement: Enforcement,
     pub source_address_check: SourceAddressCheck,
     pub services_mode: ServicesMode,
+    pub cni: CniConfig,
     pub logging: LoggingConfig,
     pub limits: Limits,
     pub api_server: ApiServer,
@@ -56,6 +57,7 @@ impl Default for DaemonConfig {
             enforcement: policy.enforcement,
             source_address_check: policy.source_address_check,
             services_mode: ServicesSpec::default().mode,
+            cni: CniConfig::default(),
             logging: LoggingConfig::default(),
             limits: Limits::default(),
             api_server: ApiServer::default(),
@@ -98,6 +100,7 @@ impl DaemonConfig {
             enforcement: spec.policy.enforcement,
             source_address_check: spec.policy.source_address_check,
             services_mode: spec.services.mode,
+            cni: CniConfig::from(&spec.cni),
             logging: LoggingConfig::from_spec(&spec.logging)?,
             limits: Limits::from(&spec.limits),
             api_server: ApiServer {
@@ -107,6 +110,34 @@ impl DaemonConfig {
             log_level: spec.daemon.log_level,
             ..Self::default()
         })
+    }
+}
+
+/// The CNI plugin on the node.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct CniConfig {
+    /// Where the node's CNI configuration is, the same inside the daemon as on the node.
+    pub conf_dir: PathBuf,
+    /// Where its CNI plugins are.
+    pub bin_dir: PathBuf,
+    /// What happens to new pods while the daemon is away.
+    pub failure_policy: FailurePolicy,
+}
+
+impl From<&CniSpec> for CniConfig {
+    fn from(spec: &CniSpec) -> Self {
+        Self {
+            conf_dir: spec.conf_dir.clone().into(),
+            bin_dir: spec.bin_dir.clone().into(),
+            failure_policy: spec.failure_policy,
+        }
+    }
+}
+
+impl Default for CniConfig {
+    fn default() -> Self {
+        Self::from(&CniSpec::default())
     }
 }
 

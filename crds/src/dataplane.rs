@@ -38,8 +38,8 @@ use crate::schema::{conditions, pull_secrets, quantities};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DataplaneSpec {
-    /// How pods are handed to Wardline when they are created. Reserved: pods are found by the daemon of their node
-    /// today, and nothing reads these fields yet.
+    /// How pods are handed to Wardline when they are created: the daemon chains its plugin to the node's CNI
+    /// configuration, and keeps it there.
     #[serde(default)]
     pub cni: CniSpec,
     /// What happens to packets that a NetworkPolicy does not allow.
@@ -75,8 +75,8 @@ pub struct CniSpec {
     /// Directory on the node with the CNI plugins: an absolute path.
     #[schemars(length(max = 256), pattern(r"^(/[A-Za-z0-9._-]+)+$"))]
     pub bin_dir: String,
-    /// What happens to a new pod while the daemon of its node is away. Fail: it waits. Ignore: it starts unmanaged,
-    /// and DataplaneNode names it.
+    /// What happens to a new pod while the daemon of its node is away. Fail: it waits. Ignore: it starts without its
+    /// policies, the runtime's log says so, and the daemon takes it over when it is back.
     pub failure_policy: FailurePolicy,
 }
 

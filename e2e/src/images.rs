@@ -22,10 +22,10 @@ const LARGEST: u64 = 30 << 20;
 /// buildah's configuration, in `target/images`.
 const CONTAINERS_CONF: &str = "containers.conf";
 
-/// The images with a Dockerfile: name, folder of the Dockerfile, package and binary.
-const IMAGES: [(&str, &str, &str); 2] = [
-    ("operator", "operator", "wardline-operator"),
-    ("node", "node-daemon", "wardline-node"),
+/// The images with a Dockerfile: name, folder of the Dockerfile, and the binaries, each of the package of its name.
+const IMAGES: [(&str, &str, &[&str]); 2] = [
+    ("operator", "operator", &["wardline-operator"]),
+    ("node", "node-daemon", &["wardline-node", "wardline-cni"]),
 ];
 
 /// What builds the images from the Dockerfiles.
@@ -75,13 +75,15 @@ pub fn build(layout: &Layout, options: &Options) -> Result<Vec<Built>> {
     )
     .context("failed to write the configuration of buildah")?;
     let mut all = Vec::new();
-    for (short, folder, binary) in IMAGES {
+    for (short, folder, contents) in IMAGES {
         let name = format!("{}/{short}:{}", options.prefix, options.version);
         let dockerfile = layout.workspace().join(folder).join("Dockerfile");
-        let built = plan(layout, short, &name, &[&binaries.join(binary), &dockerfile])?;
+        let contents: Vec<PathBuf> = contents.iter().map(|binary| binaries.join(binary)).collect();
+        let sources: Vec<&Path> = contents.iter().chain([&dockerfile]).map(PathBuf::as_path).collect();
+        let built = plan(layout, short, &name, &sources)?;
         if !is_current(&built) {
             step(&format!("building image {name}"));
-            build_one(layout, options, &built, &binaries.join(binary), &dockerfile)?;
+            build_one(layout, options, &built, &contents, &dockerfile)?;
             finish(&built)?;
         }
         all.push(built);
@@ -140,7 +142,7 @@ fn build_binaries(layout: &Layout) -> Result<PathBuf> {
         .args(["build", "--quiet", "--profile=ship", "--target", &host, "--target-dir"])
         .arg(&target);
     cargo.args(["--package=wardline-traffic", "--bin=traffic"]);
-    for (_, _, binary) in IMAGES {
+    for binary in IMAGES.iter().flat_map(|(_, _, binaries)| *binaries) {
         cargo.arg(format!("--package={binary}")).arg(format!("--bin={binary}"));
     }
     stream(&mut cargo)?;
@@ -217,10 +219,12 @@ fn traffic(layout: &Layout, binary: &Path) -> Result<Built> {
     Ok(built)
 }
 
-fn build_one(layout: &Layout, options: &Options, built: &Built, binary: &Path, dockerfile: &Path) -> Result<()> {
+fn build_one(layout: &Layout, options: &Options, built: &Built, binaries: &[PathBuf], dockerfile: &Path) -> Result<()> {
     let context = tempfile::tempdir_in(layout.images()).context("failed to make a folder for the build context")?;
-    let name = binary.file_name().context("failed to name the binary")?;
-    fs::copy(binary, context.path().join(name)).with_context(|| format!("failed to copy {}", binary.display()))?;
+    for binary in binaries {
+        let name = binary.file_name().context("failed to name the binary")?;
+        fs::copy(binary, context.path().join(name)).with_context(|| format!("failed to copy {}", binary.display()))?;
+    }
     let _ = fs::remove_file(&built.archive);
     let builder = builder(options)?;
     let mut bud = program(layout, builder);

@@ -58,14 +58,26 @@ pub async fn start(layout: &Layout, node: &NodeSpec) -> Result<Recorded> {
     Ok(init)
 }
 
-/// Runs a command in a node's network, mount and process namespaces.
-pub fn enter(layout: &Layout, node: &NodeSpec, args: &[&str]) -> Result<String> {
+/// A path as the node sees it, short and wherever the workspace is: sockets have no long names.
+pub fn path_in(layout: &Layout, node: &NodeSpec, path: &str) -> Result<PathBuf> {
+    Ok(PathBuf::from(format!(
+        "/proc/{}/root{path}",
+        init_of(layout, node)?.pid
+    )))
+}
+
+fn init_of(layout: &Layout, node: &NodeSpec) -> Result<Recorded> {
     let init = process::recorded(layout)?
         .into_iter()
         .find(|recorded| recorded.name == node.name)
         .with_context(|| format!("failed to enter {}: the lab is not up", node.name))?;
     init.check()?;
-    let target = format!("--target={}", init.pid);
+    Ok(init)
+}
+
+/// Runs a command in a node's network, mount and process namespaces.
+pub fn enter(layout: &Layout, node: &NodeSpec, args: &[&str]) -> Result<String> {
+    let target = format!("--target={}", init_of(layout, node)?.pid);
     run(
         "nsenter",
         [target.as_str(), "--net", "--mount", "--pid", "--"].iter().chain(args),

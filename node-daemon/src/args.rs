@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use clap::builder::ArgPredicate;
 
 /// Enforces NetworkPolicy at the edge of each pod of this node and logs its verdicts.
 ///
@@ -18,7 +19,12 @@ use clap::Parser;
 )]
 pub struct Args {
     /// Name of the Node that this is.
-    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    #[arg(
+        long,
+        env = "NODE_NAME",
+        value_name = "NAME",
+        default_value_if("remove_cni", ArgPredicate::IsPresent, "")
+    )]
     pub node_name: String,
     /// Configuration file; without one everything has its default.
     #[arg(long, value_name = "FILE")]
@@ -32,4 +38,8 @@ pub struct Args {
     /// Check what the node has, print the result and stop.
     #[arg(long)]
     pub check: bool,
+    /// Take the CNI plugin out of the node whose file system is at ROOT, print what was removed and stop. For nodes
+    /// that Wardline leaves: a daemon that still runs there puts it back.
+    #[arg(long, value_name = "ROOT")]
+    pub remove_cni: Option<PathBuf>,
 }

@@ -11,6 +11,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wardline_policy::model::{Direction, ObjectName};
 
+use wardline_cni::Code;
+
+use crate::cni::{Bound, Call, Refusal, Waiting};
 use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit, Restored, ServiceCounts};
 use crate::index::{Desired, Event, Index, InvalidObject};
 use crate::interfaces;
@@ -36,6 +39,7 @@ pub enum Message {
     InterfacesChanged,
     /// Somebody attached or detached programs at this interface; None is any.
     ProgramsChanged(Option<u32>),
+    Cni(Call),
 }
 
 /// What the node is like, for its status and its readiness.
@@ -54,6 +58,8 @@ pub struct NodeState {
     pub problems: Vec<String>,
     /// Pods that another program could pass packets by.
     pub bypassed: Vec<String>,
+    /// What keeps the CNI plugin from being installed.
+    pub plugin: Option<String>,
     pub last_applied: Option<std::time::SystemTime>,
 }
 
@@ -71,6 +77,7 @@ pub struct Control {
     has_services: bool,
     /// When refused Services were tried last.
     services_tried: Instant,
+    waiting: Waiting,
     /// Since when something waits for another try: a refused change, a pod that could not be managed.
     unsettled: Option<Instant>,
     tidied: Instant,
@@ -99,6 +106,7 @@ impl Control {
                 refused_services: BTreeMap::new(),
                 has_services: false,
                 services_tried: Instant::now(),
+                waiting: Waiting::default(),
                 unsettled: None,
                 tidied: Instant::now(),
                 looked: Instant::now(),
@@ -118,8 +126,8 @@ impl Control {
         mut messages: mpsc::Receiver<Message>,
         cancel: &CancellationToken,
     ) -> std::io::Result<()> {
-        for (index, pod, uid) in self.datapath.inherited() {
-            self.index.inherit(index, pod, uid);
+        for (index, spec) in self.datapath.inherited() {
+            self.index.inherit(index, spec);
         }
         self.index.set_interfaces(interfaces::scan()?);
         loop {
@@ -132,6 +140,7 @@ impl Control {
                 Batch::Idle => self.tidy(),
                 Batch::Messages(batch) => self.take_in(batch),
             }
+            self.waiting.expire();
             if self.tidied.elapsed() >= BUSY {
                 self.tidy();
             }
@@ -151,7 +160,7 @@ impl Control {
 
     fn take_in(&mut self, batch: Vec<Message>) {
         let began = Instant::now();
-        let (mut interfaces_changed, mut changed) = (false, false);
+        let (mut scan, mut changed) = (false, false);
         let mut touched = Some(BTreeSet::new());
         for message in batch {
             match message {
@@ -159,11 +168,13 @@ impl Control {
                     all.insert(ifindex);
                 }),
                 Message::ProgramsChanged(None) => touched = None,
-                Message::InterfacesChanged => interfaces_changed = true,
+                Message::InterfacesChanged => scan = true,
                 Message::Cluster(event) => changed |= self.index.apply(event),
+                Message::Cni(call) => changed |= self.take_call(call),
             }
         }
-        if interfaces_changed {
+        scan |= self.waiting.wants_scan(&self.index);
+        if scan {
             changed |= self.scan();
         }
         if touched.as_ref().is_none_or(|touched| !touched.is_empty()) {
@@ -175,18 +186,20 @@ impl Control {
         }
         // Before policy, which brings new pods in force: they find all Services there.
         self.apply_services();
+        let bound = self.waiting.attach(&mut self.index);
         self.names.apply_moves(self.index.take_moves());
-        if !changed {
+        if !changed && bound.is_empty() {
             return;
         }
         let mut desired = self.index.desired();
-        if !desired.unmanaged.is_empty() && !interfaces_changed {
+        if !desired.unmanaged.is_empty() && !scan {
             // The address inside a pod's namespace tells nobody outside when it is set.
             self.scan();
             desired = self.index.desired();
         }
-        self.apply(&desired);
+        let failed = self.apply(&desired);
         self.metrics.observe_apply(began.elapsed());
+        self.answer(bound, &failed);
     }
 
     /// Brings the Services that changed in force. One that is refused holds up no other.
@@ -224,7 +237,62 @@ impl Control {
         });
     }
 
-    fn apply(&mut self, desired: &Desired) {
+    /// Returns whether the index may desire something else now.
+    fn take_call(&mut self, call: Call) -> bool {
+        match call {
+            Call::Attach { network, answer } => {
+                self.waiting.push(network, answer);
+                false
+            }
+            Call::Detach(attachment) => self.index.detach(&attachment),
+            Call::Collect(valid) => self.index.collect(&valid),
+            Call::Check { network, answer } => {
+                let at = self.index.attached_at(&network);
+                let is_managed = at.is_some_and(|(index, uid)| self.datapath.manages(index, &uid));
+                let refusal = || {
+                    let pod = format!("{}/{}", network.pod.namespace, network.pod.name);
+                    Refusal::new(Code::NotManaged, format!("Pod {pod} is not guarded"))
+                };
+                // Who asked may have given up.
+                let _ = answer.send(if is_managed { Ok(()) } else { Err(refusal()) });
+                false
+            }
+            Call::Installed(problem) => {
+                self.publish_with(|state| state.plugin = problem);
+                false
+            }
+        }
+    }
+
+    /// Tells the ADDs that were waited for. One whose pod could not be guarded, or that nobody waits for any more,
+    /// leaves nothing behind.
+    fn answer(&mut self, bound: Vec<Bound>, failed: &BTreeMap<ObjectName, String>) {
+        for Bound {
+            network,
+            index,
+            pod_uid,
+            answer,
+        } in bound
+        {
+            let pod = ObjectName::new(network.pod.namespace, network.pod.name);
+            let is_taken = if self.datapath.manages(index, &pod_uid) {
+                answer.send(Ok(pod_uid)).is_ok()
+            } else {
+                let cause = failed
+                    .get(&pod)
+                    .map_or("its programs could not be put in place", String::as_str);
+                let message = format!("failed to guard Pod {pod}: {cause}");
+                let _ = answer.send(Err(Refusal::new(Code::TryAgainLater, message)));
+                false
+            };
+            if !is_taken && self.index.unattach(index) {
+                self.unsettled = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Returns the pods that could not be managed, and why.
+    fn apply(&mut self, desired: &Desired) -> BTreeMap<ObjectName, String> {
         let index = &self.index;
         let result = self.datapath.apply(desired, |pod| pod_name(index, pod));
         let is_settled = desired.unmanaged.is_empty() && result.as_ref().is_ok_and(|applied| applied.failed.is_empty());
@@ -232,7 +300,11 @@ impl Control {
         if let Err(error) = &result {
             tracing::error!(%error, "a change was refused; what was in force stays");
         }
+        let failed = result
+            .as_ref()
+            .map_or_else(|_| BTreeMap::new(), |applied| applied.failed.clone());
         self.publish(desired, result);
+        failed
     }
 
     fn publish(&self, desired: &Desired, result: Result<Applied, ApplyError>) {

@@ -12,6 +12,7 @@
 
 pub mod api;
 pub mod args;
+pub mod cni;
 pub mod control;
 pub mod datapath;
 pub mod events;

@@ -36,6 +36,8 @@ pub struct Metrics {
     service_fronts: IntGauge,
     service_backends: IntGauge,
     service_apply: Histogram,
+    plugin_requests: IntCounterVec,
+    plugin_add: Histogram,
     alive: Mutex<Instant>,
 }
 
@@ -128,6 +130,15 @@ impl Metrics {
                 "wardline_service_apply_seconds",
                 "Time from a batch of changes of Services to their being in force.",
             )?,
+            plugin_requests: counters(
+                "wardline_cni_requests_total",
+                "Requests of the CNI plugin.",
+                &["command", "outcome"],
+            )?,
+            plugin_add: histogram(
+                "wardline_cni_add_seconds",
+                "Time that the CNI plugin waits for a pod's policy to be in force and its addresses to be announced.",
+            )?,
             registry,
             alive: Mutex::new(Instant::now()),
         })
@@ -158,6 +169,15 @@ impl Metrics {
 
     pub fn observe_service_apply(&self, elapsed: Duration) {
         self.service_apply.observe(elapsed.as_secs_f64());
+    }
+
+    /// A request of the CNI plugin was answered.
+    pub fn observe_cni(&self, command: &str, is_done: bool, elapsed: Duration) {
+        let outcome = if is_done { "done" } else { "refused" };
+        self.plugin_requests.with_label_values(&[command, outcome]).inc();
+        if command == "add" && is_done {
+            self.plugin_add.observe(elapsed.as_secs_f64());
+        }
     }
 
     pub fn set_node(&self, state: &NodeState) {

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,15 @@ use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as watch_channel};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wardline_crds::config::{DaemonConfig, LogFormat};
 use wardline_crds::{AttachKind, ServicesMode};
 
 use crate::args::Args;
-use crate::control::{Control, Message};
+use crate::cni::{Announcer, Call, Installer, Server};
+use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
 use crate::events::{FileOptions, LogFile, Origin, PolicyLog, follow_events, monotonic};
 use crate::index::Index;
@@ -47,6 +48,13 @@ pub async fn run(args: Args) -> Result<()> {
         Some(path) => DaemonConfig::from_file(path)?,
         None => DaemonConfig::default(),
     };
+    if let Some(root) = &args.remove_cni {
+        let installer = Installer::new(&config, &socket(&args), root).context("failed to find this program's file")?;
+        for file in installer.uninstall()?.files {
+            println!("{}", file.display());
+        }
+        return Ok(());
+    }
     start_logging(&config);
     let node = preflight::check(&args.bpffs)?;
     if args.check {
@@ -179,6 +187,7 @@ impl Daemon {
         self.start_sweeper(conntrack);
         self.start_departures(departures);
         watch::start(&self.client, &messages, &self.parts.tasks, &cancel);
+        self.start_plugin(&messages, state.clone())?;
         drop(messages);
         let writer = StatusWriter::new(self.client.clone(), &self.args.node_name, self.node.clone());
         self.parts.tasks.spawn(writer.run(state.clone(), cancel.clone()));
@@ -235,6 +244,35 @@ impl Daemon {
                 cancel.cancel();
             }
         });
+    }
+
+    /// Serves the CNI plugin, and installs it once it would be served well.
+    fn start_plugin(&self, messages: &mpsc::Sender<Message>, state: watch_channel::Receiver<NodeState>) -> Result<()> {
+        let (path, cancel) = (socket(&self.args), self.parts.cancel.clone());
+        let listener = Server::listen(&path)?;
+        let server = Server {
+            messages: messages.clone(),
+            state: state.clone(),
+            announcer: Announcer::new(self.client.clone()),
+            metrics: Arc::clone(&self.metrics),
+        };
+        self.parts.task("CNI server", {
+            let cancel = cancel.clone();
+            async move { Ok(server.serve(listener, cancel).await?) }
+        });
+        let installer =
+            Installer::new(&self.config, &path, Path::new("/")).context("failed to find this program's file")?;
+        let (messages, mut state) = (messages.clone(), state);
+        self.parts.task("CNI installer", async move {
+            let in_force = cancel.run_until_cancelled(state.wait_for(|state| state.last_applied.is_some()));
+            if !matches!(in_force.await, Some(Ok(_))) {
+                return Ok(());
+            }
+            let told = move |problem| _ = messages.blocking_send(Message::Cni(Call::Installed(problem)));
+            tokio::task::spawn_blocking(move || installer.keep(&cancel, told)).await??;
+            Ok(())
+        });
+        Ok(())
     }
 
     fn start_sweeper(&self, conntrack: ConntrackSweeper) {
@@ -295,6 +333,11 @@ impl Daemon {
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "stopped");
         failure.map_or(Ok(()), Err)
     }
+}
+
+/// Where the CNI plugin finds the daemon: beside what else belongs to the node's life.
+fn socket(args: &Args) -> PathBuf {
+    args.state_dir.join("cni.sock")
 }
 
 fn lock(directory: &Path) -> Result<Flock<File>> {

@@ -208,6 +208,14 @@ fn problems(state: &NodeState) -> (&'static str, String) {
         reason = if messages.is_empty() { "Bypassed" } else { reason };
         messages.extend(state.bypassed.iter().take(LISTED).cloned());
     }
+    if let Some(problem) = &state.plugin {
+        reason = if messages.is_empty() {
+            "PluginNotInstalled"
+        } else {
+            reason
+        };
+        messages.push(format!("the CNI plugin is not installed: {problem}"));
+    }
     if !state.unmanaged.is_empty() {
         reason = if messages.is_empty() { "UnmanagedPods" } else { reason };
         messages.push(format!("{} pods are not managed", state.unmanaged.len()));
@@ -250,6 +258,17 @@ mod tests {
                     ..NodeState::default()
                 },
                 ("UnmanagedPods", "1 pods are not managed"),
+            ),
+            (
+                NodeState {
+                    plugin: Some("no list".into()),
+                    unmanaged: unmanaged.clone(),
+                    ..NodeState::default()
+                },
+                (
+                    "PluginNotInstalled",
+                    "the CNI plugin is not installed: no list; 1 pods are not managed",
+                ),
             ),
             (
                 NodeState {

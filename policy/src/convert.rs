@@ -20,7 +20,7 @@ use k8s_openapi::api::networking::v1::{
     NetworkPolicySpec,
 };
 
-pub use self::pod::pod;
+pub use self::pod::{ADDRESSES_CONDITION, pod};
 use crate::model::{ObjectName, Peer, Policy, Rule};
 
 /// A policy that carries one of these with the value `"true"` is logged where logging is delegated.

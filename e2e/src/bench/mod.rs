@@ -6,6 +6,7 @@
 //!                            +--> one table, one JSON file
 //!   connections              |    pods of node1 beside namespaces that are no pods, in turn
 //!   record_rate              |    a steady stream of connections, faster and faster
+//!   plugin ------------------+    the CNI plugin, as the runtime runs it
 //!   policy ------------------+    probes that stop being answered
 //!   restart -----------------+    requests while the daemon is killed, last of all
 //! ```
@@ -17,6 +18,7 @@ mod account;
 mod connections;
 mod figure;
 mod load;
+mod plugin;
 mod policy;
 mod process;
 mod record_rate;
@@ -164,6 +166,9 @@ async fn in_namespace(namespace: &TestNamespace, traffic: &Traffic, effort: &Eff
     step("measuring how many records a second are written");
     let flooder = place(namespace, "flood").await?;
     figures.extend(record_rate::measure(&setting, &flooder, effort).await?);
+
+    step("measuring how long new pods wait for their policies");
+    figures.extend(plugin::measure(namespace, setting.node.spec).await?);
 
     figures.extend(policy);
     figures.push(Figure {

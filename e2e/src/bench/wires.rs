@@ -26,6 +26,8 @@ pub struct Place {
 /// Namespaces of benchmarks.
 const ROUTED: [&str; 2] = ["wardline-bench-a", "wardline-bench-b"];
 const DIRECT: [&str; 2] = ["wardline-bench-c", "wardline-bench-d"];
+/// Where the far ends of pods' veths are that no runtime has made.
+const PODS: &str = "wardline-bench-pods";
 /// Outside of the ranges of nodes, pods and Services.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 79, 0, 1);
 
@@ -69,6 +71,41 @@ impl Drop for Wires {
     }
 }
 
+/// Veths of a node as a CNI plugin makes them for pods; gone when this is dropped.
+#[derive(Debug)]
+pub struct PodWires {
+    /// Names on the node's side, and the pods' addresses.
+    pub pods: Vec<(String, Ipv4Addr)>,
+}
+
+impl PodWires {
+    /// At most 200.
+    pub fn create(node: &NodeSpec, count: u8) -> Result<Self> {
+        let wires = Self {
+            pods: (1..=count)
+                .map(|host| (format!("bench-p{host}"), Ipv4Addr::new(10, 79, 2, host)))
+                .collect(),
+        };
+        run_line(&format!("ip netns add {PODS}"))?;
+        for (link, address) in &wires.pods {
+            let netns = node.netns;
+            run_line(&format!(
+                "ip -n {netns} link add {link} type veth peer name {link} netns {PODS}"
+            ))?;
+            run_line(&format!("ip -n {PODS} address add {address}/32 dev {link}"))?;
+            run_line(&format!("ip -n {netns} link set {link} up"))?;
+        }
+        Ok(wires)
+    }
+}
+
+impl Drop for PodWires {
+    fn drop(&mut self) {
+        // As with `Wires`.
+        let _ = run_line(&format!("ip netns delete {PODS}"));
+    }
+}
+
 /// Removes the namespaces, and with them their links.
 pub fn remove() -> Result<()> {
     for name in leftovers() {
@@ -79,7 +116,7 @@ pub fn remove() -> Result<()> {
 
 /// The namespaces that are there.
 pub fn leftovers() -> Vec<&'static str> {
-    let mut names = [ROUTED, DIRECT].concat();
+    let mut names = [&ROUTED[..], &DIRECT, &[PODS]].concat();
     names.retain(|name| path(name).exists());
     names
 }

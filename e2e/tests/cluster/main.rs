@@ -6,6 +6,7 @@ mod bad_input;
 mod daemon;
 mod exact;
 mod families;
+mod first_packet;
 mod live;
 mod node_port;
 mod rewritten;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use wardline_bpf::PolicyWord;
 use wardline_bpf::abi::{self, Address};
-use wardline_policy::model::{Direction, ObjectName};
+use wardline_policy::model::Direction;
 use wardline_policy::tables::TableKey;
 
 use super::attach::{AttachError, Attached, Attacher};
@@ -230,11 +230,19 @@ impl Endpoints {
     }
 
     /// Who the kernel has entries for, as far as the journal knows them.
-    pub(super) fn inherited_pods(&self, names: &Names) -> Vec<(u32, ObjectName, Arc<str>)> {
+    pub(super) fn inherited_pods(&self, names: &Names) -> Vec<(u32, EndpointSpec)> {
         let mut pods = Vec::new();
         let found = self.entries.hash.for_each(|ifindex, entry| {
             if let Some(name) = names.endpoint(entry.uid) {
-                pods.push((ifindex, name.name.pod.clone(), Arc::clone(&name.pod_uid)));
+                let addresses = [entry.v4, entry.v6].into_iter().filter(|address| !address.is_none());
+                let spec = EndpointSpec {
+                    pod: name.name.pod.clone(),
+                    pod_uid: Arc::clone(&name.pod_uid),
+                    addresses: addresses.map(IpAddr::from).collect(),
+                    log_denies: entry.flags & abi::ENDPOINT_LOG_DENY != 0,
+                    assigned: entry.flags & abi::ENDPOINT_ASSIGNED != 0,
+                };
+                pods.push((ifindex, spec));
             }
         });
         if let Err(error) = found {
@@ -279,10 +287,11 @@ fn entry(spec: &EndpointSpec, uid: u32, slot: u32) -> abi::Endpoint {
             .find(|ip| is_wanted(ip))
             .map_or_else(Address::default, |ip| Address::from(*ip))
     };
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
     abi::Endpoint {
         uid,
         slot,
-        flags: if spec.log_denies { abi::ENDPOINT_LOG_DENY } else { 0 },
+        flags: flag(spec.log_denies, abi::ENDPOINT_LOG_DENY) | flag(spec.assigned, abi::ENDPOINT_ASSIGNED),
         pad: 0,
         v4: address(IpAddr::is_ipv4),
         v6: address(IpAddr::is_ipv6),

@@ -57,7 +57,7 @@ use self::quotas::Usages;
 pub use self::services::ServiceCounts;
 use self::tables::{LoadedTable, Meanings};
 pub use self::translated::Way;
-use crate::index::{LogModes, Logged};
+use crate::index::{EndpointSpec, LogModes, Logged};
 use crate::mapping::{Mapping, page_size};
 use crate::names::{JournalError, Names};
 
@@ -297,8 +297,14 @@ impl Datapath {
         restored
     }
 
-    /// The pods that an earlier life of the daemon managed, by ifindex, with their objects' uids.
-    pub fn inherited(&self) -> Vec<(u32, ObjectName, Arc<str>)> {
+    /// Whether a pod's programs are at the interface, under a policy.
+    pub fn manages(&self, ifindex: u32, pod_uid: &str) -> bool {
+        let managed = self.endpoints.managed.get(&ifindex);
+        managed.is_some_and(|managed| &*managed.spec.pod_uid == pod_uid)
+    }
+
+    /// The pods that an earlier life of the daemon managed, by ifindex.
+    pub fn inherited(&self) -> Vec<(u32, EndpointSpec)> {
         self.endpoints.inherited_pods(&self.names)
     }
 

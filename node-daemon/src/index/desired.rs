@@ -32,10 +32,12 @@ pub struct Desired {
 pub struct EndpointSpec {
     pub pod: ObjectName,
     pub pod_uid: Arc<str>,
-    /// Of the pod's status.
+    /// Of the pod's status, or as the CNI plugin told them.
     pub addresses: Vec<IpAddr>,
     /// Its Namespace asks for deny records where that is delegated.
     pub log_denies: bool,
+    /// The CNI plugin told its addresses.
+    pub assigned: bool,
 }
 
 /// What asks for a record.
@@ -84,25 +86,32 @@ impl Index {
     /// takes away, moves neither its own programs nor another pod's.
     fn bind_pods(&mut self) -> BTreeMap<ObjectName, &'static str> {
         let mut unmanaged = BTreeMap::new();
-        let at: BTreeMap<(ObjectName, Arc<str>), u32> = self
+        let mut at: BTreeMap<(ObjectName, Arc<str>), u32> = self
             .bound
             .iter()
             .map(|(i, spec)| ((spec.pod.clone(), Arc::clone(&spec.pod_uid)), *i))
             .collect();
+        // A pod whose sandbox was made anew has two for a moment: the plugin knows which.
+        for ((pod, uid), index) in &mut at {
+            *index = self.attachments.interface_of(pod, uid).unwrap_or(*index);
+        }
         let local = self
             .pods
             .iter()
             .filter(|(_, info)| info.node == self.node && !info.addresses().is_empty());
         for (name, info) in local {
-            let spec = EndpointSpec {
-                pod: name.clone(),
-                pod_uid: Arc::clone(&info.uid),
-                addresses: info.addresses().to_vec(),
-                log_denies: self.log_denies.contains(&name.namespace),
-            };
             let bound = at.get(&(name.clone(), Arc::clone(&info.uid))).copied();
             match bound.map_or_else(|| self.interface_for(name, info), Ok) {
-                Ok(index) => _ = self.bound.insert(index, spec),
+                Ok(index) => {
+                    let spec = EndpointSpec {
+                        pod: name.clone(),
+                        pod_uid: Arc::clone(&info.uid),
+                        addresses: info.addresses().to_vec(),
+                        log_denies: self.log_denies.contains(&name.namespace),
+                        assigned: self.attachments.contains(index),
+                    };
+                    self.bound.insert(index, spec);
+                }
                 Err(cause) => _ = unmanaged.insert(name.clone(), cause),
             }
         }
@@ -111,14 +120,14 @@ impl Index {
 
     /// The interface of a pod that has none yet.
     fn interface_for(&self, name: &ObjectName, info: &PodInfo) -> Result<u32, &'static str> {
-        if self.has_parted(name, info) {
+        if self.parted.contains_key(name) {
             return Err(PARTED);
         }
         // Which of two it is cannot be told from the address: the one that ends will let go of it.
         let claims = |(other, pod): (&ObjectName, &PodInfo)| {
             other != name
                 && pod.node == self.node
-                && !self.has_parted(other, pod)
+                && !self.parted.contains_key(other)
                 && pod.addresses().iter().any(|address| info.addresses().contains(address))
         };
         if self.pods.iter().any(claims) {
@@ -128,7 +137,7 @@ impl Index {
     }
 
     /// The interface with one of the addresses that is nobody's yet.
-    fn free_interface(&self, addresses: &[IpAddr]) -> Result<u32, &'static str> {
+    pub(super) fn free_interface(&self, addresses: &[IpAddr]) -> Result<u32, &'static str> {
         let has_one = |veth: &Veth| addresses.iter().any(|ip| veth.addresses.contains(ip));
         let free = self
             .interfaces

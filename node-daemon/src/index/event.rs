@@ -97,6 +97,8 @@ pub struct NamespaceInfo {
 pub struct PodInfo {
     /// The object's uid: a name may be used again by another pod.
     pub uid: Arc<str>,
+    /// The uid that kubelet knows it by, where the object mirrors a pod that the node's own files define.
+    pub static_uid: Option<Arc<str>>,
     pub node: Arc<str>,
     /// None where the pod takes no part in policy: on the host network, or finished.
     pub policy: Option<Arc<Pod>>,
@@ -104,6 +106,11 @@ pub struct PodInfo {
 }
 
 impl PodInfo {
+    /// Whether kubelet means this pod by the uid.
+    pub fn is_known_as(&self, uid: &str) -> bool {
+        &*self.uid == uid || self.static_uid.as_deref() == Some(uid)
+    }
+
     pub fn addresses(&self) -> &[IpAddr] {
         self.policy.as_ref().map_or(&[], |pod| &pod.addresses)
     }

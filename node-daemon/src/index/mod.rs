@@ -2,6 +2,7 @@
 //! What the cluster says, as one synchronous state machine: events go in, the node's desired state comes out.
 //! It holds no Kubernetes client and touches no kernel, so its tests need neither.
 
+mod attachments;
 mod desired;
 mod event;
 
@@ -11,6 +12,8 @@ use std::sync::Arc;
 
 use wardline_policy::model::{ObjectName, Objects, Pod};
 
+pub use self::attachments::Attach;
+use self::attachments::Attachments;
 pub use self::desired::{Desired, EndpointSpec, LogModes};
 pub use self::event::{Event, Kind, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
 use crate::interfaces::Interfaces;
@@ -32,6 +35,9 @@ pub struct Index {
     node: Arc<str>,
     objects: Objects,
     pods: BTreeMap<ObjectName, PodInfo>,
+    /// As the API server tells them: those of `pods` that have other addresses here.
+    altered: BTreeMap<ObjectName, PodInfo>,
+    attachments: Attachments,
     nodes: BTreeMap<Arc<str>, NodeInfo>,
     /// Namespaces whose denies are logged where that is delegated.
     log_denies: BTreeSet<Arc<str>>,
@@ -102,37 +108,25 @@ impl Index {
                 .collect()
         };
         for spec in gone {
-            match self.pods.get(&spec.pod) {
+            match self.told(&spec.pod) {
                 Some(pod) if pod.uid == spec.pod_uid && pod.policy.is_some() => {
-                    self.parted
-                        .insert(spec.pod.clone(), (spec.pod_uid, pod.addresses().to_vec()));
+                    let addresses = pod.addresses().to_vec();
+                    self.parted.insert(spec.pod.clone(), (spec.pod_uid, addresses));
                     self.objects.pods.remove(&spec.pod);
                 }
-                // A successor of the same name has taken its place.
-                Some(pod) if pod.policy.is_some() => {}
-                // It was kept without addresses, for its labels alone.
-                _ => _ = self.objects.pods.remove(&spec.pod),
+                _ => self.forget_guarded(&spec.pod),
             }
         }
+        self.drop_attachments_without_interface();
         true
     }
 
-    /// Whether a pod's addresses left with its interface. They count again when it has others.
-    fn has_parted(&self, name: &ObjectName, pod: &PodInfo) -> bool {
-        self.parted
-            .get(name)
-            .is_some_and(|(uid, addresses)| *uid == pod.uid && *addresses == pod.addresses())
-    }
-
-    /// A pod that an earlier life of the daemon managed at an interface.
-    pub fn inherit(&mut self, index: u32, pod: ObjectName, pod_uid: Arc<str>) {
-        let spec = EndpointSpec {
-            pod,
-            pod_uid,
-            addresses: Vec::new(),
-            log_denies: false,
-        };
-        self.bound.insert(index, spec);
+    /// A pod that has ended was kept without addresses, for its labels alone, while its interface was there; a
+    /// successor of the same name has taken its place.
+    fn forget_guarded(&mut self, pod: &ObjectName) {
+        if self.pods.get(pod).is_none_or(|info| info.policy.is_none()) {
+            self.objects.pods.remove(pod);
+        }
     }
 
     /// Takes one event in and says whether it can change what is desired of policy: kubelet writes a pod's status many
@@ -208,9 +202,7 @@ impl Index {
     fn is_known(&self, event: &Event) -> bool {
         let is_valid = |kind, name: String| !self.invalid.contains_key(&(kind, name));
         match event {
-            Event::Pod(name, Update::Set(pod)) => {
-                self.pods.get(name) == Some(pod) && is_valid(Kind::Pod, name.to_string())
-            }
+            Event::Pod(name, Update::Set(pod)) => self.told(name) == Some(pod) && is_valid(Kind::Pod, name.to_string()),
             Event::Node(name, Update::Set(node)) => {
                 self.nodes.get(name) == Some(node) && is_valid(Kind::Node, name.to_string())
             }
@@ -245,26 +237,49 @@ impl Index {
 
     fn apply_pod(&mut self, name: ObjectName, update: Update<PodInfo>) {
         match update {
-            Update::Set(pod) => {
-                if self.pods.get(&name).is_some_and(|old| old.uid != pod.uid) {
-                    self.depart(&name);
-                }
-                if !self.has_parted(&name, &pod) {
-                    self.parted.remove(&name);
-                }
-                match &pod.policy {
-                    Some(_) if self.parted.contains_key(&name) => {}
-                    Some(policy) => _ = self.objects.pods.insert(name.clone(), Arc::clone(policy)),
-                    None => self.depart(&name),
-                }
-                self.set_pod(name, Some(pod));
+            Update::Set(told) => {
+                self.follow_status(&name, &told);
+                self.store_pod(name.clone(), told);
+                self.release(&name);
             }
-            Update::Gone => {
-                self.depart(&name);
-                self.set_pod(name, None);
-            }
+            Update::Gone => self.remove_pod(name),
             Update::Invalid(_) => {}
         }
+    }
+
+    /// A pod as the API server tells it.
+    fn told(&self, name: &ObjectName) -> Option<&PodInfo> {
+        self.altered.get(name).or_else(|| self.pods.get(name))
+    }
+
+    fn store_pod(&mut self, name: ObjectName, told: PodInfo) {
+        let pod = self.effective(&name, &told);
+        if self.pods.get(&name).is_some_and(|old| old.uid != pod.uid) {
+            self.depart(&name);
+        }
+        // Addresses that left with the interface count again when the API server tells of others.
+        let is_other = |(uid, addresses): &(Arc<str>, Vec<IpAddr>)| *uid != told.uid || *addresses != told.addresses();
+        if self.parted.get(&name).is_some_and(is_other) {
+            self.parted.remove(&name);
+        }
+        match &pod.policy {
+            Some(_) if self.parted.contains_key(&name) => {}
+            Some(policy) => _ = self.objects.pods.insert(name.clone(), Arc::clone(policy)),
+            None => self.depart(&name),
+        }
+        if pod == told {
+            self.altered.remove(&name);
+        } else {
+            self.altered.insert(name.clone(), told);
+        }
+        self.set_pod(name, Some(pod));
+    }
+
+    fn remove_pod(&mut self, name: ObjectName) {
+        self.depart(&name);
+        self.altered.remove(&name);
+        self.set_pod(name.clone(), None);
+        self.release(&name);
     }
 
     fn set_pod(&mut self, name: ObjectName, pod: Option<PodInfo>) {
@@ -358,9 +373,9 @@ impl Index {
                     .cloned()
                     .collect();
                 for name in missed {
-                    self.depart(&name);
-                    self.set_pod(name, None);
+                    self.remove_pod(name);
                 }
+                self.release_unlisted();
             }
             Kind::NetworkPolicy => self.objects.policies.retain(|name, _| !gone(&name.to_string())),
             Kind::Node => {

@@ -15,6 +15,7 @@ fn address(text: &str) -> IpAddr {
 fn pod(uid: &str, node: &str, ip: &str, app: &str) -> PodInfo {
     PodInfo {
         uid: uid.into(),
+        static_uid: None,
         node: node.into(),
         policy: Some(Arc::new(Pod {
             labels: Labels::from([("app".to_owned(), app.to_owned())]),
@@ -120,6 +121,16 @@ fn a_pod_cannot_give_itself_or_others_another_interface() {
     assert_eq!(index.desired().endpoints[&9].pod, name("late"));
 }
 
+fn inherited(pod: &str, uid: &str, assigned: bool) -> EndpointSpec {
+    EndpointSpec {
+        pod: name(pod),
+        pod_uid: uid.into(),
+        addresses: vec![address("10.0.0.1")],
+        log_denies: false,
+        assigned,
+    }
+}
+
 #[test]
 fn an_address_leaves_its_pod_with_the_interface() {
     let mut index = index();
@@ -164,8 +175,8 @@ fn two_pods_that_claim_an_address_get_no_interface_by_it() {
 #[test]
 fn what_an_earlier_life_managed_is_known_by_its_interface() {
     let mut index = Index::new("node1", true);
-    index.inherit(7, name("web"), "u1".into());
-    index.inherit(6, name("gone"), "u0".into());
+    index.inherit(7, inherited("web", "u1", false));
+    index.inherit(6, inherited("gone", "u0", false));
     index.set_interfaces(veths(&[(7, "10.9.9.9"), (8, "10.0.0.1")]));
     index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
     index.apply(Event::Pod(

@@ -65,6 +65,7 @@ pub fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
     let update = update(seen, |pod| {
         Ok(PodInfo {
             uid: pod.metadata.uid.as_deref().unwrap_or_default().into(),
+            static_uid: static_uid(&pod.metadata),
             node: pod
                 .spec
                 .as_ref()
@@ -76,6 +77,13 @@ pub fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
         })
     });
     Event::Pod(object_name(key), update)
+}
+
+/// kubelet knows a static pod by a uid of its own making, which it notes on the object that mirrors it.
+fn static_uid(metadata: &ObjectMeta) -> Option<Arc<str>> {
+    let annotations = metadata.annotations.as_ref()?;
+    annotations.get("kubernetes.io/config.mirror")?;
+    Some(annotations.get("kubernetes.io/config.hash")?.as_str().into())
 }
 
 pub fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {

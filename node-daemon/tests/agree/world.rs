@@ -56,8 +56,8 @@ impl<'a> World<'a> {
             endpoints: BTreeMap::new(),
             programs: BTreeMap::new(),
         };
-        for (ifindex, pod, uid) in world.life.datapath.inherited() {
-            world.index.inherit(ifindex, pod, uid);
+        for (ifindex, spec) in world.life.datapath.inherited() {
+            world.index.inherit(ifindex, spec);
         }
         world.plug();
         let all = events(&Cluster::default(), &world.cluster);

@@ -205,6 +205,7 @@ impl Node {
                     pod_uid: format!("uid-of-{name}").into(),
                     addresses: pod.addresses.clone(),
                     log_denies: false,
+                    assigned: false,
                 };
                 (*ifindex, spec)
             })

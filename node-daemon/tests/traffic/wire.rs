@@ -168,6 +168,11 @@ impl Cluster<'_> {
         self.life.as_mut().unwrap()
     }
 
+    /// What a control thread is made of, and all that it should be told.
+    pub fn hand_over(&mut self) -> (Life, Vec<Event>) {
+        (self.life.take().unwrap(), std::mem::take(&mut self.told))
+    }
+
     /// Looks at the node's interfaces, as the daemon does when they change.
     pub fn look(&mut self) {
         self.index.set_interfaces(interfaces::scan().unwrap());
@@ -192,8 +197,8 @@ impl Cluster<'_> {
         self.life = None;
         self.life = Some(self.node.start(&self.config));
         self.index = Index::new(NODE, true);
-        for (ifindex, pod, uid) in self.life().datapath.inherited() {
-            self.index.inherit(ifindex, pod, uid);
+        for (ifindex, spec) in self.life().datapath.inherited() {
+            self.index.inherit(ifindex, spec);
         }
         self.look();
         for event in &self.told {
@@ -298,6 +303,7 @@ pub fn pod_event(name: &str, labels: &str, host: u8, node: &str, phase: &str) ->
     .unwrap();
     let info = PodInfo {
         uid: format!("uid-of-{name}").into(),
+        static_uid: None,
         node: node.into(),
         policy: convert::pod(&object).map(|(_, pod)| Arc::new(pod)),
         workload: None,

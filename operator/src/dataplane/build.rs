@@ -192,6 +192,8 @@ fn pod(valid: &Valid, config_name: &str) -> PodSpec {
             host_path("bpf", BPF_FS, "Directory"),
             host_path("run", RUN_DIR, "DirectoryOrCreate"),
             host_path("log", &log_dir(valid), "DirectoryOrCreate"),
+            host_path("cni-conf", &path(&valid.config.cni.conf_dir), "DirectoryOrCreate"),
+            host_path("cni-bin", &path(&valid.config.cni.bin_dir), "DirectoryOrCreate"),
         ]),
         ..PodSpec::default()
     }
@@ -239,6 +241,8 @@ fn container(valid: &Valid) -> Container {
             mount("bpf", BPF_FS),
             mount("run", RUN_DIR),
             mount("log", &log_dir),
+            mount("cni-conf", &path(&valid.config.cni.conf_dir)),
+            mount("cni-bin", &path(&valid.config.cni.bin_dir)),
         ]),
         ..Container::default()
     }
@@ -324,17 +328,14 @@ fn mount(name: &str, path: &str) -> VolumeMount {
     }
 }
 
+fn path(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// The log's directory, the same inside the daemon as on the node; validation has seen that there is one.
 fn log_dir(valid: &Valid) -> String {
-    valid
-        .config
-        .logging
-        .file
-        .path
-        .parent()
-        .unwrap_or(Path::new("/var/log/network"))
-        .display()
-        .to_string()
+    let file = &valid.config.logging.file.path;
+    path(file.parent().unwrap_or(Path::new("/var/log/network")))
 }
 
 fn pull_policy(policy: PullPolicy) -> &'static str {
@@ -365,6 +366,7 @@ mod tests {
     #[test]
     fn objects_are_as_committed() {
         let full = "
+            cni: {confDir: /etc/kubernetes/cni/net.d, binDir: /usr/libexec/cni, failurePolicy: Ignore}
             policy: {enforcement: Audit, sourceAddressCheck: Enforce}
             logging: {clusterName: prod, denyAggregationSeconds: 30, file: {path: /var/log/wardline/policy.log, maxSize: 1Mi, maxFiles: 2}}
             limits: {connections: 65536}

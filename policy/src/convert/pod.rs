@@ -8,6 +8,11 @@ use k8s_openapi::api::core::v1::{Container, Pod as PodObject, PodSpec, PodStatus
 use super::port;
 use crate::model::{NamedPort, ObjectName, Pod};
 
+/// The condition by which the pod's node says which addresses it was given, before kubelet writes them: its message
+/// is a list of them, separated by commas. Unlike an annotation it cannot be written by whoever may create pods: only
+/// `pods/status` takes it (docs/decisions/0008-addresses-as-a-condition.md).
+pub const ADDRESSES_CONDITION: &str = "wardline.io/AddressesAssigned";
+
 /// A pod as policy sees it. None for one that policy does not reach: on the host network (it wears its node's address),
 /// finished (its address may be another's by now), or not yet given a node. A pod that has no address yet is known, since
 /// its policy must be in force before its first packet.
@@ -29,11 +34,23 @@ pub fn pod(object: &PodObject) -> Option<(ObjectName, Pod)> {
     Some((name, pod))
 }
 
-/// In the order of the status, its first being the primary one; what is no address is left out.
+/// In the order of the status, its first being the primary one; what is no address is left out. What the node
+/// announced counts until kubelet has written what it is.
 fn addresses(status: &PodStatus) -> Vec<IpAddr> {
     let listed = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+    let written = parse(listed.chain(status.pod_ip.as_deref()));
+    if !written.is_empty() {
+        return written;
+    }
+    let mut conditions = status.conditions.iter().flatten();
+    let announced = conditions.find(|condition| condition.type_ == ADDRESSES_CONDITION && condition.status == "True");
+    let message = announced.and_then(|condition| condition.message.as_deref());
+    parse(message.unwrap_or_default().split(','))
+}
+
+fn parse<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for text in listed.chain(status.pod_ip.as_deref()) {
+    for text in texts {
         if let Ok(address) = text.parse::<IpAddr>().map(|address| address.to_canonical())
             && !addresses.contains(&address)
         {
@@ -119,6 +136,18 @@ mod tests {
             (
                 "{podIPs: [{ip: ''}, {ip: nonsense}, {ip: '::ffff:10.0.0.2'}]}",
                 vec!["10.0.0.2"],
+            ),
+            (
+                "{conditions: [{type: wardline.io/AddressesAssigned, status: 'True', message: '10.0.0.3,fd00::3'}]}",
+                vec!["10.0.0.3", "fd00::3"],
+            ),
+            (
+                "{conditions: [{type: wardline.io/AddressesAssigned, status: 'False', message: '10.0.0.3'}]}",
+                vec![],
+            ),
+            (
+                "{podIP: 10.0.0.4, conditions: [{type: wardline.io/AddressesAssigned, status: 'True', message: 10.0.0.3}]}",
+                vec!["10.0.0.4"],
             ),
         ] {
             let (name, pod) = read(&format!(

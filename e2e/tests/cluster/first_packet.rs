@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pods whose containers connect before they do anything else.
+//!
+//! Each has two containers, and each container is one connection that gives up before its first packet would be sent
+//! again: it succeeds only if that packet was admitted.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use serde_json::json;
+use wardline_e2e::layout::TRAFFIC_IMAGE;
+use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace};
+use wardline_e2e::progress::{step, wait_until};
+
+const PODS: usize = 200;
+const AT_ONCE: usize = 40;
+/// Shorter than the time after which Linux sends a SYN again, a second.
+const GIVES_UP_MS: &str = "950";
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// `web` takes friends; who is mute may not speak, also not to `open`, which takes everybody.
+const POLICIES: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web-takes-friends}
+spec:
+  podSelector: {matchLabels: {role: web}}
+  policyTypes: [Ingress]
+  ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: mute}
+spec:
+  podSelector: {matchLabels: {role: mute}}
+  policyTypes: [Egress]
+";
+
+/// What a pod is, whom it calls, and whether it should reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    role: &'static str,
+    calls: &'static str,
+    is_admitted: bool,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind {
+        role: "friend",
+        calls: "web",
+        is_admitted: true,
+    },
+    Kind {
+        role: "foe",
+        calls: "web",
+        is_admitted: false,
+    },
+    Kind {
+        role: "mute",
+        calls: "open",
+        is_admitted: false,
+    },
+];
+
+/// Connections by what became of them.
+#[derive(Debug, Default)]
+struct Tally {
+    right: usize,
+    /// On another node than the client's, which may not know the client yet.
+    denied_by_the_other_node: usize,
+    wrong: Vec<String>,
+}
+
+#[tokio::test]
+async fn pods_that_connect_at_once_get_the_right_verdict() -> Result<()> {
+    with_namespace("first", async |namespace: &TestNamespace| {
+        namespace.apply(POLICIES).await?;
+        for role in ["web", "open"] {
+            for node in ["node1", "node2"] {
+                create(namespace, &format!("{role}-{node}"), role, node, &json!([server()])).await?;
+            }
+        }
+        namespace.ready().await?;
+        let mut tally = Tally::default();
+        for batch in 0..PODS / AT_ONCE {
+            run_batch(namespace, batch, &mut tally).await?;
+        }
+        let Tally {
+            right,
+            denied_by_the_other_node,
+            wrong,
+        } = &tally;
+        step(&format!(
+            "  {PODS} pods, {right} first packets judged right, {denied_by_the_other_node} denied by another node that \
+             did not know the pod yet, {} wrong",
+            wrong.len()
+        ));
+        ensure!(wrong.is_empty(), "judged wrong: {wrong:#?}");
+        ensure!(
+            right + denied_by_the_other_node == 2 * PODS,
+            "not all were judged: {tally:?}"
+        );
+        Ok(())
+    })
+    .await
+}
+
+fn server() -> serde_json::Value {
+    let args = ["serve", "--port", &PORT.to_string()];
+    json!({"name": "traffic", "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"})
+}
+
+async fn create(
+    namespace: &TestNamespace,
+    name: &str,
+    role: &str,
+    node: &str,
+    containers: &serde_json::Value,
+) -> Result<()> {
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"role": role, "app": name}},
+        "spec": {
+            "nodeName": node,
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0,
+            "containers": containers,
+        },
+    }))
+    .context("failed to build a Pod")?;
+    let created = namespace.pods().create(&PostParams::default(), &pod).await;
+    created.with_context(|| format!("failed to create Pod {name}"))?;
+    Ok(())
+}
+
+async fn run_batch(namespace: &TestNamespace, batch: usize, tally: &mut Tally) -> Result<()> {
+    let first = batch * AT_ONCE;
+    for number in first..first + AT_ONCE {
+        let (kind, node, other) = plan(number);
+        let mut containers = Vec::new();
+        for (name, at) in [("near", node), ("far", other)] {
+            let server = SocketAddr::new(namespace.ip(&format!("{}-{at}", kind.calls)).await?, PORT);
+            let args = ["connect", &server.to_string(), "--timeout", GIVES_UP_MS];
+            containers.push(json!({"name": name, "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"}));
+        }
+        create(
+            namespace,
+            &format!("client-{number}"),
+            kind.role,
+            node,
+            &json!(containers),
+        )
+        .await?;
+    }
+    for number in first..first + AT_ONCE {
+        let name = format!("client-{number}");
+        let pod = wait_until(&format!("{name} to end"), PATIENCE, async || {
+            let pod = namespace.pods().get(&name).await?;
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            Ok(matches!(phase, Some("Succeeded" | "Failed")).then_some(pod))
+        })
+        .await?;
+        tally.add(plan(number).0, &pod)?;
+    }
+    let clients = ListParams::default().labels("role in (friend, foe, mute)");
+    let deleted = namespace
+        .pods()
+        .delete_collection(&DeleteParams::default(), &clients)
+        .await;
+    deleted.context("failed to delete pods")?;
+    Ok(())
+}
+
+/// What the pod of a number is, its node, and the other one.
+fn plan(number: usize) -> (Kind, &'static str, &'static str) {
+    let kind = KINDS[number % KINDS.len()];
+    if (number / KINDS.len()).is_multiple_of(2) {
+        (kind, "node1", "node2")
+    } else {
+        (kind, "node2", "node1")
+    }
+}
+
+impl Tally {
+    fn add(&mut self, kind: Kind, pod: &Pod) -> Result<()> {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let status = pod.status.as_ref().context("failed to read a Pod's status")?;
+        let containers = status.container_statuses.as_deref().unwrap_or_default();
+        ensure!(
+            containers.len() == 2,
+            "Pod {name} has no two containers: {containers:?}"
+        );
+        for container in containers {
+            let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+            let ended = ended.with_context(|| format!("failed to learn how {name} ended"))?;
+            let was_admitted = ended.exit_code == 0;
+            if was_admitted == kind.is_admitted {
+                self.right += 1;
+            } else if container.name == "far" && !was_admitted {
+                self.denied_by_the_other_node += 1;
+            } else {
+                let verdict = if was_admitted { "admitted" } else { "denied" };
+                self.wrong
+                    .push(format!("{name} ({}), {}: {verdict}", kind.role, container.name));
+            }
+        }
+        check_condition(pod)
+    }
+}
+
+/// kubelet has left the condition alone by which other nodes knew the addresses before it wrote them.
+fn check_condition(pod: &Pod) -> Result<()> {
+    let status = pod.status.as_ref().context("failed to read a Pod's status")?;
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let condition = conditions
+        .iter()
+        .find(|condition| condition.type_ == "wardline.io/AddressesAssigned");
+    let announced = condition
+        .and_then(|condition| condition.message.as_deref())
+        .unwrap_or_default();
+    let ips: Vec<&str> = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).collect();
+    let mut announced: Vec<&str> = announced.split(',').collect();
+    announced.sort_by_key(|ip| ips.iter().position(|other| other == ip));
+    ensure!(announced == ips, "announced {announced:?}, and kubelet wrote {ips:?}");
+    Ok(())
+}

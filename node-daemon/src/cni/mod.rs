@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+//! New pods, from their first packet: the daemon's side of the CNI plugin.
+//!
+//! ```text
+//! runtime -> wardline-cni -- socket --> server -- Call --> control thread: index, datapath
+//!                                         |                (waits until the pod is known, applies, answers)
+//!                                         +-- announce --> Pod's status: the other nodes learn its addresses
+//!
+//! install: the plugin's binary and its entry in the node's configuration list, put there and kept there
+//! ```
+
+mod announce;
+mod conflist;
+mod install;
+mod server;
+mod waiting;
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use wardline_cni::Code;
+use wardline_cni::protocol::{Attachment, Network};
+
+pub use self::announce::Announcer;
+pub use self::install::{InstallError, Installer, Removed};
+pub use self::server::{Server, ServerError};
+pub(crate) use self::waiting::{Bound, Waiting};
+
+/// Why the plugin is told no.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub code: Code,
+    pub message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+/// What is asked of the control thread.
+#[derive(Debug)]
+pub enum Call {
+    /// Answered with the uid of the Pod's object when its policy is in force.
+    Attach {
+        network: Network,
+        answer: oneshot::Sender<Result<Arc<str>, Refusal>>,
+    },
+    Detach(Attachment),
+    Check {
+        network: Network,
+        answer: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// All other attachments are gone.
+    Collect(Vec<Attachment>),
+    /// What keeps the plugin from being installed; None: it is.
+    Installed(Option<String>),
+}

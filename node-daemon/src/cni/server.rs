@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The socket that the plugin asks. Only root of the node can reach it; what it says is checked all the same.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wardline_cni::Code;
+use wardline_cni::protocol::{
+    self, ANSWER_TIMEOUT, Attachment, Command, MAX_MESSAGE, Network, PROTOCOL, Request, Response,
+};
+
+use super::{Announcer, Call, Refusal};
+use crate::control::{Message, NodeState};
+use crate::metrics::Metrics;
+
+/// How long a request may take to arrive, and an answer to be taken.
+const TALKING: Duration = Duration::from_secs(5);
+/// Connections that are served at a time; others wait in the socket's queue.
+const AT_ONCE: usize = 256;
+/// Interfaces of the node that belong to one attachment.
+const MAX_INTERFACES: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error("failed to {action} {path}: {cause}", path = path.display())]
+    Socket {
+        action: &'static str,
+        path: PathBuf,
+        cause: io::Error,
+    },
+}
+
+/// What a connection needs.
+#[derive(Clone)]
+#[allow(missing_debug_implementations, reason = "kube's client has none")]
+pub struct Server {
+    pub messages: mpsc::Sender<Message>,
+    pub state: watch::Receiver<NodeState>,
+    pub announcer: Announcer,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Server {
+    /// Makes the socket, in place of one that an earlier life left.
+    pub fn listen(path: &Path) -> Result<UnixListener, ServerError> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |cause| ServerError::Socket { action, path, cause }
+        };
+        if let Some(directory) = path.parent() {
+            // Nobody can connect between making the socket and closing it to others.
+            fs::create_dir_all(directory).map_err(failed("make", directory))?;
+            fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(failed("close", directory))?;
+        }
+        match fs::remove_file(path) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(cause)),
+            _ => Ok(()),
+        }?;
+        let listener = UnixListener::bind(path).map_err(failed("listen at", path))?;
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("close", path))?;
+        Ok(listener)
+    }
+
+    /// Serves until cancelled; requests that are being served are finished.
+    pub async fn serve(self, listener: UnixListener, cancel: CancellationToken) -> io::Result<()> {
+        let (tasks, places) = (TaskTracker::new(), Arc::new(Semaphore::new(AT_ONCE)));
+        while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Too many open files, mostly: what is being served closes some.
+                    tracing::warn!(%error, "failed to accept a request of the CNI plugin; trying again");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                break;
+            };
+            let server = self.clone();
+            tasks.spawn(async move {
+                server.converse(stream).await;
+                drop(place);
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+        Ok(())
+    }
+
+    async fn converse(&self, mut stream: UnixStream) {
+        let began = Instant::now();
+        let (command, result) = match tokio::time::timeout(TALKING, receive(&mut stream)).await {
+            Ok(Ok(command)) => (name(&command), self.serve_command(command).await),
+            Ok(Err(refusal)) => ("unknown", Err(refusal)),
+            // Whoever says nothing expects no answer.
+            Err(_) => return,
+        };
+        self.metrics.observe_cni(command, result.is_ok(), began.elapsed());
+        let response = match result {
+            Ok(()) => Response::Done,
+            Err(Refusal { code, message }) => {
+                tracing::warn!(command, cause = message, "refused a request of the CNI plugin");
+                Response::Refused { code, message }
+            }
+        };
+        let mut bytes = Vec::new();
+        if protocol::write(&mut bytes, &response).is_ok() {
+            // The plugin may have gone; the runtime calls it again with DEL.
+            let _ = tokio::time::timeout(TALKING, stream.write_all(&bytes)).await;
+        }
+    }
+
+    async fn serve_command(&self, command: Command) -> Result<(), Refusal> {
+        match command {
+            Command::Add(network) => {
+                check(&network)?;
+                self.add(network).await
+            }
+            Command::Del { attachment } => self.send(Call::Detach(attachment)).await,
+            Command::Gc { attachments } => self.send(Call::Collect(attachments)).await,
+            Command::Check(network) => {
+                check(&network)?;
+                let (answer, answered) = oneshot::channel();
+                self.send(Call::Check { network, answer }).await?;
+                in_time(answered).await
+            }
+            Command::Status => {
+                let state = self.state.borrow();
+                if state.last_applied.is_some() {
+                    return Ok(());
+                }
+                Err(Refusal::new(Code::NotAvailable, "policies are not in force yet"))
+            }
+        }
+    }
+
+    async fn add(&self, network: Network) -> Result<(), Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let call = Call::Attach {
+            network: network.clone(),
+            answer,
+        };
+        self.send(call).await?;
+        let uid = in_time(answered).await?;
+        let announced = self.announcer.announce(&network.pod, &uid, &network.addresses).await;
+        let Err(error) = announced else {
+            return Ok(());
+        };
+        // Other nodes may still hold its address for another pod's.
+        self.send(Call::Detach(network.attachment)).await?;
+        let pod = format!("{}/{}", network.pod.namespace, network.pod.name);
+        let message = format!("failed to tell the API server of the addresses of Pod {pod}: {error}");
+        Err(Refusal::new(Code::TryAgainLater, message))
+    }
+
+    async fn send(&self, call: Call) -> Result<(), Refusal> {
+        let sent = self.messages.send(Message::Cni(call)).await;
+        sent.map_err(|_| Refusal::new(Code::TryAgainLater, "the daemon is stopping"))
+    }
+}
+
+async fn in_time<T>(answered: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(Refusal::new(Code::TryAgainLater, "the daemon is stopping")),
+        Err(_) => Err(Refusal::new(Code::TryAgainLater, "the daemon is busy")),
+    }
+}
+
+async fn receive(stream: &mut UnixStream) -> Result<Command, Refusal> {
+    let mut bytes = Vec::new();
+    let read = stream.take(MAX_MESSAGE + 1).read_to_end(&mut bytes).await;
+    read.map_err(|error| Refusal::new(Code::Io, error.to_string()))?;
+    let request: Request = protocol::decode(&bytes).map_err(|error| Refusal::new(Code::Decode, error.to_string()))?;
+    if request.protocol == PROTOCOL {
+        return Ok(request.command);
+    }
+    let message = format!("the plugin speaks protocol {}, the daemon {PROTOCOL}", request.protocol);
+    Err(Refusal::new(Code::TryAgainLater, message))
+}
+
+fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Add(_) => "add",
+        Command::Del { .. } => "del",
+        Command::Check(_) => "check",
+        Command::Status => "status",
+        Command::Gc { .. } => "gc",
+    }
+}
+
+/// Shapes, as the API server and the kernel know them: what is asked about never came to be otherwise.
+fn check(network: &Network) -> Result<(), Refusal> {
+    let Network {
+        attachment: Attachment { container_id, ifname },
+        pod,
+        host_interfaces,
+        addresses,
+    } = network;
+    let families = [IpAddr::is_ipv4, IpAddr::is_ipv6].map(|is_one| addresses.iter().filter(|ip| is_one(ip)).count());
+    let is_interface = |name: &str| !name.is_empty() && name.len() < libc::IFNAMSIZ && !name.contains('/');
+    for (is_valid, what) in [
+        (is_name(&pod.namespace), "the pod's namespace"),
+        (is_name(&pod.name), "the pod's name"),
+        (is_id(&pod.uid), "the pod's uid"),
+        (is_id(container_id), "the container's id"),
+        (is_interface(ifname), "the interface's name"),
+        (
+            host_interfaces.len() <= MAX_INTERFACES && host_interfaces.iter().all(|name| is_interface(name)),
+            "the list of the node's interfaces",
+        ),
+        (
+            !addresses.is_empty() && families.into_iter().all(|count| count <= 1),
+            "the number of addresses",
+        ),
+        (addresses.iter().all(is_unicast), "an address"),
+    ] {
+        if !is_valid {
+            let message = format!(
+                "{what} is not valid in the request for Pod {}/{}",
+                pod.namespace, pod.name
+            );
+            return Err(Refusal::new(Code::InvalidConfiguration, message));
+        }
+    }
+    Ok(())
+}
+
+/// A DNS subdomain, as names of objects are.
+fn is_name(text: &str) -> bool {
+    let is_part = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    !text.is_empty() && text.len() <= 253 && text.bytes().all(is_part)
+}
+
+fn is_id(text: &str) -> bool {
+    let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    !text.is_empty() && text.len() <= 128 && text.bytes().all(is_part)
+}
+
+fn is_unicast(address: &IpAddr) -> bool {
+    let is_mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_mapped)
+}
+
+#[cfg(test)]
+mod tests {
+    use wardline_cni::protocol::PodId;
+
+    use super::*;
+
+    /// What is wrong with a request, and what the answer calls it.
+    type Bad = (fn(&mut Network), &'static str);
+
+    #[test]
+    fn requests_are_checked() {
+        let good = Network {
+            attachment: Attachment {
+                container_id: "c1".into(),
+                ifname: "eth0".into(),
+            },
+            pod: PodId {
+                namespace: "shop".into(),
+                name: "web-0.a".into(),
+                uid: "0f0e-1".into(),
+            },
+            host_interfaces: vec!["veth1".into()],
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        };
+        assert_eq!(check(&good), Ok(()));
+        let table: [Bad; 12] = [
+            (|n| n.pod.namespace = String::new(), "the pod's namespace"),
+            (|n| n.pod.name = "Web".into(), "the pod's name"),
+            (|n| n.pod.name = "a".repeat(254), "the pod's name"),
+            (|n| n.pod.uid = "a b".into(), "the pod's uid"),
+            (|n| n.attachment.container_id = "../x".into(), "the container's id"),
+            (
+                |n| n.attachment.ifname = "sixteen-letters-".into(),
+                "the interface's name",
+            ),
+            (
+                |n| n.host_interfaces = vec!["a/b".into()],
+                "the list of the node's interfaces",
+            ),
+            (
+                |n| n.host_interfaces = vec!["a".into(); 17],
+                "the list of the node's interfaces",
+            ),
+            (|n| n.addresses.clear(), "the number of addresses"),
+            (
+                |n| n.addresses.push("10.0.0.2".parse().unwrap()),
+                "the number of addresses",
+            ),
+            (|n| n.addresses[0] = "127.0.0.1".parse().unwrap(), "an address"),
+            (|n| n.addresses[1] = "::ffff:10.0.0.1".parse().unwrap(), "an address"),
+        ];
+        for (spoil, what) in table {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            let refusal = check(&bad).unwrap_err();
+            assert_eq!(refusal.code, Code::InvalidConfiguration);
+            assert!(
+                refusal.message.starts_with(&format!("{what} is not valid")),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_roots_alone_and_takes_the_place_of_an_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/cni.sock");
+        for _ in 0..2 {
+            drop(Server::listen(&path).unwrap());
+        }
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+    }
+}

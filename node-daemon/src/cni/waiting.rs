@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+//! ADDs that wait: for the cluster's objects, for their Pod, for their interface. Those that can be served at the same
+//! time are applied together.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use wardline_cni::Code;
+use wardline_cni::protocol::Network;
+
+use super::Refusal;
+use crate::index::{Attach, Index};
+
+/// How long an ADD may wait: less than the plugin waits for us, which would tell it less.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+type Answer = oneshot::Sender<Result<Arc<str>, Refusal>>;
+
+#[derive(Debug)]
+struct Add {
+    network: Network,
+    answer: Answer,
+    until: Instant,
+    lacks: &'static str,
+}
+
+/// An ADD whose pod the index has bound, and that is answered when this is in force.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) network: Network,
+    pub(crate) index: u32,
+    pub(crate) pod_uid: Arc<str>,
+    pub(crate) answer: Answer,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Waiting(Vec<Add>);
+
+impl Waiting {
+    pub(crate) fn push(&mut self, network: Network, answer: Answer) {
+        self.0.push(Add {
+            network,
+            answer,
+            until: Instant::now() + PATIENCE,
+            lacks: "the daemon is busy",
+        });
+    }
+
+    /// Whether one waits for an interface that the last scan has not found.
+    pub(crate) fn wants_scan(&self, index: &Index) -> bool {
+        self.0.iter().any(|add| index.lacks_interface(&add.network))
+    }
+
+    /// Binds those that can be; who has been waited for in vain is told.
+    pub(crate) fn attach(&mut self, index: &mut Index) -> Vec<Bound> {
+        let mut bound = Vec::new();
+        for mut add in std::mem::take(&mut self.0) {
+            if add.answer.is_closed() {
+                continue;
+            }
+            match index.attach(&add.network) {
+                Attach::Bound { index, pod_uid } => bound.push(Bound {
+                    network: add.network,
+                    index,
+                    pod_uid,
+                    answer: add.answer,
+                }),
+                Attach::NotYet(lacks) => {
+                    add.lacks = lacks;
+                    self.0.push(add);
+                }
+                Attach::Refused(message) => _ = add.answer.send(Err(Refusal::new(Code::TryAgainLater, message))),
+            }
+        }
+        bound
+    }
+
+    /// Tells those whose time is over what they lack.
+    pub(crate) fn expire(&mut self) {
+        let now = Instant::now();
+        for add in self.0.extract_if(.., |add| add.until <= now) {
+            let pod = format!("{}/{}", add.network.pod.namespace, add.network.pod.name);
+            let message = format!(
+                "failed to guard Pod {pod} within {} s: {}",
+                PATIENCE.as_secs(),
+                add.lacks
+            );
+            tracing::warn!(pod, cause = add.lacks, "an ADD waited in vain");
+            // Who asked may have given up.
+            let _ = add.answer.send(Err(Refusal::new(Code::TryAgainLater, message)));
+        }
+    }
+}
