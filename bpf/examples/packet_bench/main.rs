@@ -35,7 +35,7 @@ fn median(mut samples: Vec<f64>) -> f64 {
 
 /// One column a measurement, one row a round; the first column is the empty program.
 fn measure(small: &mut World, large: &mut World) -> Result<Vec<Vec<f64>>> {
-    let mut columns = vec![Vec::new(); 9];
+    let mut columns = vec![Vec::new(); 10];
     // The first round warms caches and branch predictors, and is thrown away.
     for round in 0..=ROUNDS {
         let empty = small.empty()?;
@@ -45,6 +45,7 @@ fn measure(small: &mut World, large: &mut World) -> Result<Vec<Vec<f64>>> {
         row.extend([
             small.established_rotating()? + empty,
             large.established_rotating()? + empty,
+            small.translated()? + empty,
         ]);
         if round > 0 {
             for (column, sample) in columns.iter_mut().zip(row) {
@@ -69,6 +70,7 @@ fn run() -> Result<()> {
         allowed_large,
         rotating,
         rotating_large,
+        translated,
     ] = medians[..]
     else {
         anyhow::bail!("failed to take all measurements: {} columns", medians.len());
@@ -81,6 +83,7 @@ fn run() -> Result<()> {
     };
     let figures = [
         over_empty("established", established, 3.0),
+        over_empty("established-to-service", translated, 4.5),
         over_empty("denied", denied, 6.0),
         over_empty("allowed", allowed, 30.0),
         over_empty("established-16k-rules-100k-peers", established_large, 3.0),

@@ -10,8 +10,8 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramMut};
 use wardline_bpf::PolicyWord;
 use wardline_bpf::abi::{
-    Address, Direction, ENDPOINT_LOG_DENY, Endpoint, Enforcement, LogMode, Peer, RING_BYTES, RULE_ALLOW, Rule, RuleKey,
-    Settings,
+    Address, Backend, Direction, ENDPOINT_LOG_DENY, Endpoint, Enforcement, LogMode, Peer, RING_BYTES, RULE_ALLOW, Rule,
+    RuleKey, SERVICE_TRANSLATE, Service, ServiceKey, Settings,
 };
 use wardline_bpf::frame::{self, flag};
 use wardline_bpf::sandbox::{Sandbox, Sizes};
@@ -37,6 +37,7 @@ mod programs {
 const IFINDEX: u32 = 1;
 const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 0, 10));
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 2, 1));
+const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 80);
 /// Repeats of a packet that is the same each time.
 const STEADY_RUNS: u32 = 300_000;
 /// New flows a round: what ring and conntrack hold without being emptied.
@@ -56,6 +57,7 @@ pub(crate) struct World {
     established: Vec<u8>,
     denied: Vec<u8>,
     opening: Vec<u8>,
+    to_service: Vec<u8>,
 }
 
 /// The peers of the rotating flows: `rotate` writes the last byte.
@@ -83,11 +85,18 @@ impl World {
         let harness = HarnessSkelBuilder::default().open(storage)?.load()?;
         fill(&sandbox, scale)?;
 
-        // A connection with both sides seen, not of the rotating ones, so that emptying the table spares it.
+        let backend = SocketAddr::new(client(201), 8080);
+        fill_service(&sandbox, backend)?;
+
+        // Connections with both sides seen, not of the rotating ones, so that emptying the table spares them.
         let server = |flags| frame::tcp(SocketAddr::new(POD, 8080), SocketAddr::new(client(200), 40_000), flags);
+        let to_service = |flags| frame::tcp(SocketAddr::new(POD, 50_000), SERVICE, flags);
+        let reply = frame::tcp(backend, SocketAddr::new(POD, 50_000), flag::SYN | flag::ACK);
         for (direction, bytes) in [
             (Direction::Ingress, segment(client(200), flag::SYN)),
             (Direction::Egress, server(flag::SYN | flag::ACK)),
+            (Direction::Egress, to_service(flag::SYN)),
+            (Direction::Ingress, reply),
         ] {
             let outcome = sandbox.run(direction, Frame::forwarded(&bytes, IFINDEX))?;
             ensure!(
@@ -101,6 +110,7 @@ impl World {
             established: segment(client(200), flag::ACK),
             denied: segment(STRANGER, flag::SYN),
             opening: segment(client(0), flag::SYN),
+            to_service: to_service(flag::ACK),
         })
     }
 
@@ -116,6 +126,25 @@ impl World {
     /// With an aggregate in the deny table.
     pub(crate) fn denied(&self) -> Result<f64> {
         self.steady(&self.denied, false)
+    }
+
+    /// Packets of a connection through a Service, each translated, over the empty program's time.
+    pub(crate) fn translated(&self) -> Result<f64> {
+        let program = self.sandbox.program(Direction::Egress);
+        let outcome = test_run::run(program, Frame::forwarded(&self.to_service, IFINDEX), 1)?;
+        ensure!(
+            outcome.passed() && outcome.frame != self.to_service,
+            "failed to time what is meant: {outcome:?}"
+        );
+        let (IpAddr::V4(address), port) = (SERVICE.ip(), SERVICE.port()) else {
+            anyhow::bail!("failed to aim: the Service is not IPv4");
+        };
+        let destination = [&address.octets()[..], &port.to_be_bytes(), &[0; 2]].concat();
+        self.harness
+            .maps
+            .destinations
+            .update(&[0; 4], &destination, MapFlags::ANY)?;
+        self.through(&self.harness.progs.aim, program, &self.to_service, |_| Ok(STEADY_RUNS))
     }
 
     fn steady(&self, bytes: &[u8], passes: bool) -> Result<f64> {
@@ -153,20 +182,29 @@ impl World {
         result
     }
 
-    /// Every run another flow: the program under test less the empty one, each reached through `rotate`.
+    /// Every run another flow.
     fn rotating(&self, bytes: &[u8], flows: u32) -> Result<f64> {
-        let rotate = &self.harness.progs.rotate;
+        let rotation: Vec<u8> = [0, flows].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let program = self.sandbox.program(Direction::Ingress);
+        self.through(&self.harness.progs.rotate, program, bytes, |harness| {
+            harness.maps.rotations.update(&[0; 4], &rotation, MapFlags::ANY)?;
+            Ok(flows)
+        })
+    }
+
+    /// The program under test less the empty one, each reached through `first`, which `start` sets back.
+    fn through(
+        &self,
+        first: &ProgramMut<'_>,
+        program: &ProgramMut<'_>,
+        bytes: &[u8],
+        start: impl Fn(&HarnessSkel<'static>) -> Result<u32>,
+    ) -> Result<f64> {
         let mut times = [0.0; 2];
-        let programs = [
-            self.harness.progs.empty.as_fd(),
-            self.sandbox.program(Direction::Ingress).as_fd(),
-        ];
-        for (time_of, program) in times.iter_mut().zip(programs) {
-            let rotation: Vec<u8> = [0, flows].into_iter().flat_map(u32::to_ne_bytes).collect();
-            self.harness.maps.rotations.update(&[0; 4], &rotation, MapFlags::ANY)?;
-            let fd = program.as_raw_fd().to_ne_bytes();
+        for (time_of, program) in times.iter_mut().zip([&self.harness.progs.empty, program]) {
+            let fd = program.as_fd().as_raw_fd().to_ne_bytes();
             self.harness.maps.under_test.update(&[0; 4], &fd, MapFlags::ANY)?;
-            *time_of = time(rotate, bytes, flows)?;
+            *time_of = time(first, bytes, start(&self.harness)?)?;
         }
         Ok(times[1] - times[0])
     }
@@ -256,4 +294,27 @@ fn fill(sandbox: &Sandbox, scale: Scale) -> Result<()> {
     };
     sandbox.set_endpoint(IFINDEX, &endpoint)?;
     Ok(())
+}
+
+/// A Service with one backend.
+fn fill_service(sandbox: &Sandbox, backend: SocketAddr) -> Result<()> {
+    let key = ServiceKey {
+        address: SERVICE.ip().into(),
+        port: SERVICE.port().to_be(),
+        protocol: 6,
+        pad: 0,
+    };
+    let service = Service {
+        id: 1,
+        list: 1,
+        count: 1,
+        flags: SERVICE_TRANSLATE,
+        affinity: 0,
+    };
+    let backend = Backend {
+        address: backend.ip().into(),
+        port: backend.port().to_be(),
+        pad: 0,
+    };
+    Ok(sandbox.set_service(&key, service, &[backend])?)
 }
