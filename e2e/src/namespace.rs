@@ -237,7 +237,13 @@ fn pod_spec(node: &str) -> serde_json::Value {
     json!({
         "nodeName": node,
         "terminationGracePeriodSeconds": 0,
-        "containers": [{"name": "traffic", "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"}],
+        "containers": [{
+            "name": "traffic",
+            "image": TRAFFIC_IMAGE,
+            "args": args,
+            "imagePullPolicy": "Never",
+            "ports": [{"name": "echo", "containerPort": PORT}, {"name": "echo-udp", "containerPort": PORT, "protocol": "UDP"}],
+        }],
     })
 }
 

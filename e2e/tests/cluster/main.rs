@@ -10,6 +10,7 @@ mod first_packet;
 mod live;
 mod node_port;
 mod rewritten;
+mod services;
 mod upstream;
 
 use wardline_e2e::records::Record;
