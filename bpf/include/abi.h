@@ -139,7 +139,8 @@ enum conntrack_state {
 	CONNTRACK_OPEN = 1,    /* both sides were seen */
 	CONNTRACK_CLOSING = 2, /* TCP: both FINs, or a RST */
 	CONNTRACK_DENIED = 3,  /* was open, and a policy change denies it now */
-	CONNTRACK_STATE_COUNT = 4,
+	CONNTRACK_STREAM = 4,  /* UDP: open, and still going on a tick later: no mere question and answer */
+	CONNTRACK_STATE_COUNT = 5,
 };
 
 enum conntrack_flag {

@@ -42,8 +42,8 @@ const volatile __u32 half_open_quota = 16384;
 const volatile __u32 tcp_opening_ticks = 56;  /* 60 s */
 const volatile __u32 tcp_open_ticks = 20250;  /* 6 h 2 min: beyond the 2 h of a default keepalive */
 const volatile __u32 tcp_closing_ticks = 10;  /* 10 s */
-const volatile __u32 udp_opening_ticks = 28;  /* 30 s */
-const volatile __u32 udp_open_ticks = 168;    /* 180 s */
+const volatile __u32 udp_ticks = 28;          /* 30 s */
+const volatile __u32 udp_stream_ticks = 168;  /* 180 s */
 const volatile __u32 icmp_ticks = 28;         /* 30 s */
 const volatile __u32 other_ticks = 559;       /* 600 s */
 
@@ -56,7 +56,7 @@ static __always_inline __u32 timeout_ticks(__u8 protocol, __u8 state)
 			return tcp_opening_ticks;
 		return state == CONNTRACK_CLOSING ? tcp_closing_ticks : tcp_open_ticks;
 	case IP_UDP:
-		return state == CONNTRACK_OPENING ? udp_opening_ticks : udp_open_ticks;
+		return state == CONNTRACK_OPENING || state == CONNTRACK_OPEN ? udp_ticks : udp_stream_ticks;
 	case IP_ICMP:
 	case IP_ICMPV6:
 		return icmp_ticks;
@@ -113,6 +113,9 @@ static __always_inline void advance(struct conntrack_entry *entry, const struct 
 	 */
 	if (entry->state == CONNTRACK_OPENING && initiator == answered)
 		entry->state = CONNTRACK_OPEN;
+	/* A server of many short questions, as DNS is, must not hold an entry for minutes for each of them. */
+	else if (entry->state == CONNTRACK_OPEN && flow->key.protocol == IP_UDP && entry->last_seen != flow->tick)
+		entry->state = CONNTRACK_STREAM;
 	if (flow->tcp_flags & TCP_FIN)
 		entry->flags |= initiator ? CONNTRACK_FIN_INITIATOR : CONNTRACK_FIN_RESPONDER;
 	if ((flow->tcp_flags & TCP_RST) || ((entry->flags & CONNTRACK_FIN_INITIATOR) && (entry->flags & CONNTRACK_FIN_RESPONDER)))

@@ -58,11 +58,12 @@ macro_rules! named {
 
 named!(Direction, "direction", 2, { Ingress = "ingress", Egress = "egress" });
 named!(Verdict, "verdict", 2, { Allow = "allow", Deny = "deny" });
-named!(ConntrackState, "conntrack state", 4, {
+named!(ConntrackState, "conntrack state", 5, {
     Opening = "opening",
     Open = "open",
     Closing = "closing",
     Denied = "denied",
+    Stream = "stream",
 });
 named!(LogMode, "log mode", 3, { Off = "off", All = "all", Delegated = "delegated" });
 named!(Enforcement, "enforcement", 2, { Audit = "audit", Enforce = "enforce" });

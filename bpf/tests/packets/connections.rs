@@ -131,7 +131,15 @@ pub fn entries_expire() -> Vec<Row> {
         .before(|world| world.age(27))
         .after(|world| assert_entry(world, ConntrackState::Open, Egress, 0)),
         pass(
-            "an open flow lasts longer",
+            "it goes on: no mere question and answer",
+            Egress,
+            udp(port(POD, 1), port(CLIENT, 53)),
+            Established,
+        )
+        .before(|world| world.age(27))
+        .after(|world| assert_entry(world, ConntrackState::Stream, Egress, 0)),
+        pass(
+            "a stream lasts longer",
             Ingress,
             udp(port(CLIENT, 53), port(POD, 1)),
             Established,
@@ -160,6 +168,23 @@ pub fn entries_expire() -> Vec<Row> {
             Established,
         )
         .before(|world| world.age(2_u32.wrapping_neg())),
+    ]
+}
+
+pub fn questions_expire() -> Vec<Row> {
+    vec![
+        pass("a question", Ingress, udp(port(CLIENT, 40), port(POD, 53)), Policy).event(Ingress, ANY_UDP),
+        pass("its answer", Egress, udp(port(POD, 53), port(CLIENT, 40)), Established)
+            .after(|world| assert_entry(world, ConntrackState::Open, Ingress, 0)),
+        pass(
+            "the next with the same ports is another one",
+            Ingress,
+            udp(port(CLIENT, 40), port(POD, 53)),
+            Policy,
+        )
+        .before(|world| world.age(30))
+        .event(Ingress, ANY_UDP)
+        .after(|world| assert_entry(world, ConntrackState::Opening, Ingress, 0)),
     ]
 }
 

@@ -332,6 +332,9 @@ pub fn entries_end_together() -> Vec<Row> {
             })
             .becomes(to(CLIENT)),
         pass("the answer", Ingress, response(), Established).becomes(returned()),
+        pass("another one, later", Ingress, response(), Established)
+            .before(|world| world.age(20))
+            .becomes(returned()),
         pass("answers keep the flow", Ingress, response(), Established)
             .before(|world| world.age(150))
             .becomes(returned()),

@@ -45,6 +45,7 @@ tables! {
     connections::resets_and_port_reuse,
     connections::both_sides_open,
     connections::entries_expire,
+    connections::questions_expire,
     connections::mid_stream,
     connections::mid_stream_denied,
     connections::conntrack_is_full,

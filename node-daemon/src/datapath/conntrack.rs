@@ -53,8 +53,8 @@ pub(super) struct Timeouts {
     pub(super) tcp_opening: u32,
     pub(super) tcp_open: u32,
     pub(super) tcp_closing: u32,
-    pub(super) udp_opening: u32,
-    pub(super) udp_open: u32,
+    pub(super) udp: u32,
+    pub(super) udp_stream: u32,
     pub(super) icmp: u32,
     pub(super) other: u32,
 }
@@ -195,13 +195,14 @@ fn is_settled(entry: &ConntrackEntry, tick: u64) -> bool {
 impl Timeouts {
     fn of(&self, protocol: u8, state: u8) -> u32 {
         let opening = u8::from(abi::ConntrackState::Opening);
+        let open = u8::from(abi::ConntrackState::Open);
         let closing = u8::from(abi::ConntrackState::Closing);
         match (protocol, state) {
             (6, state) if state == opening => self.tcp_opening,
             (6, state) if state == closing => self.tcp_closing,
             (6, _) => self.tcp_open,
-            (17, state) if state == opening => self.udp_opening,
-            (17, _) => self.udp_open,
+            (17, state) if state == opening || state == open => self.udp,
+            (17, _) => self.udp_stream,
             (1 | 58, _) => self.icmp,
             _ => self.other,
         }

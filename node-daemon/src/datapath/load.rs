@@ -143,8 +143,8 @@ pub(super) fn timeouts(skel: &WardlineSkel<'_>) -> Result<Timeouts, LoadError> {
         tcp_opening: data.tcp_opening_ticks,
         tcp_open: data.tcp_open_ticks,
         tcp_closing: data.tcp_closing_ticks,
-        udp_opening: data.udp_opening_ticks,
-        udp_open: data.udp_open_ticks,
+        udp: data.udp_ticks,
+        udp_stream: data.udp_stream_ticks,
         icmp: data.icmp_ticks,
         other: data.other_ticks,
     })
