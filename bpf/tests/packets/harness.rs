@@ -5,12 +5,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags};
+use libbpf_rs::{MapCore, MapFlags, OpenObject};
 use wardline_bpf::abi::Direction;
 use wardline_bpf::sandbox::Sandbox;
 use wardline_bpf::test_run::{self, Frame, Outcome};
 
-use programs::HarnessSkelBuilder;
+use programs::{HarnessSkel, HarnessSkelBuilder};
 
 #[allow(
     unsafe_code,
@@ -35,36 +35,32 @@ pub enum Handover {
     Tag,
 }
 
+/// The programs of the harness, which hand over to the one of this direction.
+fn load<'a>(sandbox: &Sandbox, direction: Direction, storage: &'a mut MaybeUninit<OpenObject>) -> HarnessSkel<'a> {
+    let harness = HarnessSkelBuilder::default().open(storage).unwrap().load().unwrap();
+    let under_test = sandbox.program(direction).as_fd().as_raw_fd().to_ne_bytes();
+    let map = &harness.maps.under_test;
+    map.update(&[0; 4], &under_test, MapFlags::ANY).unwrap();
+    harness
+}
+
 /// As many TCP connections as `flows`, each opened by one SYN: `frame` with another source each time.
 pub fn flood(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, flows: u32) {
     let mut storage = MaybeUninit::uninit();
-    let harness = HarnessSkelBuilder::default()
-        .open(&mut storage)
-        .unwrap()
-        .load()
-        .unwrap();
-    let under_test = sandbox.program(direction).as_fd().as_raw_fd().to_ne_bytes();
+    let harness = load(sandbox, direction, &mut storage);
     let rotation: Vec<u8> = [0, flows].into_iter().flat_map(u32::to_ne_bytes).collect();
-    let maps = &harness.maps;
-    maps.under_test.update(&[0; 4], &under_test, MapFlags::ANY).unwrap();
-    maps.rotations.update(&[0; 4], &rotation, MapFlags::ANY).unwrap();
+    harness
+        .maps
+        .rotations
+        .update(&[0; 4], &rotation, MapFlags::ANY)
+        .unwrap();
     test_run::run(&harness.progs.rotate, frame, flows).unwrap();
 }
 
 /// A frame that reaches the program by way of another one.
 pub fn run(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, handover: Handover) -> Outcome {
     let mut storage = MaybeUninit::uninit();
-    let harness = HarnessSkelBuilder::default()
-        .open(&mut storage)
-        .unwrap()
-        .load()
-        .unwrap();
-    let under_test = sandbox.program(direction).as_fd().as_raw_fd().to_ne_bytes();
-    harness
-        .maps
-        .under_test
-        .update(&[0; 4], &under_test, MapFlags::ANY)
-        .unwrap();
+    let harness = load(sandbox, direction, &mut storage);
     let program = match handover {
         Handover::Cut(bytes) => {
             harness
