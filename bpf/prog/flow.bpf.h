@@ -101,6 +101,16 @@ static __always_inline struct flow *new_flow(__u32 direction)
  */
 #define __global __attribute__((noinline))
 
+static __always_inline void *packet_start(const struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data;
+}
+
+static __always_inline void *packet_end(const struct __sk_buff *skb)
+{
+	return (void *)(long)skb->data_end;
+}
+
 static __always_inline bool has_ports(__u8 protocol)
 {
 	return protocol == IP_TCP || protocol == IP_UDP || protocol == IP_SCTP;

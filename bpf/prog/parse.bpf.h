@@ -15,16 +15,6 @@
 #include "membership.bpf.h"
 #include "neighbour.bpf.h"
 
-static __always_inline void *packet_start(const struct __sk_buff *skb)
-{
-	return (void *)(long)skb->data;
-}
-
-static __always_inline void *packet_end(const struct __sk_buff *skb)
-{
-	return (void *)(long)skb->data_end;
-}
-
 static __always_inline void pull_headers(struct __sk_buff *skb)
 {
 	__u32 want = skb->len < HEADER_BYTES ? skb->len : HEADER_BYTES;

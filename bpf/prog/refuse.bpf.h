@@ -27,13 +27,9 @@ union answer {
 	};
 };
 
-static __always_inline __u16 fold(__s64 sum)
+static __always_inline __u16 checksum_of(__s64 sum)
 {
-	__u32 folded = (__u32)sum;
-
-	folded = (folded & 0xffff) + (folded >> 16);
-	folded = (folded & 0xffff) + (folded >> 16);
-	return ~folded;
+	return ~fold((__u32)sum);
 }
 
 static __always_inline __s64 pseudo_sum(const struct flow *flow, __u8 protocol, __u32 bytes)
@@ -60,7 +56,7 @@ static __noinline long write_answer_ipv4(struct __sk_buff *skb, const struct flo
 		.destination = flow->key.pod.word[3],
 	};
 
-	ip.checksum = fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
+	ip.checksum = checksum_of(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
 	return bpf_skb_store_bytes(skb, ETHERNET_BYTES, &ip, sizeof(ip), 0);
 }
 
@@ -104,8 +100,8 @@ static __noinline long refuse_tcp(struct __sk_buff *skb, const struct flow *flow
 	answer.tcp.acknowledgement = bpf_htonl(bpf_ntohl(syn.sequence) + 1 + data);
 	answer.tcp.offset = (TCP_BYTES / 4) << 4;
 	answer.tcp.flags = TCP_RST | TCP_ACK;
-	answer.tcp.checksum = fold(bpf_csum_diff(NULL, 0, (__be32 *)&answer.tcp, TCP_BYTES,
-						 pseudo_sum(flow, IP_TCP, TCP_BYTES)));
+	answer.tcp.checksum = checksum_of(bpf_csum_diff(NULL, 0, (__be32 *)&answer.tcp, TCP_BYTES,
+							pseudo_sum(flow, IP_TCP, TCP_BYTES)));
 	return write_answer_header(skb, flow, IP_TCP, TCP_BYTES)
 	       ?: bpf_skb_store_bytes(skb, flow->payload, &answer.tcp, TCP_BYTES, 0);
 }
@@ -119,7 +115,7 @@ static __always_inline long refuse_other(struct __sk_buff *skb, const struct flo
 
 	if (bpf_skb_load_bytes(skb, ETHERNET_BYTES, answer.quoted, header + QUOTED_BYTES))
 		return -1;
-	answer.icmp.checksum = fold(bpf_csum_diff(NULL, 0, (__be32 *)&answer, bytes, sum));
+	answer.icmp.checksum = checksum_of(bpf_csum_diff(NULL, 0, (__be32 *)&answer, bytes, sum));
 	return write_answer_header(skb, flow, protocol, bytes)
 	       ?: bpf_skb_store_bytes(skb, flow->payload, &answer, bytes, 0);
 }

@@ -154,13 +154,11 @@ static __always_inline long rewrite_quoted(struct __sk_buff *skb, const struct p
 {
 	__u32 offset = at->ip + (source ? IPV6_SOURCE : IPV6_DESTINATION);
 	const struct places header = { .ip = at->ip };
-	__s64 change;
 
 	/* The quoted header's checksum makes up for what changes in it. */
 	if (is_ipv4(to))
 		return rewrite_ipv4(skb, &header, source, from->word[3], to->word[3]);
-	change = bpf_csum_diff(from->word, sizeof(*from), to->word, sizeof(*to), 0);
-	return bpf_l4_csum_replace(skb, at->checksum, 0, change, 0)
+	return bpf_l4_csum_replace(skb, at->checksum, 0, address_change(from, to), 0)
 	       ?: bpf_skb_store_bytes(skb, offset, to, sizeof(*to), 0);
 }
 

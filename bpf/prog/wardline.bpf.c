@@ -72,7 +72,7 @@ static __always_inline int handle(struct __sk_buff *skb, const __u32 direction)
 	reason = judge(skb, endpoint, flow);
 	drop = reason >= REASON_DEFAULT_DENY && is_enforced(flow, reason);
 	/* It could not be made writable, and is neither what it was nor what it should be. */
-	if (!drop && flow->rewrite && rewrite(skb, flow)) {
+	if (!drop && flow->rewrite && rewrite(skb, flow, direction == DIRECTION_EGRESS)) {
 		reason = REASON_MALFORMED;
 		drop = true;
 	}

@@ -47,13 +47,13 @@ pub fn turned_round(mut frame: Vec<u8>) -> Vec<u8> {
 }
 
 /// The same frame with the IP header's checksum and that of TCP, UDP, ICMP or `ICMPv6`, each computed over the whole
-/// packet. IP options and extension headers are not known here.
+/// packet. Extension headers are not known here.
 #[must_use]
 pub fn with_checksums(mut frame: Vec<u8>) -> Vec<u8> {
     let is_ipv4 = frame[ETHERNET_BYTES] >> 4 == 4;
     let packet = &mut frame[ETHERNET_BYTES..];
     let (header, addresses, number) = if is_ipv4 {
-        (20, 12..20, packet[9])
+        (usize::from(packet[0] & 15) * 4, 12..20, packet[9])
     } else {
         (40, 8..40, packet[6])
     };

@@ -21,7 +21,7 @@ use crate::world::{
 };
 
 /// A frame with more data behind it.
-fn long(frame: Vec<u8>) -> Vec<u8> {
+pub fn long(frame: Vec<u8>) -> Vec<u8> {
     edit(frame, |frame| {
         frame.extend([0xda; 64]);
         let bytes = u16::try_from(frame.len() - IP).unwrap();

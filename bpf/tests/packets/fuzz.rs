@@ -25,10 +25,10 @@ const TELLING: [u8; 20] = [
 ];
 
 /// xorshift64*: a failure is found again by its seed.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -36,7 +36,7 @@ impl Dice {
         usize::try_from(high).unwrap() % sides.max(1)
     }
 
-    fn byte(&mut self) -> u8 {
+    pub fn byte(&mut self) -> u8 {
         u8::try_from(self.roll(256)).unwrap()
     }
 }

@@ -8,7 +8,7 @@ use wardline_bpf::abi::{Direction, Reason};
 use crate::row::Table;
 use crate::{
     accounting, addresses, again, connections, extensions, fragments, fronts, icmp, link, malformed, policies, quotas,
-    service_errors, services,
+    rewrites, service_errors, service_fragments, services,
 };
 
 macro_rules! tables {
@@ -89,9 +89,14 @@ tables! {
     policies::cidrs_only_where_some_policy_has_them,
     policies::own_node,
     policies::not_isolated,
+    rewrites::field_by_field,
+    rewrites::datagrams_whose_checksum_would_be_zero,
     service_errors::errors_about_a_service,
     service_errors::errors_about_a_service_over_ipv6,
     service_errors::errors_of_a_pod_that_reaches_itself,
+    service_fragments::datagrams_in_parts,
+    service_fragments::datagrams_in_parts_over_ipv6,
+    service_fragments::datagrams_in_parts_to_itself,
     services::a_connection_through_a_service,
     services::policy_judges_the_backend,
     services::policy_is_only_watched,

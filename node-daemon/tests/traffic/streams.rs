@@ -10,7 +10,9 @@ use std::time::Duration;
 use wardline_node::services::{Change, Front, FrontKey};
 use wardline_policy::model::{ObjectName, Protocol};
 
-use crate::wire::{Cluster, Family, NAMESPACE, PORT, Plugin, connection, inside, listener, on_a_cluster};
+use crate::wire::{
+    Cluster, Family, NAMESPACE, PORT, Plugin, connection, inside, listener, on_a_cluster, udp_client, udp_server,
+};
 
 const CLIENT: u8 = 1;
 const SERVER: u8 = 2;
@@ -18,32 +20,34 @@ const SERVER: u8 = 2;
 const SERVICE_PORT: u16 = 80;
 /// More than any queue on the way holds.
 const TRANSFER: usize = 32 << 20;
+/// How long one waits for what should come.
+const PATIENCE: Duration = Duration::from_secs(20);
+const FEW: u8 = 8;
 
-fn address(family: Family) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::new(10, 96, 0, 1).into(),
-        Family::V6 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1).into(),
-    }
-}
+/// The Service's addresses. The words of the last two add up to the same as those of the server's address, so that no
+/// checksum tells one from the other.
+const ADDRESSES: [(Family, IpAddr); 4] = [
+    (Family::V4, IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1))),
+    (Family::V6, IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1))),
+    (Family::V4, IpAddr::V4(Ipv4Addr::new(10, 0, 0, 3))),
+    (Family::V6, IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3))),
+];
 
-fn fronts() -> [SocketAddr; 2] {
-    Family::BOTH.map(|family| SocketAddr::new(address(family), SERVICE_PORT))
+fn fronts() -> [SocketAddr; 4] {
+    ADDRESSES.map(|(_, address)| SocketAddr::new(address, SERVICE_PORT))
 }
 
 /// The Service has these pods behind it, for TCP and UDP over both families.
 fn set_backends(cluster: &mut Cluster, hosts: &[u8]) {
     let mut fronts = BTreeMap::new();
-    for family in Family::BOTH {
+    for (family, address) in ADDRESSES {
         let front = |backends| Front {
             backends,
             is_translated: true,
             is_silent: false,
             affinity_seconds: 0,
         };
-        let key = |port| FrontKey {
-            address: address(family),
-            port,
-        };
+        let key = |port| FrontKey { address, port };
         let backends = hosts.iter().map(|host| SocketAddr::new(family.pod(*host), PORT));
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let behind = front(backends.clone().collect());
@@ -101,9 +105,8 @@ fn stays_whole(plugin: Plugin) {
         for front in fronts() {
             let (near, far) = connection("client", &listener, front);
             assert_eq!(near.peer_addr().unwrap(), front);
-            let limit = Some(Duration::from_secs(20));
             for stream in [&near, &far] {
-                stream.set_read_timeout(limit).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
             }
             transfer(&near, &far);
             transfer(&far, &near);
@@ -119,6 +122,35 @@ fn stays_whole(plugin: Plugin) {
 #[test]
 fn a_stream_through_a_service_stays_whole() {
     stays_whole(Plugin::Ptp);
+}
+
+/// More than a packet holds, as answers of DNS may be.
+const DATAGRAM: usize = 4000;
+
+#[test]
+fn datagrams_in_parts_through_a_service_stay_whole() {
+    for plugin in [Plugin::Ptp, Plugin::Bridge] {
+        on_a_cluster(plugin, |cluster| {
+            two_pods(cluster);
+            let server = udp_server("server");
+            server.set_read_timeout(Some(PATIENCE)).unwrap();
+            for front in fronts() {
+                let client = udp_client("client", front);
+                client.set_read_timeout(Some(PATIENCE)).unwrap();
+                for round in 0..FEW {
+                    let [query, response] = [round, !round].map(|byte| vec![byte; DATAGRAM]);
+                    let mut got = vec![0; 2 * DATAGRAM];
+                    client.send(&query).unwrap();
+                    let (bytes, from) = server.recv_from(&mut got).unwrap();
+                    assert!(got[..bytes] == query, "the query to {front}");
+                    server.send_to(&response, from).unwrap();
+                    // Connected, it hears of nobody but the Service.
+                    let bytes = client.recv(&mut got).unwrap();
+                    assert!(got[..bytes] == response, "the response from {front}");
+                }
+            }
+        });
+    }
 }
 
 #[test]
@@ -137,7 +169,7 @@ fn a_stream_of_a_pod_to_itself_stays_whole() {
                 assert_eq!(seen.ip().to_canonical(), front.ip());
                 assert_eq!(seen.port(), near.local_addr().unwrap().port());
                 for stream in [&near, &far] {
-                    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                    stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 }
                 transfer(&near, &far);
                 transfer(&far, &near);
