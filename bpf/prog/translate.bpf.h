@@ -151,7 +151,8 @@ static __noinline enum opened open_entry(const struct endpoint *endpoint, const 
 
 /*
  * The alias comes after its entry, so that none leads nowhere. Where another CPU was first, its choice holds: two
- * backends must not both get the client's packets. UNDECIDED: the alias is this packet's.
+ * backends must not both get the client's packets. UNDECIDED: the entry that counts is the one that was opened here,
+ * whosever the alias is.
  */
 static __noinline __u32 open_alias(struct flow *flow, __u64 word, bool replace, bool is_new)
 {
@@ -169,7 +170,9 @@ static __noinline __u32 open_alias(struct flow *flow, __u64 word, bool replace, 
 			follow_alias(flow);
 		}
 	}
-	if (is_new && !same_key(&mine, &flow->key))
+	if (is_new && same_key(&mine, &flow->key))
+		return UNDECIDED;
+	if (is_new)
 		bpf_map_delete_elem(&conntrack, &mine);
 	return flow->rewrite ? REASON_ESTABLISHED : REASON_CONNTRACK_FULL;
 }

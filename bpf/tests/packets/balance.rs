@@ -6,7 +6,7 @@ use std::thread;
 use wardline_bpf::abi::{Counters, Direction, Reason, Verdict};
 use wardline_bpf::frame::{flag, tcp};
 use wardline_bpf::sandbox::{Sandbox, Sizes};
-use wardline_bpf::test_run::{self, Frame};
+use wardline_bpf::test_run::{self, Frame, Outcome};
 
 use crate::world::{CLIENT, IFINDEX, POD, SLOT, STRANGER, World, port};
 
@@ -14,7 +14,7 @@ const INGRESS: usize = Direction::Ingress.index();
 const SENDERS: u64 = 4;
 
 /// The programs, for several threads at once.
-struct Shared<'a>(&'a Sandbox);
+pub struct Shared<'a>(pub &'a Sandbox);
 
 // SAFETY: the threads only run a program, which reads its file descriptor and calls the kernel; nothing of the
 // sandbox changes while they do.
@@ -22,6 +22,10 @@ struct Shared<'a>(&'a Sandbox);
 unsafe impl Sync for Shared<'_> {}
 
 impl Shared<'_> {
+    pub fn run(&self, direction: Direction, frame: &[u8]) -> Outcome {
+        self.0.run(direction, Frame::forwarded(frame, IFINDEX)).unwrap()
+    }
+
     fn send(&self, frame: &[u8], times: u32) {
         let program = self.0.program(Direction::Ingress);
         test_run::run(program, Frame::forwarded(frame, IFINDEX), times).unwrap();

@@ -28,6 +28,7 @@ mod malformed;
 mod oracle;
 mod policies;
 mod quotas;
+mod races;
 mod rewrites;
 mod row;
 mod service_errors;
