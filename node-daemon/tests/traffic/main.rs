@@ -9,6 +9,7 @@ mod changes;
 mod flows;
 mod hostile;
 mod own_node;
+mod path_mtu;
 mod plugin;
 mod restart;
 mod reuse;

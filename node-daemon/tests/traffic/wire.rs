@@ -343,7 +343,8 @@ pub fn run(program: &str, arguments: &str) {
     );
 }
 
-fn set(settings: &str) {
+/// Sets sysctls, `name=value`, of the thread's network namespace.
+pub fn set(settings: &str) {
     for setting in settings.split_whitespace() {
         let (name, value) = setting.split_once('=').unwrap();
         std::fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value).unwrap();
