@@ -11,7 +11,7 @@ mkdir -p "$work"
 # version suite: the kernel of that Debian release; the newest package of the version is taken.
 kernels=('5.10 bullseye' '6.1 bookworm' '6.12 trixie')
 modules=(veth bridge sch_ingress cls_bpf sctp nft_chain_nat nft_nat nft_masq nft_ct)
-programs=(busybox ip nft tc)
+programs=(busybox ethtool ip nft tc)
 tests=(attach datapath interfaces packets sctp traffic)
 # Longer than the slowest machine takes; one that hangs ends here.
 limit=${KERNEL_TEST_SECONDS:-2400}
@@ -22,7 +22,7 @@ fi
 
 install_tools() {
     local package missing=()
-    for package in qemu-system-x86 cpio kmod xz-utils iproute2 nftables busybox-static; do
+    for package in qemu-system-x86 cpio ethtool kmod xz-utils iproute2 nftables busybox-static; do
         dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -q '^installed$' || missing+=("$package")
     done
     [ "${#missing[@]}" -gt 0 ] || return 0
