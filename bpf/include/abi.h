@@ -105,6 +105,7 @@ enum policy_word_layout {
 enum endpoint_flag {
 	ENDPOINT_LOG_DENY = 1, /* its Namespace asks for deny records where logging is delegated */
 	ENDPOINT_ASSIGNED = 2, /* the CNI plugin told its addresses; for the daemon's next life */
+	ENDPOINT_HANDOVER = 4, /* our program may be at a hook twice, by a link and by a filter behind it */
 };
 
 /* 16 bytes in network byte order. */

@@ -15,6 +15,7 @@
 /* Where they act, they say so here and nowhere else. Passing lets other programs on the hook run. */
 enum action {
 	ACTION_PASS = -1, /* TCX_NEXT, and TC_ACT_UNSPEC on a clsact hook */
+	ACTION_END = 0,   /* TCX_PASS, TC_ACT_OK: passes, and nothing behind us on the hook runs */
 	ACTION_DROP = 2,  /* TCX_DROP, TC_ACT_SHOT */
 };
 
@@ -59,6 +60,12 @@ static __always_inline int send_back(struct __sk_buff *skb)
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
+/* While a link takes over from a filter, what the link has judged must not meet the filter too. */
+static __always_inline int pass_on(const struct endpoint *endpoint)
+{
+	return endpoint && (endpoint->flags & ENDPOINT_HANDOVER) ? ACTION_END : ACTION_PASS;
+}
+
 static __always_inline int handle(struct __sk_buff *skb, const __u32 direction)
 {
 	struct flow *flow = new_flow(direction);
@@ -81,7 +88,7 @@ static __always_inline int handle(struct __sk_buff *skb, const __u32 direction)
 		return refuse(skb) ? ACTION_DROP : send_back(skb);
 	if (direction == DIRECTION_EGRESS && !drop && flow->hairpin)
 		return send_back(skb);
-	return drop ? ACTION_DROP : ACTION_PASS;
+	return drop ? ACTION_DROP : pass_on(endpoint);
 }
 
 SEC("tc")

@@ -48,6 +48,11 @@ impl Outcome {
         self.action == -1
     }
 
+    /// `TCX_PASS`: no other program on the hook sees it.
+    pub fn passed_alone(&self) -> bool {
+        self.action == 0
+    }
+
     /// `TCX_REDIRECT`: back to where it came from.
     pub fn sent_back(&self) -> bool {
         self.action == 7

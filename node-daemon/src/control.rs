@@ -28,6 +28,10 @@ const BUSY: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(15);
 /// How often a change that the kernel refused is tried again when nothing else happens.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long no pod must have been added before links take over from filters, and the least time between two of them:
+/// each waits for a grace period, and whoever changes an interface meanwhile waits too.
+const ADDED: Duration = Duration::from_secs(2);
+const HAND_OVER: Duration = Duration::from_millis(100);
 /// Changes taken in at once: those that come together take effect together.
 const BATCH: usize = 1024;
 
@@ -84,6 +88,9 @@ pub struct Control {
     looked: Instant,
     /// Programs at some interface changed since.
     look_soon: bool,
+    /// When the CNI plugin was last told that a pod is guarded.
+    added: Instant,
+    handed_over: Instant,
 }
 
 impl Control {
@@ -111,6 +118,8 @@ impl Control {
                 tidied: Instant::now(),
                 looked: Instant::now(),
                 look_soon: false,
+                added: Instant::now(),
+                handed_over: Instant::now(),
             },
             receiver,
         )
@@ -132,19 +141,39 @@ impl Control {
         self.index.set_interfaces(interfaces::scan()?);
         loop {
             let batch = runtime
-                .block_on(cancel.run_until_cancelled(next_batch(&mut messages)))
+                .block_on(cancel.run_until_cancelled(next_batch(&mut messages, self.patience())))
                 .unwrap_or(Batch::Closed);
             self.metrics.control_alive();
+            let is_idle = matches!(batch, Batch::Idle);
             match batch {
                 Batch::Closed => return Ok(()),
-                Batch::Idle => self.tidy(),
+                Batch::Idle => {}
                 Batch::Messages(batch) => self.take_in(batch),
             }
             self.waiting.expire();
-            if self.tidied.elapsed() >= BUSY {
+            if self.tidied.elapsed() >= if is_idle { IDLE } else { BUSY } {
                 self.tidy();
             }
+            if messages.is_empty() {
+                self.hand_over();
+            }
         }
+    }
+
+    /// How long to wait for messages before something else is due.
+    fn patience(&self) -> Duration {
+        if self.datapath.has_filters() { HAND_OVER } else { IDLE }
+    }
+
+    /// Lets a link take over from a filter, where nobody would wait for it.
+    fn hand_over(&mut self) {
+        if self.added.elapsed() < ADDED || self.handed_over.elapsed() < HAND_OVER {
+            return;
+        }
+        if let Err(error) = self.datapath.hand_over() {
+            tracing::warn!(%error, "a pod's programs stay filters for now; trying again");
+        }
+        self.handed_over = Instant::now();
     }
 
     /// Reads the node's interfaces and says whether they changed; what was known of them stays where that fails.
@@ -240,8 +269,8 @@ impl Control {
     /// Returns whether the index may desire something else now.
     fn take_call(&mut self, call: Call) -> bool {
         match call {
-            Call::Attach { network, answer } => {
-                self.waiting.push(network, answer);
+            Call::Attach { network, bound, answer } => {
+                self.waiting.push(network, bound, answer);
                 false
             }
             Call::Detach(attachment) => self.index.detach(&attachment),
@@ -276,7 +305,7 @@ impl Control {
         {
             let pod = ObjectName::new(network.pod.namespace, network.pod.name);
             let is_taken = if self.datapath.manages(index, &pod_uid) {
-                answer.send(Ok(pod_uid)).is_ok()
+                answer.send(Ok(())).is_ok()
             } else {
                 let cause = failed
                     .get(&pod)
@@ -285,6 +314,7 @@ impl Control {
                 let _ = answer.send(Err(Refusal::new(Code::TryAgainLater, message)));
                 false
             };
+            self.added = Instant::now();
             if !is_taken && self.index.unattach(index) {
                 self.unsettled = Some(Instant::now());
             }
@@ -427,9 +457,9 @@ enum Batch {
     Closed,
 }
 
-async fn next_batch(messages: &mut mpsc::Receiver<Message>) -> Batch {
+async fn next_batch(messages: &mut mpsc::Receiver<Message>, patience: Duration) -> Batch {
     let mut batch = Vec::new();
-    match tokio::time::timeout(IDLE, messages.recv_many(&mut batch, BATCH)).await {
+    match tokio::time::timeout(patience, messages.recv_many(&mut batch, BATCH)).await {
         Ok(0) => Batch::Closed,
         Ok(_) => Batch::Messages(batch),
         Err(_) => Batch::Idle,

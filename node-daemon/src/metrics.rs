@@ -4,8 +4,10 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use wardline_bpf::abi::{Direction, Reason, Verdict};
 
@@ -15,6 +17,22 @@ use crate::events::Imbalance;
 
 /// How long the control thread may be busy before the daemon counts as hanging.
 const HANGING: Duration = Duration::from_mins(1);
+
+/// What is registered so far.
+struct Families(Registry);
+
+impl Families {
+    fn register<F: Collector + Clone + 'static>(&self, family: F) -> Result<F, prometheus::Error> {
+        self.0.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+}
+
+/// From a tenth of a millisecond to three seconds.
+fn histogram_options(name: &str, help: &str) -> Result<HistogramOpts, prometheus::Error> {
+    let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 16)?;
+    Ok(HistogramOpts::new(name, help).buckets(buckets))
+}
 
 #[derive(Debug)]
 pub struct Metrics {
@@ -38,38 +56,19 @@ pub struct Metrics {
     service_apply: Histogram,
     plugin_requests: IntCounterVec,
     plugin_add: Histogram,
+    plugin_phases: HistogramVec,
     alive: Mutex<Instant>,
 }
 
 impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let counters = |name: &str, help: &str, labels: &[&str]| {
-            let family = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
-        };
-        let gauges = |name: &str, help: &str, labels: &[&str]| {
-            let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(family.clone()))?;
-            Ok::<_, prometheus::Error>(family)
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
-        };
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
-        let histogram = |name: &str, help: &str| {
-            let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 16)?;
-            let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?;
-            registry.register(Box::new(histogram.clone()))?;
-            Ok::<_, prometheus::Error>(histogram)
-        };
+        let families = Families(Registry::new());
+        let counters =
+            |name, help, labels: &[&str]| families.register(IntCounterVec::new(Opts::new(name, help), labels)?);
+        let counter = |name, help| families.register(IntCounter::new(name, help)?);
+        let gauges = |name, help, labels: &[&str]| families.register(IntGaugeVec::new(Opts::new(name, help), labels)?);
+        let gauge = |name, help| families.register(IntGauge::new(name, help)?);
+        let histogram = |name, help| families.register(Histogram::with_opts(histogram_options(name, help)?)?);
         let outcome = ["direction", "verdict"];
         Ok(Self {
             packets: counters(
@@ -139,7 +138,14 @@ impl Metrics {
                 "wardline_cni_add_seconds",
                 "Time that the CNI plugin waits for a pod's policy to be in force and its addresses to be announced.",
             )?,
-            registry,
+            plugin_phases: families.register(HistogramVec::new(
+                histogram_options(
+                    "wardline_cni_add_phase_seconds",
+                    "Time that a new pod waits to be known; then for its policy, and for its addresses to be announced.",
+                )?,
+                &["phase"],
+            )?)?,
+            registry: families.0,
             alive: Mutex::new(Instant::now()),
         })
     }
@@ -178,6 +184,12 @@ impl Metrics {
         if command == "add" && is_done {
             self.plugin_add.observe(elapsed.as_secs_f64());
         }
+    }
+
+    /// A phase of an ADD: wait, apply, announce; the latter two side by side.
+    pub fn observe_add(&self, phase: &str, elapsed: Duration) {
+        let phase = self.plugin_phases.with_label_values(&[phase]);
+        phase.observe(elapsed.as_secs_f64());
     }
 
     pub fn set_node(&self, state: &NodeState) {

@@ -18,14 +18,16 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use libbpf_rs::{Link, TC_EGRESS, TC_INGRESS, TcHookBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, TC_EGRESS, TC_INGRESS, TcHookBuilder};
+use wardline_bpf::abi::{ENDPOINT_HANDOVER, Endpoint};
 use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::index::Desired;
 use wardline_node::{preflight, programs};
 use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
+use zerocopy::{FromBytes, IntoBytes};
 
-use support::{Life, Node, on_each_node, output, programs_at};
+use support::{Life, Node, on_a_node, on_each_node, output, programs_at};
 
 const NODE: &str = "node1";
 
@@ -146,6 +148,141 @@ fn programs_that_somebody_takes_off_are_put_back() {
         }
         assert_eq!(life.datapath.restore(None), []);
     });
+}
+
+/// Pods whose ADD waits: where there is tcx, filters come first.
+fn starting(node: &Node) -> Desired {
+    let mut desired = desired(node);
+    for spec in desired.endpoints.values_mut() {
+        spec.assigned = true;
+    }
+    desired
+}
+
+/// How many programs are at the interface's hooks, by links and by filters.
+fn counts(ifindex: u32) -> [[usize; 2]; 2] {
+    [AttachKind::Tcx, AttachKind::Clsact]
+        .map(|kind| Direction::ALL.map(|direction| programs_at(kind, ifindex, direction).len()))
+}
+
+const LINKS: [[usize; 2]; 2] = [[1, 1], [0, 0]];
+const FILTERS: [[usize; 2]; 2] = [[0, 0], [1, 1]];
+
+fn hand_all_over(life: &mut Life) {
+    // Each pod has two directions, and each takes one step.
+    for _ in 0..2 * 2 {
+        life.datapath.hand_over().unwrap();
+    }
+    assert!(!life.datapath.has_filters());
+}
+
+/// That a link takes over from a filter at the interface, as packets are told.
+fn is_handed_over(life: &Life, ifindex: u32) -> bool {
+    endpoint(life, ifindex).flags & ENDPOINT_HANDOVER != 0
+}
+
+fn endpoint(life: &Life, ifindex: u32) -> Endpoint {
+    let entry = life.map("endpoints").lookup(&ifindex.to_ne_bytes(), MapFlags::ANY);
+    Endpoint::read_from_bytes(&entry.unwrap().unwrap()).unwrap()
+}
+
+/// Runs `test` where filters come before links; before tcx there are no links that could take over from them.
+fn where_filters_come_first(veths: usize, test: impl Fn(&Node, Life) + Send + Sync) {
+    on_a_node(veths, |node| {
+        let life = start(node, &starting(node));
+        match node.attach {
+            AttachKind::Tcx => test(node, life),
+            AttachKind::Clsact => assert!(!life.datapath.has_filters()),
+        }
+    });
+}
+
+fn all_counts(node: &Node) -> Vec<[[usize; 2]; 2]> {
+    node.veths.iter().map(|ifindex| counts(*ifindex)).collect()
+}
+
+#[test]
+fn pods_that_start_have_filters_at_once_and_links_soon() {
+    where_filters_come_first(2, |node, mut life| {
+        assert_eq!(all_counts(node), [FILTERS; 2]);
+        assert_eq!(life.datapath.restore(None), []);
+        hand_all_over(&mut life);
+        assert_eq!(all_counts(node), [LINKS; 2]);
+        assert!(!is_handed_over(&life, node.veths[0]));
+        assert_eq!(life.datapath.bypassed(), []);
+    });
+}
+
+#[test]
+fn a_handover_goes_on_in_the_next_life_of_the_daemon() {
+    for steps in [1, 3] {
+        where_filters_come_first(2, |node, mut life| {
+            for _ in 0..steps {
+                life.datapath.hand_over().unwrap();
+            }
+            let before = all_counts(node);
+            drop(life);
+            let mut life = start(node, &starting(node));
+            assert_eq!(all_counts(node), before, "after {steps} steps");
+            hand_all_over(&mut life);
+            assert_eq!(all_counts(node), [LINKS; 2]);
+        });
+    }
+}
+
+#[test]
+fn a_handover_that_was_cut_short_is_brought_to_its_end() {
+    where_filters_come_first(2, |node, mut life| {
+        hand_all_over(&mut life);
+        // As if it had ended between attaching a link and taking the filter off.
+        let ifindex = node.veths[0];
+        let mut entry = endpoint(&life, ifindex);
+        entry.flags |= ENDPOINT_HANDOVER;
+        let endpoints = life.map("endpoints");
+        endpoints
+            .update(&ifindex.to_ne_bytes(), entry.as_bytes(), MapFlags::ANY)
+            .unwrap();
+        let program = pass_everything();
+        let mut filter = TcHookBuilder::new(program.as_fd());
+        filter.ifindex(ifindex.cast_signed()).priority(1).handle(0x776c_646e);
+        filter.hook(TC_INGRESS).attach().unwrap();
+        drop(life);
+        let mut life = start(node, &starting(node));
+        assert!(is_handed_over(&life, ifindex), "as long as the filter may be there");
+        hand_all_over(&mut life);
+        assert_eq!(all_counts(node), [LINKS; 2]);
+        assert!(!is_handed_over(&life, ifindex));
+    });
+}
+
+#[test]
+fn a_pod_that_goes_takes_its_filters_along() {
+    where_filters_come_first(2, |node, mut life| {
+        let mut desired = starting(node);
+        desired.endpoints.remove(&node.veths[0]);
+        life.apply(&desired);
+        assert_eq!(all_counts(node), [[[0; 2]; 2], FILTERS]);
+        // Also those of a pod that an earlier life managed.
+        drop(life);
+        desired.endpoints.clear();
+        start(node, &desired);
+        assert_eq!(all_counts(node), [[[0; 2]; 2]; 2]);
+    });
+}
+
+#[test]
+fn where_others_are_already_links_come_at_once() {
+    for theirs in ["clsact", "ingress"] {
+        on_each_node(1, |node| {
+            if node.attach == AttachKind::Clsact {
+                return;
+            }
+            output("tc", &["qdisc", "add", "dev", "v0", theirs]);
+            let life = start(node, &starting(node));
+            assert!(!life.datapath.has_filters(), "{theirs}");
+            assert_one_each(node, node.veths[0]);
+        });
+    }
 }
 
 /// Detaches the programs of all pods behind the daemon's back.

@@ -96,6 +96,11 @@ pub enum Direction {
 
 impl Direction {
     pub const ALL: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// Its place in [`Direction::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
 }
 
 /// A validated `NetworkPolicy`.

@@ -7,7 +7,7 @@ use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Reason::{
     ConntrackFull, DefaultDeny, Established, ForgedNeighbour, Fragment, Malformed, NotMine, Policy, Spoofed,
 };
-use wardline_bpf::abi::{ENDPOINT_LOG_DENY, Enforcement, LogMode};
+use wardline_bpf::abi::{ENDPOINT_HANDOVER, ENDPOINT_LOG_DENY, Enforcement, LogMode};
 use wardline_bpf::frame::flag::SYN;
 use wardline_bpf::frame::protocol::{TCP, UDP};
 use wardline_bpf::frame::{arp, fragment, tcp, udp};
@@ -62,6 +62,24 @@ pub fn logging_is_delegated() -> Vec<Row> {
         stop("one whose namespace does", Ingress, denied(80), DefaultDeny)
             .before(|world| world.set_endpoint(ENDPOINT_LOG_DENY))
             .deny(Ingress, STRANGER, TCP, 80),
+    ]
+}
+
+pub fn a_link_takes_over_from_a_filter() -> Vec<Row> {
+    vec![
+        pass("what it passes does not meet the filter", Ingress, allowed(1), Policy)
+            .before(|world| world.set_endpoint(ENDPOINT_HANDOVER))
+            .alone()
+            .event(Ingress, CLIENT_TO_80),
+        pass("nor when it is established", Ingress, allowed(1), Established).alone(),
+        stop("what it drops is dropped", Ingress, denied(80), DefaultDeny).deny(Ingress, STRANGER, TCP, 80),
+        pass(
+            "other programs see what passes afterwards",
+            Ingress,
+            allowed(1),
+            Established,
+        )
+        .before(|world| world.set_endpoint(0)),
     ]
 }
 

@@ -47,6 +47,8 @@ pub struct Losses {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comes {
     Through,
+    /// Through, past what else is on the hook.
+    Alone,
     Back,
     Nowhere,
 }
@@ -126,6 +128,12 @@ impl Row {
     /// Made by a socket of this node, not forwarded.
     pub fn sent_by_node(mut self) -> Self {
         self.from_node = true;
+        self
+    }
+
+    /// No other program on the hook sees it.
+    pub fn alone(mut self) -> Self {
+        self.comes = Comes::Alone;
         self
     }
 
@@ -209,6 +217,7 @@ impl Row {
             "{name}: counters of the other generation"
         );
         assert_eq!(outcome.passed(), self.comes == Comes::Through, "{name}: passes");
+        assert_eq!(outcome.passed_alone(), self.comes == Comes::Alone, "{name}: alone");
         assert_eq!(outcome.dropped(), self.comes == Comes::Nowhere, "{name}: dropped");
         assert_eq!(outcome.sent_back(), self.comes == Comes::Back, "{name}: sent back");
         if self.comes != Comes::Nowhere && self.handover.is_none() {

@@ -27,6 +27,7 @@ macro_rules! tables {
 tables! {
     accounting::logging_is_off,
     accounting::logging_is_delegated,
+    accounting::a_link_takes_over_from_a_filter,
     accounting::generations_alternate,
     accounting::ring_is_full,
     accounting::deny_share_is_used_up,

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::json;
+use serde_json::{Value, json};
 use wardline_cni::protocol::PodId;
 use wardline_policy::convert::ADDRESSES_CONDITION;
 
@@ -42,18 +42,26 @@ impl Announcer {
 
     /// `uid` is that of the Pod's object: one of the same name that came after it is not written to.
     pub async fn announce(&self, pod: &PodId, uid: &str, addresses: &[IpAddr]) -> Result<(), AnnounceError> {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-        let patch = Patch::Strategic(json!({
-            "metadata": {"uid": uid},
-            "status": {"conditions": [{
-                "type": ADDRESSES_CONDITION,
-                "status": "True",
-                "reason": "PolicyInForce",
-                "message": list.join(","),
-                "lastTransitionTime": Time(Timestamp::now()),
-            }]},
-        }));
+        let condition = json!({"status": "True", "reason": "Assigned", "message": list.join(",")});
+        self.patch(pod, uid, condition).await
+    }
+
+    /// The pod's ADD failed after it was announced: its addresses may be another pod's next. Where this fails too, the
+    /// claim stands until the next ADD of the pod, and the address is nobody's on other nodes while two claim it.
+    pub async fn withdraw(&self, pod: &PodId, uid: &str) {
+        let condition = json!({"status": "False", "reason": "AddFailed", "message": ""});
+        if let Err(error) = self.patch(pod, uid, condition).await {
+            let pod = format!("{}/{}", pod.namespace, pod.name);
+            tracing::warn!(pod, %error, "failed to take back the announcement of a pod that does not start");
+        }
+    }
+
+    async fn patch(&self, pod: &PodId, uid: &str, mut condition: Value) -> Result<(), AnnounceError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        condition["type"] = json!(ADDRESSES_CONDITION);
+        condition["lastTransitionTime"] = json!(Time(Timestamp::now()));
+        let patch = Patch::Strategic(json!({"metadata": {"uid": uid}, "status": {"conditions": [condition]}}));
         let parameters = PatchParams {
             field_manager: Some(FIELD_MANAGER.into()),
             ..PatchParams::default()

@@ -4,7 +4,8 @@
 //! ```text
 //! runtime -> wardline-cni -- socket --> server -- Call --> control thread: index, datapath
 //!                                         |                (waits until the pod is known, applies, answers)
-//!                                         +-- announce --> Pod's status: the other nodes learn its addresses
+//!                                         +-- announce --> Pod's status: the other nodes learn its addresses,
+//!                                                          while the policy is being put in force
 //!
 //! install: the plugin's binary and its entry in the node's configuration list, put there and kept there
 //! ```
@@ -41,15 +42,21 @@ impl Refusal {
             message: message.into(),
         }
     }
+
+    fn stopping() -> Self {
+        Self::new(Code::TryAgainLater, "the daemon is stopping")
+    }
 }
 
 /// What is asked of the control thread.
 #[derive(Debug)]
 pub enum Call {
-    /// Answered with the uid of the Pod's object when its policy is in force.
+    /// Answered when the pod's policy is in force.
     Attach {
         network: Network,
-        answer: oneshot::Sender<Result<Arc<str>, Refusal>>,
+        /// Told the uid of the Pod's object as soon as its interface is known; dropped where that never is.
+        bound: oneshot::Sender<Arc<str>>,
+        answer: oneshot::Sender<Result<(), Refusal>>,
     },
     Detach(Attachment),
     Check {

@@ -19,6 +19,7 @@ use wardline_cni::protocol::{
     self, ANSWER_TIMEOUT, Attachment, Command, MAX_MESSAGE, Network, PROTOCOL, Request, Response,
 };
 
+use super::announce::AnnounceError;
 use super::{Announcer, Call, Refusal};
 use crate::control::{Message, NodeState};
 use crate::metrics::Metrics;
@@ -48,6 +49,15 @@ pub struct Server {
     pub state: watch::Receiver<NodeState>,
     pub announcer: Announcer,
     pub metrics: Arc<Metrics>,
+}
+
+/// How a pod's addresses were announced.
+struct Announced {
+    /// Of the Pod's object.
+    uid: Arc<str>,
+    /// When the pod was bound to its interface.
+    bound: Instant,
+    result: Result<(), AnnounceError>,
 }
 
 impl Server {
@@ -145,35 +155,62 @@ impl Server {
         }
     }
 
+    /// Puts the pod's policy in force and makes its addresses known, side by side.
     async fn add(&self, network: Network) -> Result<(), Refusal> {
+        let (bound, is_bound) = oneshot::channel();
         let (answer, answered) = oneshot::channel();
+        let asked = Instant::now();
         let call = Call::Attach {
             network: network.clone(),
+            bound,
             answer,
         };
         self.send(call).await?;
-        let uid = in_time(answered).await?;
-        let announced = self.announcer.announce(&network.pod, &uid, &network.addresses).await;
-        let Err(error) = announced else {
-            return Ok(());
+        let in_force = async { (in_time(answered).await, Instant::now()) };
+        let ((in_force, at), announced) = tokio::join!(in_force, self.announce(&network, is_bound));
+        let Some(Announced { uid, bound, result }) = announced else {
+            // The answer says why.
+            return in_force.and(Err(Refusal::stopping()));
         };
-        // Other nodes may still hold its address for another pod's.
-        self.send(Call::Detach(network.attachment)).await?;
-        let pod = format!("{}/{}", network.pod.namespace, network.pod.name);
-        let message = format!("failed to tell the API server of the addresses of Pod {pod}: {error}");
-        Err(Refusal::new(Code::TryAgainLater, message))
+        self.metrics.observe_add("wait", bound.duration_since(asked));
+        self.metrics.observe_add("apply", at.duration_since(bound));
+        self.metrics.observe_add("announce", bound.elapsed());
+        match (in_force, result) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Ok(()), Err(error)) => {
+                // Other nodes may still hold its address for another pod's.
+                self.send(Call::Detach(network.attachment)).await?;
+                let pod = format!("{}/{}", network.pod.namespace, network.pod.name);
+                let message = format!("failed to tell the API server of the addresses of Pod {pod}: {error}");
+                Err(Refusal::new(Code::TryAgainLater, message))
+            }
+            (Err(refusal), result) => {
+                if result.is_ok() {
+                    self.announcer.withdraw(&network.pod, &uid).await;
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Announces the pod's addresses once it is bound to its interface; None where it never is.
+    async fn announce(&self, network: &Network, bound: oneshot::Receiver<Arc<str>>) -> Option<Announced> {
+        let uid = tokio::time::timeout(ANSWER_TIMEOUT, bound).await.ok()?.ok()?;
+        let bound = Instant::now();
+        let result = self.announcer.announce(&network.pod, &uid, &network.addresses).await;
+        Some(Announced { uid, bound, result })
     }
 
     async fn send(&self, call: Call) -> Result<(), Refusal> {
         let sent = self.messages.send(Message::Cni(call)).await;
-        sent.map_err(|_| Refusal::new(Code::TryAgainLater, "the daemon is stopping"))
+        sent.map_err(|_| Refusal::stopping())
     }
 }
 
 async fn in_time<T>(answered: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
     match tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
         Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(Refusal::new(Code::TryAgainLater, "the daemon is stopping")),
+        Ok(Err(_)) => Err(Refusal::stopping()),
         Err(_) => Err(Refusal::new(Code::TryAgainLater, "the daemon is busy")),
     }
 }

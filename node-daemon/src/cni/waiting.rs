@@ -15,11 +15,12 @@ use crate::index::{Attach, Index};
 /// How long an ADD may wait: less than the plugin waits for us, which would tell it less.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-type Answer = oneshot::Sender<Result<Arc<str>, Refusal>>;
+type Answer = oneshot::Sender<Result<(), Refusal>>;
 
 #[derive(Debug)]
 struct Add {
     network: Network,
+    bound: oneshot::Sender<Arc<str>>,
     answer: Answer,
     until: Instant,
     lacks: &'static str,
@@ -38,9 +39,10 @@ pub(crate) struct Bound {
 pub(crate) struct Waiting(Vec<Add>);
 
 impl Waiting {
-    pub(crate) fn push(&mut self, network: Network, answer: Answer) {
+    pub(crate) fn push(&mut self, network: Network, bound: oneshot::Sender<Arc<str>>, answer: Answer) {
         self.0.push(Add {
             network,
+            bound,
             answer,
             until: Instant::now() + PATIENCE,
             lacks: "the daemon is busy",
@@ -60,12 +62,16 @@ impl Waiting {
                 continue;
             }
             match index.attach(&add.network) {
-                Attach::Bound { index, pod_uid } => bound.push(Bound {
-                    network: add.network,
-                    index,
-                    pod_uid,
-                    answer: add.answer,
-                }),
+                Attach::Bound { index, pod_uid } => {
+                    // Who asked may have given up.
+                    let _ = add.bound.send(Arc::clone(&pod_uid));
+                    bound.push(Bound {
+                        network: add.network,
+                        index,
+                        pod_uid,
+                        answer: add.answer,
+                    });
+                }
                 Attach::NotYet(lacks) => {
                     add.lacks = lacks;
                     self.0.push(add);

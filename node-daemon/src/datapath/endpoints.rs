@@ -11,7 +11,7 @@ use wardline_bpf::abi::{self, Address};
 use wardline_policy::model::Direction;
 use wardline_policy::tables::TableKey;
 
-use super::attach::{AttachError, Attached, Attacher};
+use super::attach::{Arrival, AttachError, Attached, Attacher};
 use super::map::{MapError, TypedMap};
 use super::quotas::Usages;
 use crate::index::EndpointSpec;
@@ -25,6 +25,14 @@ pub(super) struct Managed {
     pub(super) uid: u32,
     pub(super) slot: u32,
     pub(super) attached: Attached,
+    /// A link and a filter may both be at one of its hooks; the entry says so.
+    handing_over: bool,
+}
+
+impl Managed {
+    fn entry(&self) -> abi::Endpoint {
+        entry(&self.spec, self.uid, self.slot, self.handing_over)
+    }
 }
 
 /// What the words of all endpoints name, those among them that this life does not manage.
@@ -86,6 +94,8 @@ pub(super) struct Endpoints {
     usages: Usages,
     slots_in_use: BTreeSet<u32>,
     pub(super) managed: BTreeMap<u32, Managed>,
+    /// The interface whose turn to be handed over was last.
+    handed_over: u32,
 }
 
 impl Endpoints {
@@ -96,6 +106,7 @@ impl Endpoints {
             usages,
             slots_in_use: BTreeSet::new(),
             managed: BTreeMap::new(),
+            handed_over: 0,
         }
     }
 
@@ -130,9 +141,11 @@ impl Endpoints {
         if former.is_none_or(|former| former.uid != endpoint.uid) {
             self.usages.forget(endpoint.slot / 2);
         }
-        self.entries
-            .set(ifindex, entry(&endpoint.spec, endpoint.uid, endpoint.slot))?;
-        let attached = match attacher.attach(ifindex, endpoint.uid) {
+        let arrival = arrival(former.as_ref(), &endpoint.spec);
+        let handing_over = matches!(arrival, Arrival::Known { handing_over: true, .. });
+        let NewEndpoint { spec, uid, slot, .. } = endpoint;
+        self.entries.set(ifindex, entry(&spec, uid, slot, handing_over))?;
+        let attached = match attacher.attach(ifindex, uid, arrival) {
             Ok(attached) => attached,
             Err(error) => {
                 // Programs of an earlier life may still be at the interface and need their entry.
@@ -144,11 +157,10 @@ impl Endpoints {
             }
         };
         // Those of an endpoint that nobody knows any more go only now, so that the pod is never without.
-        if let Some(former) = former.filter(|former| former.uid != endpoint.uid) {
+        if let Some(former) = former.filter(|former| former.uid != uid) {
             attacher.forget(former.uid);
         }
-        self.slots_in_use.insert(endpoint.slot);
-        let NewEndpoint { spec, uid, slot, .. } = endpoint;
+        self.slots_in_use.insert(slot);
         self.managed.insert(
             ifindex,
             Managed {
@@ -156,9 +168,40 @@ impl Endpoints {
                 uid,
                 slot,
                 attached,
+                handing_over,
             },
         );
         Ok(())
+    }
+
+    /// Whether some pod's filters wait for links to take over from them.
+    pub(super) fn has_filters(&self) -> bool {
+        self.managed
+            .values()
+            .any(|managed| managed.attached.to_hand_over().is_some())
+    }
+
+    /// Hands one pod's next direction over to a link; the pods take turns.
+    pub(super) fn hand_over(&mut self, attacher: &Attacher) -> Result<(), EndpointError> {
+        let (before, after) = (..=self.handed_over, self.handed_over + 1..);
+        let waits = |(ifindex, managed): (&u32, &Managed)| Some((*ifindex, managed.attached.to_hand_over()?));
+        let mut turns = self.managed.range(after).chain(self.managed.range(before));
+        let Some((ifindex, direction)) = turns.find_map(waits) else {
+            return Ok(());
+        };
+        self.handed_over = ifindex;
+        let Some(managed) = self.managed.get_mut(&ifindex) else {
+            return Ok(());
+        };
+        managed.handing_over = true;
+        self.entries.set(ifindex, managed.entry())?;
+        match managed.attached.hand_over(attacher, managed.uid, direction) {
+            // Its pod goes too.
+            Err(error) if error.is_interface_gone() => return Ok(()),
+            result => result?,
+        }
+        managed.handing_over = managed.attached.to_hand_over().is_some();
+        Ok(self.entries.set(ifindex, managed.entry())?)
     }
 
     /// Writes a pod's entry again if what it says has changed.
@@ -167,7 +210,8 @@ impl Endpoints {
             return Ok(());
         };
         if managed.spec != *spec {
-            self.entries.set(ifindex, entry(spec, managed.uid, managed.slot))?;
+            let entry = entry(spec, managed.uid, managed.slot, managed.handing_over);
+            self.entries.set(ifindex, entry)?;
             managed.spec = spec.clone();
         }
         Ok(())
@@ -280,7 +324,19 @@ pub(super) fn slot_of(slot: u32, direction: Direction) -> u32 {
     }
 }
 
-fn entry(spec: &EndpointSpec, uid: u32, slot: u32) -> abi::Endpoint {
+/// How an endpoint comes to an interface that had this entry.
+fn arrival(former: Option<&abi::Endpoint>, spec: &EndpointSpec) -> Arrival {
+    match former {
+        Some(former) => Arrival::Known {
+            uid: former.uid,
+            handing_over: former.flags & abi::ENDPOINT_HANDOVER != 0,
+        },
+        None if spec.assigned => Arrival::Starting,
+        None => Arrival::Running,
+    }
+}
+
+fn entry(spec: &EndpointSpec, uid: u32, slot: u32, handing_over: bool) -> abi::Endpoint {
     let address = |is_wanted: fn(&IpAddr) -> bool| {
         spec.addresses
             .iter()
@@ -291,7 +347,9 @@ fn entry(spec: &EndpointSpec, uid: u32, slot: u32) -> abi::Endpoint {
     abi::Endpoint {
         uid,
         slot,
-        flags: flag(spec.log_denies, abi::ENDPOINT_LOG_DENY) | flag(spec.assigned, abi::ENDPOINT_ASSIGNED),
+        flags: flag(spec.log_denies, abi::ENDPOINT_LOG_DENY)
+            | flag(spec.assigned, abi::ENDPOINT_ASSIGNED)
+            | flag(handing_over, abi::ENDPOINT_HANDOVER),
         pad: 0,
         v4: address(IpAddr::is_ipv4),
         v6: address(IpAddr::is_ipv6),

@@ -47,7 +47,7 @@ use self::attach::{Attacher, Place};
 pub use self::conntrack::ConntrackSweeper;
 use self::conntrack::LiveEndpoints;
 pub use self::departures::DepartureSweeper;
-use self::endpoints::{Endpoints, EntryMaps};
+use self::endpoints::{EndpointError, Endpoints, EntryMaps};
 use self::ids::{Counters as IdCounters, Ids};
 pub use self::load::{KeptLimit, PinPaths};
 pub use self::map::MapError;
@@ -101,6 +101,11 @@ pub enum ApplyError {
     #[error("failed to wait for packet programs: {0}")]
     Grace(io::Error),
 }
+
+/// A filter still stands where a link is to stand.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct HandOverError(#[from] EndpointError);
 
 /// What an apply did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -295,6 +300,19 @@ impl Datapath {
             }
         }
         restored
+    }
+
+    /// Whether new pods have filters that links are to take over from.
+    pub fn has_filters(&self) -> bool {
+        self.endpoints.has_filters()
+    }
+
+    /// Lets a link take over from one of the filters, which takes a grace period (docs/decisions/0009-filters-first.md).
+    ///
+    /// # Errors
+    /// The filter stays, and its turn comes again.
+    pub fn hand_over(&mut self) -> Result<(), HandOverError> {
+        Ok(self.endpoints.hand_over(&self.attacher)?)
     }
 
     /// Whether a pod's programs are at the interface, under a policy.

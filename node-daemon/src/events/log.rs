@@ -163,7 +163,8 @@ impl PolicyLog {
                     sequence.write(accounts.epoch(), &mut seq);
                     write_verdict(buffer, &seen, &seq, names, origin);
                 }
-            });
+            })
+            .map_err(LogError::Ring)?;
         self.file.append(buffer).map_err(LogError::Write)?;
         // Should the ledger fail, the batch is counted again and not written again.
         written.ring = Some(end);

@@ -4,11 +4,14 @@
 //!
 //! ```text
 //! page 0            page 1            page 2 ..
-//! consumer position producer position  data, mapped twice in a row
+//! consumer position producer position  data, twice in a row: ---window---|page
 //! ```
+//!
+//! A mapping of the ring counts to our resident memory with all its pages from the beginning, and the data twice. So
+//! a window of it is mapped, which moves along; a record that begins in it ends at most a page behind it.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use crate::mapping::{Mapping, page_size};
@@ -16,24 +19,43 @@ use crate::mapping::{Mapping, page_size};
 const BUSY: u32 = 1 << 31;
 const DISCARD: u32 = 1 << 30;
 const HEADER: usize = 8;
+/// Bytes: thousands of records, so that moving it costs each of them nothing.
+const WINDOW: usize = 1 << 18;
 
 #[derive(Debug)]
 pub struct Ring {
+    map: OwnedFd,
     consumer: Mapping,
     producer: Mapping,
+    window: Window,
     page: usize,
     mask: u64,
 }
 
+/// The part of the data that is mapped.
+#[derive(Debug)]
+struct Window {
+    /// Where it begins, in bytes of the data.
+    start: usize,
+    data: Mapping,
+}
+
+impl Window {
+    fn map(ring: BorrowedFd<'_>, page: usize, start: usize) -> io::Result<Self> {
+        let data = Mapping::new(ring, 2 * page + start, WINDOW + page, false)?;
+        Ok(Self { start, data })
+    }
+}
+
 impl Ring {
-    /// `size` is the map's `max_entries`.
+    /// `size` is the map's `max_entries`, at least that of a window.
     pub fn new(fd: BorrowedFd<'_>, size: u32) -> io::Result<Self> {
         let page = page_size();
-        let consumer = Mapping::new(fd, 0, page, true)?;
-        let producer = Mapping::new(fd, page, page + 2 * size as usize, false)?;
         Ok(Self {
-            consumer,
-            producer,
+            map: fd.try_clone_to_owned()?,
+            consumer: Mapping::new(fd, 0, page, true)?,
+            producer: Mapping::new(fd, page, page, false)?,
+            window: Window::map(fd, page, 0)?,
             page,
             mask: u64::from(size) - 1,
         })
@@ -49,9 +71,9 @@ impl Ring {
         self.producer.u64(0).load(Ordering::Acquire)
     }
 
-    /// Gives up to `most` records of `size` bytes each from `start` on, each with the position behind it. Stops
-    /// before a record that is not committed yet. Returns the position behind the last one.
-    pub fn read(&self, start: u64, most: usize, size: usize, mut each: impl FnMut(u64, &[u8])) -> u64 {
+    /// Gives up to `most` records of `size` bytes each, less than a page, from `start` on, each with the position
+    /// behind it. Stops before a record that is not committed yet. Returns the position behind the last one.
+    pub fn read(&mut self, start: u64, most: usize, size: usize, mut each: impl FnMut(u64, &[u8])) -> io::Result<u64> {
         let end = self.end();
         let mut position = start;
         let mut bytes = vec![0; size];
@@ -59,19 +81,30 @@ impl Ring {
             if position >= end {
                 break;
             }
-            let offset = self.page + usize::try_from(position & self.mask).unwrap_or(0);
-            let length = self.producer.u32(offset).load(Ordering::Acquire);
+            let offset = self.look_at(position)?;
+            let data = &self.window.data;
+            let length = data.u32(offset).load(Ordering::Acquire);
             if length & BUSY != 0 {
                 break;
             }
-            let data = (length & !DISCARD) as usize;
-            position += (HEADER + data).next_multiple_of(8) as u64;
-            if length & DISCARD == 0 && data == size {
-                self.producer.copy_to(offset + HEADER, &mut bytes);
+            let taken = (length & !DISCARD) as usize;
+            position += (HEADER + taken).next_multiple_of(8) as u64;
+            if length & DISCARD == 0 && taken == size {
+                data.copy_to(offset + HEADER, &mut bytes);
                 each(position, &bytes);
             }
         }
-        position
+        Ok(position)
+    }
+
+    /// Moves the window to where the position is. Returns its offset there.
+    fn look_at(&mut self, position: u64) -> io::Result<usize> {
+        let place = usize::try_from(position & self.mask).map_err(io::Error::other)?;
+        let start = place - place % WINDOW;
+        if start != self.window.start {
+            self.window = Window::map(self.map.as_fd(), self.page, start)?;
+        }
+        Ok(place - start)
     }
 
     /// Gives the room before `position` back to the programs.

@@ -7,6 +7,7 @@
 mod atomic;
 mod changes;
 mod flows;
+mod handover;
 mod hostile;
 mod own_node;
 mod path_mtu;

@@ -78,6 +78,7 @@ impl ApiServer {
 struct Daemon {
     messages: mpsc::Sender<Message>,
     cancel: CancellationToken,
+    control: Option<std::thread::JoinHandle<()>>,
     socket: PathBuf,
     /// Its threads are in the test's namespaces, as the thread that made it is.
     runtime: Runtime,
@@ -87,6 +88,9 @@ struct Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.cancel.cancel();
+        // It waits by the runtime's clock.
+        let ended = self.control.take().map(std::thread::JoinHandle::join);
+        assert!(ended.is_none_or(|ended| ended.is_ok()) || std::thread::panicking());
     }
 }
 
@@ -104,7 +108,7 @@ impl Daemon {
         let (cancel, handle) = (CancellationToken::new(), runtime.handle().clone());
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("cni.sock");
-        std::thread::spawn({
+        let control = std::thread::spawn({
             let cancel = cancel.clone();
             move || control.run(&handle, inbox, &cancel).unwrap()
         });
@@ -121,6 +125,7 @@ impl Daemon {
         let daemon = Self {
             messages,
             cancel,
+            control: Some(control),
             socket,
             runtime,
             _directory: directory,
@@ -245,6 +250,7 @@ fn pods_that_come_at_once_are_judged_right_from_their_first_packet() {
                 daemon.tell(starting(pod, app(n)));
             }
             let slowest = adds.into_iter().map(|add| add.join().unwrap()).max().unwrap();
+            println!("the slowest of {AT_ONCE} ADDs: {slowest:?}");
             assert!(slowest < Duration::from_secs(5), "{slowest:?}");
         });
         for (n, (pod, host)) in pods.iter().enumerate() {
@@ -309,6 +315,38 @@ fn an_add_that_cannot_be_announced_fails() {
         for _ in 0..2 {
             daemon.must("DEL", "web", FIRST);
         }
+    });
+}
+
+#[test]
+fn an_add_that_cannot_be_guarded_is_announced_no_more() {
+    on_a_cluster(Plugin::Ptp, |cluster| {
+        cluster.pod("server", SERVER);
+        for (pod, host) in [("web", FIRST), ("gone", FIRST + 1)] {
+            cluster.wire(pod, host);
+        }
+        let api = ApiServer::default();
+        let daemon = Daemon::start(cluster, &api);
+        daemon.tell(starting("web", "friend"));
+        daemon.tell(starting("gone", "friend"));
+        daemon.must("ADD", "web", FIRST);
+        // Nobody tells the daemon that the interface went.
+        Cluster::unwire("gone");
+        let (succeeded, said) = daemon.plugin("ADD", "gone", FIRST + 1);
+        assert!(!succeeded && said["code"] == 11, "{said}");
+        assert!(
+            said["msg"]
+                .as_str()
+                .unwrap()
+                .starts_with("failed to guard Pod shop/gone: "),
+            "{said}"
+        );
+        let condition = |pod: &str| api.patched.lock().unwrap()[pod]["status"]["conditions"][0].clone();
+        assert_eq!(condition("web")["status"], "True");
+        assert_eq!(
+            (&condition("gone")["status"], &condition("gone")["message"]),
+            (&json!("False"), &json!(""))
+        );
     });
 }
 

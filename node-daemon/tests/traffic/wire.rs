@@ -181,12 +181,26 @@ impl Cluster<'_> {
     /// Brings the kernel to what the index was told, as the daemon does after each batch of events.
     #[track_caller]
     pub fn apply(&mut self) -> Applied {
+        self.apply_as(false)
+    }
+
+    /// As [`Cluster::apply`], with all pods as those whose ADDs wait for it.
+    #[track_caller]
+    pub fn start(&mut self) {
+        self.apply_as(true);
+    }
+
+    #[track_caller]
+    fn apply_as(&mut self, is_starting: bool) -> Applied {
         for change in self.index.services().take_changes() {
             self.life().datapath.apply_services(&change).unwrap();
         }
         self.life().departures.sweep().unwrap();
-        let desired = self.index.desired();
+        let mut desired = self.index.desired();
         assert_eq!(desired.unmanaged.len(), 0, "{:?}", desired.unmanaged);
+        for spec in desired.endpoints.values_mut() {
+            spec.assigned |= is_starting;
+        }
         let applied = self.life().apply(&desired);
         assert_eq!(applied.failed.len(), 0, "{:?}", applied.failed);
         applied

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! clsact, before kernel 6.6: a filter for each program, which the interface holds by itself. Its priority and handle
-//! are fixed, so that the kernel replaces its program in one step, and another life of the daemon finds it.
+//! clsact: a filter for each program, which the interface holds by itself. Its priority and handle are fixed, so that the
+//! kernel replaces its program in one step, and another life of the daemon finds it. All there is before kernel 6.6; from
+//! then on the quick way for pods that are about to start (docs/decisions/0009-filters-first.md).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -89,6 +90,13 @@ impl Filter {
     }
 }
 
+/// Makes the qdisc where there is none, nor an `ingress` in its place. Returns whether it did.
+///
+/// While it does, the kernel drops what is sent to the interface (`dev_deactivate` in `net/sched/sch_generic.c`).
+pub(super) fn claim(ifindex: u32) -> io::Result<bool> {
+    add_qdisc(&mut Netlink::open()?, ifindex)
+}
+
 /// Takes our filter off an interface; the qdisc stays, since others may be about to use it. That there is none is no
 /// error.
 pub(super) fn detach(ifindex: u32, direction: Direction) -> io::Result<()> {
@@ -104,7 +112,8 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
 }
 
-fn add_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
+/// Returns whether there was none.
+fn add_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
     let mut message = TcMessage::with_index(index(ifindex)?);
     message.header.handle = TcHandle {
         major: TcHandle::CLSACT.major,
@@ -116,8 +125,9 @@ fn add_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
         RouteNetlinkMessage::NewQueueDiscipline(message),
         NLM_F_CREATE | NLM_F_EXCL,
     ) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -5,6 +5,10 @@
 //! tcx     (from 6.6)    link, pinned by the endpoint's uid            gone with its pin, or the interface
 //! clsact  (before)      filter of a fixed priority and handle         gone when deleted, or with the interface
 //! ```
+//!
+//! A link costs a grace period, 8 to 16 ms during which the kernel changes no other interface. Where a pod waits to be
+//! started it gets filters first, and links in their place when the node has a moment: one direction after the other,
+//! each packet being judged by exactly one of the two (docs/decisions/0009-filters-first.md).
 
 mod clsact;
 mod tcx;
@@ -47,6 +51,7 @@ enum Step {
     Attach,
     Replace,
     Pin,
+    Detach,
 }
 
 impl std::fmt::Display for Step {
@@ -55,6 +60,7 @@ impl std::fmt::Display for Step {
             Self::Attach => "attach",
             Self::Replace => "replace",
             Self::Pin => "pin",
+            Self::Detach => "detach",
         })
     }
 }
@@ -69,12 +75,25 @@ pub(super) enum Place {
     Gone,
 }
 
+/// How an endpoint comes to its interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// Its pod waits for it, and neither sends nor receives yet.
+    Starting,
+    /// Its pod runs.
+    Running,
+    /// An earlier life of the daemon knew an endpoint there, perhaps in the middle of a handover.
+    Known { uid: u32, handing_over: bool },
+}
+
 /// Both programs of an endpoint. Dropping it detaches nothing.
 #[derive(Debug)]
 pub(super) struct Attached {
     ifindex: u32,
     /// In the order of [`Direction::ALL`].
     programs: [At; 2],
+    /// The directions in which a filter stands, or may stand, that a link is to take over from.
+    filters: Vec<Direction>,
 }
 
 #[derive(Debug)]
@@ -107,13 +126,28 @@ impl Attached {
 
     /// Attaches one direction's program again.
     pub(super) fn restore(&mut self, attacher: &Attacher, uid: u32, direction: Direction) -> Result<(), AttachError> {
-        let again = attacher.attach_one(self.ifindex, uid, direction)?;
-        for (place, program) in Direction::ALL.into_iter().zip(&mut self.programs) {
-            if place == direction {
-                *program = again;
-                break;
-            }
+        self.programs[direction.index()] = attacher.attach_one(self.ifindex, uid, direction)?;
+        Ok(())
+    }
+
+    /// The next direction in which a link is to take over from a filter.
+    pub(super) fn to_hand_over(&self) -> Option<Direction> {
+        self.filters.last().copied()
+    }
+
+    /// Puts a link in the place of a filter. Until it returns, and if it fails, both may be there.
+    pub(super) fn hand_over(&mut self, attacher: &Attacher, uid: u32, direction: Direction) -> Result<(), AttachError> {
+        if matches!(self.programs[direction.index()], At::Clsact(_)) {
+            self.restore(attacher, uid, direction)?;
         }
+        // Every packet that saw no link yet is through: the kernel has waited for them.
+        clsact::detach(self.ifindex, direction).map_err(|cause| AttachError {
+            step: Step::Detach,
+            direction,
+            ifindex: self.ifindex,
+            cause,
+        })?;
+        self.filters.retain(|other| *other != direction);
         Ok(())
     }
 
@@ -121,6 +155,9 @@ impl Attached {
         let ifindex = self.ifindex;
         for (direction, program) in Direction::ALL.into_iter().zip(self.programs) {
             detach(program, ifindex, direction);
+        }
+        for direction in self.filters {
+            detach_filter(ifindex, direction);
         }
     }
 }
@@ -176,19 +213,61 @@ impl Attacher {
     }
 
     /// Attaches both programs, or replaces those of an earlier life of the daemon in place.
-    pub(super) fn attach(&self, ifindex: u32, uid: u32) -> Result<Attached, AttachError> {
-        let egress = self.attach_one(ifindex, uid, Direction::Egress)?;
-        let ingress = match self.attach_one(ifindex, uid, Direction::Ingress) {
+    pub(super) fn attach(&self, ifindex: u32, uid: u32, arrival: Arrival) -> Result<Attached, AttachError> {
+        let by_filter = match arrival {
+            Arrival::Starting => [self.claim(ifindex); 2],
+            Arrival::Running => [false; 2],
+            Arrival::Known { uid: former, .. } => {
+                Direction::ALL.map(|direction| self.has_no_link([uid, former], direction))
+            }
+        };
+        let attach = |direction: Direction| self.attach_by(by_filter[direction.index()], ifindex, uid, direction);
+        let egress = attach(Direction::Egress)?;
+        let ingress = match attach(Direction::Ingress) {
             Ok(ingress) => ingress,
             Err(error) => {
                 detach(egress, ifindex, Direction::Egress);
                 return Err(error);
             }
         };
+        let programs = [ingress, egress];
+        let is_interrupted = matches!(arrival, Arrival::Known { handing_over: true, .. });
+        let is_left = |direction: &Direction| is_interrupted || matches!(programs[direction.index()], At::Clsact(_));
+        let filters = match self.way {
+            Way::Tcx(_) => Direction::ALL.into_iter().filter(is_left).collect(),
+            Way::Clsact => Vec::new(),
+        };
         Ok(Attached {
             ifindex,
-            programs: [ingress, egress],
+            programs,
+            filters,
         })
+    }
+
+    /// Whether filters may come before links: nobody else is at the interface yet, who would have to be between them.
+    fn claim(&self, ifindex: u32) -> bool {
+        matches!(self.way, Way::Tcx(_))
+            && tcx::is_free(ifindex)
+                .and_then(|is_free| Ok(is_free && clsact::claim(ifindex)?))
+                .unwrap_or(false)
+    }
+
+    /// Whether none of the endpoints has a link, so that the interface has filters, or nothing.
+    fn has_no_link(&self, uids: [u32; 2], direction: Direction) -> bool {
+        match &self.way {
+            Way::Tcx(pins) => !uids.iter().any(|uid| pins.holds(*uid, direction)),
+            Way::Clsact => false,
+        }
+    }
+
+    fn attach_by(&self, filter: bool, ifindex: u32, uid: u32, direction: Direction) -> Result<At, AttachError> {
+        if filter {
+            match self.attach_filter(ifindex, direction) {
+                Ok(filter) => return Ok(filter),
+                Err(error) => tracing::debug!(%error, "a link at once, then"),
+            }
+        }
+        self.attach_one(ifindex, uid, direction)
     }
 
     /// What is left of an endpoint whose interface another endpoint's programs are at now.
@@ -204,9 +283,10 @@ impl Attacher {
     pub(super) fn detach_left_over(&self, ifindex: u32, uid: u32) {
         match &self.way {
             Way::Tcx(pins) => pins.detach(uid),
-            Way::Clsact => Direction::ALL
-                .into_iter()
-                .for_each(|direction| detach_filter(ifindex, direction)),
+            Way::Clsact => {}
+        }
+        for direction in Direction::ALL {
+            detach_filter(ifindex, direction);
         }
     }
 
@@ -220,20 +300,29 @@ impl Attacher {
     }
 
     fn attach_one(&self, ifindex: u32, uid: u32, direction: Direction) -> Result<At, AttachError> {
-        let program = match direction {
+        match &self.way {
+            Way::Tcx(pins) => pins
+                .attach(self.program(direction), ifindex, direction, uid)
+                .map(At::Tcx),
+            Way::Clsact => self.attach_filter(ifindex, direction),
+        }
+    }
+
+    fn attach_filter(&self, ifindex: u32, direction: Direction) -> Result<At, AttachError> {
+        clsact::Filter::attach(self.program(direction), ifindex, direction)
+            .map(At::Clsact)
+            .map_err(|cause| AttachError {
+                step: Step::Attach,
+                direction,
+                ifindex,
+                cause,
+            })
+    }
+
+    fn program(&self, direction: Direction) -> &'static Program<'static> {
+        match direction {
             Direction::Ingress => self.ingress,
             Direction::Egress => self.egress,
-        };
-        match &self.way {
-            Way::Tcx(pins) => pins.attach(program, ifindex, direction, uid).map(At::Tcx),
-            Way::Clsact => clsact::Filter::attach(program, ifindex, direction)
-                .map(At::Clsact)
-                .map_err(|cause| AttachError {
-                    step: Step::Attach,
-                    direction,
-                    ifindex,
-                    cause,
-                }),
         }
     }
 }

@@ -67,6 +67,11 @@ impl Pins {
         Ok(link)
     }
 
+    /// Whether there is one for an endpoint's program.
+    pub(super) fn holds(&self, uid: u32, direction: Direction) -> bool {
+        self.path(uid, direction).exists()
+    }
+
     /// Detaches what an earlier life pinned for an endpoint.
     pub(super) fn detach(&self, uid: u32) {
         for direction in Direction::ALL {
@@ -98,6 +103,16 @@ impl Pins {
         };
         self.0.join(format!("{uid}-{direction}"))
     }
+}
+
+/// Whether no program is at either hook of the interface.
+pub(super) fn is_free(ifindex: u32) -> io::Result<bool> {
+    for direction in Direction::ALL {
+        if first_program(ifindex, direction)? != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn uid_of(pin: &Path) -> Option<u32> {
