@@ -28,8 +28,8 @@ const BUSY: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(15);
 /// How often a change that the kernel refused is tried again when nothing else happens.
 const RETRY: Duration = Duration::from_secs(5);
-/// How long no pod must have been added before links take over from filters, and the least time between two of them:
-/// each waits for a grace period, and whoever changes an interface meanwhile waits too.
+/// How long no pod must have been added before links take over from filters, and the time between two of them: each
+/// waits for a grace period, and whoever changes an interface meanwhile waits too.
 const ADDED: Duration = Duration::from_secs(2);
 const HAND_OVER: Duration = Duration::from_millis(100);
 /// Changes taken in at once: those that come together take effect together.
@@ -88,9 +88,8 @@ pub struct Control {
     looked: Instant,
     /// Programs at some interface changed since.
     look_soon: bool,
-    /// When the CNI plugin was last told that a pod is guarded.
-    added: Instant,
-    handed_over: Instant,
+    /// When the next link may take over from a filter.
+    hand_over_at: Instant,
 }
 
 impl Control {
@@ -118,8 +117,7 @@ impl Control {
                 tidied: Instant::now(),
                 looked: Instant::now(),
                 look_soon: false,
-                added: Instant::now(),
-                handed_over: Instant::now(),
+                hand_over_at: Instant::now() + ADDED,
             },
             receiver,
         )
@@ -162,18 +160,26 @@ impl Control {
 
     /// How long to wait for messages before something else is due.
     fn patience(&self) -> Duration {
-        if self.datapath.has_filters() { HAND_OVER } else { IDLE }
+        if self.datapath.has_filters() {
+            self.hand_over_at.saturating_duration_since(Instant::now()).min(IDLE)
+        } else {
+            IDLE
+        }
     }
 
     /// Lets a link take over from a filter, where nobody would wait for it.
     fn hand_over(&mut self) {
-        if self.added.elapsed() < ADDED || self.handed_over.elapsed() < HAND_OVER {
+        if Instant::now() < self.hand_over_at {
             return;
         }
-        if let Err(error) = self.datapath.hand_over() {
-            tracing::warn!(%error, "a pod's programs stay filters for now; trying again");
-        }
-        self.handed_over = Instant::now();
+        let pause = match self.datapath.hand_over() {
+            Ok(()) => HAND_OVER,
+            Err(error) => {
+                tracing::warn!(%error, "a pod's programs stay filters for now; trying again");
+                RETRY
+            }
+        };
+        self.hand_over_at = Instant::now() + pause;
     }
 
     /// Reads the node's interfaces and says whether they changed; what was known of them stays where that fails.
@@ -314,7 +320,7 @@ impl Control {
                 let _ = answer.send(Err(Refusal::new(Code::TryAgainLater, message)));
                 false
             };
-            self.added = Instant::now();
+            self.hand_over_at = Instant::now() + ADDED;
             if !is_taken && self.index.unattach(index) {
                 self.unsettled = Some(Instant::now());
             }
