@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A pod's share of the connection table: full, swept, and miscounted. Needs root.
+//! A pod's share of the connection table: full, swept, and miscounted; and sweeps beside traffic. Needs root.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use wardline_bpf::frame::{self, flag};
@@ -19,12 +20,35 @@ use support::{Program, on_a_node};
 const NODE: &str = "node1";
 /// Of the table below a sixteenth.
 const HALF_OPEN: u16 = 16;
+/// Below a pod's share of half-open connections.
+const PORTS: std::ops::Range<u16> = 1000..16_000;
 /// ns in which what nobody answers is too old under pressure, and not yet otherwise.
 const A_WHILE: u64 = 10_000_000_000;
 
-fn syn(source_port: u16) -> Vec<u8> {
+/// How long a closed connection is kept, and some more: ticks are coarse.
+const CLOSED: Duration = Duration::from_secs(13);
+
+fn segment(source_port: u16, flags: u8) -> Vec<u8> {
     let socket = |address: &str, port| SocketAddr::new(address.parse().unwrap(), port);
-    frame::tcp(socket("10.0.1.1", source_port), socket("10.0.0.1", 80), flag::SYN)
+    frame::tcp(socket("10.0.1.1", source_port), socket("10.0.0.1", 80), flags)
+}
+
+fn syn(source_port: u16) -> Vec<u8> {
+    segment(source_port, flag::SYN)
+}
+
+/// The pod that packets go to.
+fn server() -> Objects {
+    let mut objects = Objects::default();
+    objects.namespaces.insert("shop".into(), Labels::new());
+    let pod = Pod {
+        labels: Labels::new(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        node: NODE.into(),
+        ports: Vec::new(),
+    };
+    objects.pods.insert(ObjectName::new("shop", "server"), Arc::new(pod));
+    objects
 }
 
 fn monotonic() -> u64 {
@@ -39,19 +63,10 @@ fn open(ingress: &Program, ports: std::ops::Range<u16>) -> usize {
 #[test]
 fn a_sweep_makes_room_and_puts_counts_right() {
     on_a_node(1, |node| {
-        let mut objects = Objects::default();
-        objects.namespaces.insert("shop".into(), Labels::new());
-        let pod = Pod {
-            labels: Labels::new(),
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            node: NODE.into(),
-            ports: Vec::new(),
-        };
-        objects.pods.insert(ObjectName::new("shop", "server"), Arc::new(pod));
         let mut config = DaemonConfig::default();
         config.limits.connections = u32::from(HALF_OPEN) * 16;
         let mut life = node.start(&config);
-        life.apply(&node.desired(&objects, NODE));
+        life.apply(&node.desired(&server(), NODE));
         let ingress = life.program(node.veths[0], Direction::Ingress);
 
         assert!(!life.conntrack.is_pressed());
@@ -87,6 +102,37 @@ fn a_sweep_makes_room_and_puts_counts_right() {
             open(&ingress, 400..500),
             usize::from(HALF_OPEN) - 4,
             "one sweep puts it right"
+        );
+    });
+}
+
+#[test]
+fn a_sweep_spares_connections_that_open_while_it_reads() {
+    on_a_node(1, |node| {
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&node.desired(&server(), NODE));
+        let ingress = life.program(node.veths[0], Direction::Ingress);
+        for port in PORTS {
+            assert!(ingress.passes(&syn(port)) && ingress.passes(&segment(port, flag::RST)));
+        }
+        std::thread::sleep(CLOSED);
+
+        let both = Barrier::new(2);
+        let deleted = std::thread::scope(|scope| {
+            let sweeper = scope.spawn(|| {
+                both.wait();
+                life.conntrack.sweep(monotonic()).unwrap().deleted
+            });
+            both.wait();
+            assert_eq!(open(&ingress, PORTS), PORTS.len(), "each opens anew");
+            sweeper.join().unwrap()
+        });
+        assert!(deleted > 0, "the sweep met closed ones");
+        let left = life.conntrack.sweep(monotonic()).unwrap();
+        assert_eq!(
+            (left.entries, left.deleted),
+            (PORTS.len(), 0),
+            "none was deleted in place of the one before it"
         );
     });
 }

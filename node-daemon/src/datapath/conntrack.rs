@@ -83,8 +83,7 @@ impl ConntrackSweeper {
         (0..abi::MAX_ENDPOINTS).any(|index| self.quotas.is_pressed(self.usages.held(index)))
     }
 
-    /// Reads the whole table once. A packet may refresh an entry between the reading and the deletion; its flow is
-    /// then judged once more, as one in mid-stream.
+    /// Reads the whole table once, and looks at what is to go again just before it goes.
     pub fn sweep(&self, now_ns: u64) -> Result<Swept, MapError> {
         let tick = now_ns >> abi::TICK_SHIFT;
         let (mut entries, mut stale, mut halves) = (0, Vec::new(), Vec::new());
@@ -102,18 +101,18 @@ impl ConntrackSweeper {
                     halves.push((key, is_early));
                 }
             } else if is_stale {
-                stale.push(key);
+                stale.push((key, is_early));
             }
             if let Some(reading) = reading.filter(|_| !is_stale && !translated::is_alias(&entry)) {
                 reading.there.entries += 1;
                 reading.there.half_open += u64::from(is_half_open(&entry));
             }
         })?;
-        stale.iter().try_for_each(|key| self.map.delete(key))?;
+        let deleted = self.sweep_stale(&stale, tick)?;
         for reading in readings.values() {
             self.usages.settle(reading.index, reading.counted, reading.there);
         }
-        let deleted = stale.len() + self.sweep_translated(&halves, tick)? + self.sweep_gone(&owners)?;
+        let deleted = deleted + self.sweep_translated(&halves, tick)? + self.sweep_gone(&owners)?;
         Ok(Swept { entries, deleted })
     }
 
@@ -131,6 +130,21 @@ impl ConntrackSweeper {
             readings.insert(endpoint.uid, reading);
         })?;
         Ok(readings)
+    }
+
+    /// A new connection may have taken an entry's place since the table was read, which takes long where it is full.
+    /// Deleted with it, that connection would be found in mid-stream and told a second time.
+    fn sweep_stale(&self, stale: &[(ConntrackKey, bool)], tick: u64) -> Result<usize, MapError> {
+        let mut deleted = 0;
+        for (key, is_early) in stale {
+            let is_stale =
+                |entry: &ConntrackEntry| self.is_expired(key, entry, tick) || (*is_early && is_unanswered(entry, tick));
+            if self.map.get(key)?.is_some_and(|entry| is_stale(&entry)) {
+                self.map.delete(key)?;
+                deleted += 1;
+            }
+        }
+        Ok(deleted)
     }
 
     /// An alias lives as long as its entry, whose time alone counts, and neither lives without the other. Both are
