@@ -203,6 +203,8 @@ struct usage {
 	__u64 half_closed;  /* entries that ceased to be */
 	__u64 gone;         /* of made, those that are there no more */
 	__u64 half_gone;    /* of half_opened less half_closed */
+	struct conntrack_key swept;
+	__u32 is_swept; /* swept is the key of an entry that the daemon takes out, and puts back if it turns out to be new */
 };
 
 /* --- peers and rules ------------------------------------------------------------------------------------------ */
@@ -392,7 +394,7 @@ _Static_assert(sizeof(struct endpoint) == 48, "endpoint");
 _Static_assert(sizeof(struct near_endpoint) == 52, "near_endpoint");
 _Static_assert(sizeof(struct conntrack_key) == 44, "a hole in the key would make equal flows differ");
 _Static_assert(sizeof(struct conntrack_entry) == 40, "conntrack_entry");
-_Static_assert(sizeof(struct usage) == 40, "usage");
+_Static_assert(sizeof(struct usage) == 88, "usage");
 _Static_assert(sizeof(struct peer_key) == 20, "peer_key");
 _Static_assert(sizeof(struct cidr_key) == 24, "cidr_key");
 _Static_assert(sizeof(struct rule_key) == 12, "rule_key");

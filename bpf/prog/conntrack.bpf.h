@@ -144,6 +144,14 @@ static __noinline __u32 check_quota(const struct endpoint *endpoint)
 	return UNDECIDED;
 }
 
+/* Is the flow's entry out of the table for a moment, and its connection told already? */
+static __noinline bool is_being_swept(const struct endpoint *endpoint, const struct flow *flow)
+{
+	const struct usage *usage = find_usage(endpoint);
+
+	return usage && usage->is_swept && same_key(&usage->swept, &flow->key);
+}
+
 /* An entry was made; `former` is the one whose place it took, if any. */
 static __noinline void count_entry(const struct endpoint *endpoint, const struct conntrack_entry *former,
 				   const struct conntrack_entry *entry)

@@ -82,6 +82,8 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 		flow->key.remote_port = id;
 	}
 	if (!replace) {
+		if (midstream && is_being_swept(endpoint, flow))
+			return REASON_MIDSTREAM;
 		full = check_quota(endpoint);
 		if (full != UNDECIDED)
 			return full;

@@ -68,6 +68,7 @@ impl ConntrackSweeper {
         timeouts: Timeouts,
         quotas: Quotas,
     ) -> Result<Self, MapError> {
+        usages.clear_marks();
         Ok(Self {
             map: TypedMap::new(handle)?,
             endpoints: TypedMap::new(endpoints)?,
@@ -108,11 +109,22 @@ impl ConntrackSweeper {
                 reading.there.half_open += u64::from(is_half_open(&entry));
             }
         })?;
-        let deleted = self.sweep_stale(&stale, tick)?;
-        for reading in readings.values() {
-            self.usages.settle(reading.index, reading.counted, reading.there);
+        let read = readings
+            .values()
+            .map(|reading| self.usages.counted(reading.index))
+            .collect::<Vec<_>>();
+        let index = |key: &ConntrackKey| readings.get(&key.endpoint).map(|reading| reading.index);
+        let mut deleted = self.sweep_gone(&owners)?;
+        for (key, is_early) in stale {
+            deleted += usize::from(self.take(index(&key), &key, self.is_stale(&key, is_early, tick))?);
         }
-        let deleted = deleted + self.sweep_translated(&halves, tick)? + self.sweep_gone(&owners)?;
+        for (key, is_early) in halves {
+            deleted += self.sweep_half(index(&key), &key, is_early, tick)?;
+        }
+        for (reading, read) in readings.values().zip(read) {
+            self.usages
+                .settle(reading.index, reading.counted.midway(read), reading.there);
+        }
         Ok(Swept { entries, deleted })
     }
 
@@ -132,40 +144,62 @@ impl ConntrackSweeper {
         Ok(readings)
     }
 
-    /// A new connection may have taken an entry's place since the table was read, which takes long where it is full.
-    /// Deleted with it, that connection would be found in mid-stream and told a second time.
-    fn sweep_stale(&self, stale: &[(ConntrackKey, bool)], tick: u64) -> Result<usize, MapError> {
-        let mut deleted = 0;
-        for (key, is_early) in stale {
-            let is_stale =
-                |entry: &ConntrackEntry| self.is_expired(key, entry, tick) || (*is_early && is_unanswered(entry, tick));
-            if self.map.get(key)?.is_some_and(|entry| is_stale(&entry)) {
-                self.map.delete(key)?;
-                deleted += 1;
-            }
+    /// Whether an entry of this key has had its time, or gives way early.
+    fn is_stale(&self, key: &ConntrackKey, is_early: bool, tick: u64) -> impl Fn(&ConntrackEntry) -> bool {
+        move |entry| self.is_expired(key, entry, tick) || (is_early && is_unanswered(entry, tick))
+    }
+
+    /// Takes out an entry that is still stale. A new connection may have taken its place since the table was read, or
+    /// does so in this very moment: that one stays, for it was told. True: it is gone.
+    fn take(
+        &self,
+        index: Option<u32>,
+        key: &ConntrackKey,
+        is_stale: impl Fn(&ConntrackEntry) -> bool,
+    ) -> Result<bool, MapError> {
+        if self.map.get(key)?.is_none_or(|entry| !is_stale(&entry)) {
+            return Ok(false);
         }
-        Ok(deleted)
+        self.marked(index, key, || match self.map.take(key)? {
+            Some(entry) if !is_stale(&entry) => self.map.put_back(key, &entry).map(|()| false),
+            _ => Ok(true),
+        })
+    }
+
+    /// What belongs to no endpoint has no packets that would look for it.
+    fn marked<T>(&self, index: Option<u32>, key: &ConntrackKey, take: impl FnOnce() -> T) -> T {
+        match index {
+            Some(index) => self.usages.swept(index, key, take),
+            None => take(),
+        }
     }
 
     /// An alias lives as long as its entry, whose time alone counts, and neither lives without the other. Both are
-    /// looked at again: a packet may have refreshed them since the table was read.
-    fn sweep_translated(&self, halves: &[(ConntrackKey, bool)], tick: u64) -> Result<usize, MapError> {
-        let mut deleted = 0;
-        for (key, is_early) in halves {
-            let Some(entry) = self.map.get(key)?.filter(|entry| is_settled(entry, tick)) else {
-                continue;
-            };
-            if !translated::is_paired(&self.map, key, &entry)? {
-                self.map.delete(key)?;
-                deleted += 1;
-            } else if translated::is_translated(&entry)
-                && (self.is_expired(key, &entry, tick) || (*is_early && is_unanswered(&entry, tick)))
-            {
-                translated::delete(&self.map, key, &entry)?;
-                deleted += 2;
-            }
+    /// looked at again: a packet may have refreshed them since the table was read. Returns how many are gone.
+    fn sweep_half(&self, index: Option<u32>, key: &ConntrackKey, is_early: bool, tick: u64) -> Result<usize, MapError> {
+        let Some(entry) = self.map.get(key)?.filter(|entry| is_settled(entry, tick)) else {
+            return Ok(0);
+        };
+        if !translated::is_paired(&self.map, key, &entry)? {
+            return Ok(usize::from(self.take(index, key, |entry| is_settled(entry, tick))?));
         }
-        Ok(deleted)
+        let is_stale = self.is_stale(key, is_early, tick);
+        if translated::is_alias(&entry) || !is_stale(&entry) {
+            return Ok(0);
+        }
+        // The alias first, so that no packet follows it any more.
+        let alias = translated::alias_of(key, &entry);
+        self.marked(index, &alias, || {
+            let half = self.map.take(&alias)?;
+            let is_gone = self.take(None, key, is_stale)?;
+            match half {
+                Some(half) if !is_gone || translated::entry_of(&alias, &half) != *key => {
+                    self.map.put_back(&alias, &half)?;
+                    Ok(usize::from(is_gone))
+                }
+                half => Ok(usize::from(half.is_some()) + usize::from(is_gone)),
+            }
+        })
     }
 
     /// Entries of endpoints that are gone. Who is live is asked after the table was read: an endpoint is made known

@@ -219,11 +219,19 @@ impl Endpoints {
 
     /// Takes the programs away and forgets the pod.
     pub(super) fn remove(&mut self, ifindex: u32, attacher: &Attacher) -> Result<(), MapError> {
-        if let Some(managed) = self.managed.remove(&ifindex) {
+        let slot = if let Some(managed) = self.managed.remove(&ifindex) {
             self.slots_in_use.remove(&managed.slot);
             managed.attached.detach();
+            Some(managed.slot)
         } else if let Some(entry) = self.entries.get(ifindex)? {
             attacher.detach_left_over(ifindex, entry.uid);
+            Some(entry.slot)
+        } else {
+            None
+        };
+        // Of what it held no sweep speaks any more, and what is near a quota would be swept without end.
+        if let Some(slot) = slot {
+            self.usages.forget(slot / 2);
         }
         self.entries.delete(ifindex)
     }

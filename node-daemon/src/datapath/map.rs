@@ -78,6 +78,30 @@ where
         }
     }
 
+    /// Takes a value out of a hash. In one step since Linux 5.14; before it, what is written between the two steps that
+    /// it takes is lost.
+    pub(super) fn take(&self, key: &K) -> Result<Option<V>, MapError> {
+        let mut bytes = vec![0; size_of::<V>()];
+        match self.handle.lookup_into_and_delete(key.as_bytes(), &mut bytes) {
+            Ok(found) => Ok(found.then(|| V::read_from_bytes(&bytes).ok()).flatten()),
+            // ENOTSUPP, which has no name outside of Linux.
+            Err(error) if error.kind() == libbpf_rs::ErrorKind::Other => {
+                let found = self.get(key)?;
+                self.delete(key)?;
+                Ok(found)
+            }
+            Err(error) => Err(self.error("take from", error)),
+        }
+    }
+
+    /// Puts a value where there is none; that there is one is no error.
+    pub(super) fn put_back(&self, key: &K, value: &V) -> Result<(), MapError> {
+        match self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::NO_EXIST) {
+            Err(error) if error.kind() != libbpf_rs::ErrorKind::AlreadyExists => Err(self.error("write", error)),
+            _ => Ok(()),
+        }
+    }
+
     /// All keys. Those that come or go meanwhile may be missing or stale.
     pub(super) fn keys(&self) -> Vec<K> {
         self.handle

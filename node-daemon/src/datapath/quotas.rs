@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What each endpoint holds of the connection table (`struct usage` in bpf/include/abi.h): programs count what they
 //! make, and each sweep says how much of it is there no more. So a count that went astray, by a race between CPUs or
-//! because the daemon was killed in the middle of a sweep, is right again after the next.
+//! because the daemon was killed in the middle of a sweep, is right again after the next. Also which entry it takes out.
 
 use std::mem::offset_of;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use wardline_bpf::abi::{MAX_ENDPOINTS, Usage};
+use wardline_bpf::abi::{ConntrackKey, MAX_ENDPOINTS, Usage};
+use zerocopy::IntoBytes;
 
 use crate::mapping::Mapping;
 
@@ -15,6 +16,16 @@ use crate::mapping::Mapping;
 pub(super) struct Held {
     pub(super) entries: u64,
     pub(super) half_open: u64,
+}
+
+impl Held {
+    /// Between two countings. Of what was made while a table was read, about half was seen.
+    pub(super) fn midway(self, later: Self) -> Self {
+        Self {
+            entries: self.entries.midpoint(later.entries),
+            half_open: self.half_open.midpoint(later.half_open),
+        }
+    }
 }
 
 /// As the programs were loaded with.
@@ -82,6 +93,35 @@ impl Usages {
         let half_gone = counted.half_open.wrapping_sub(there.half_open);
         self.store(index, offset_of!(Usage, gone), gone);
         self.store(index, offset_of!(Usage, half_gone), half_gone);
+    }
+
+    /// Tells programs that the entry of this key is out of the table while `take` runs, and no sign of a new flow.
+    pub(super) fn swept<T>(&self, index: u32, key: &ConntrackKey, take: impl FnOnce() -> T) -> T {
+        let bytes = key.as_bytes().chunks_exact(size_of::<u32>());
+        for (i, word) in bytes
+            .filter_map(|word| word.try_into().ok().map(u32::from_ne_bytes))
+            .enumerate()
+        {
+            let offset = offset_of!(Usage, swept) + i * size_of::<u32>();
+            self.word(index, offset).store(word, Ordering::Relaxed);
+        }
+        let is_swept = self.word(index, offset_of!(Usage, is_swept));
+        is_swept.store(1, Ordering::SeqCst);
+        let taken = take();
+        is_swept.store(0, Ordering::SeqCst);
+        taken
+    }
+
+    /// A daemon that was killed while it swept may have left a mark.
+    pub(super) fn clear_marks(&self) {
+        for index in 0..MAX_ENDPOINTS {
+            self.word(index, offset_of!(Usage, is_swept))
+                .store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn word(&self, index: u32, field: usize) -> &AtomicU32 {
+        self.0.u32(index as usize * size_of::<Usage>() + field)
     }
 
     /// The slots are another endpoint's now, which holds nothing yet.
