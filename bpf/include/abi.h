@@ -264,6 +264,7 @@ struct rule {
 enum service_flag {
 	SERVICE_TRANSLATE = 1, /* ours to translate; else kube-proxy's, and policy judges all its backends */
 	SERVICE_DROP = 2,      /* without a backend it is silent (none is local, and only local ones count), not refused */
+	SERVICE_JUDGE_ADDRESS = 4, /* anybody may have named the address: policy judges it as well as the backends */
 };
 
 /*

@@ -214,7 +214,8 @@ static __always_inline bool is_itself(const struct endpoint *endpoint, const str
  *   1. The pod talks to itself, also through a Service              SELF
  *   2. No policy isolates it in this direction                      NOT_ISOLATED
  *   3. To a front that another proxy translates: steps 4 to 8 for each of its backends, and the first that is denied
- *      denies it. One without backends is judged as the address that it is
+ *      denies it. One without backends is judged as the address that it is, and so is one whose address anybody may
+ *      have named, after its backends: nobody may translate it, and then the packet goes to the address itself
  *   4. From its node, proven by a socket, or to its node            NODE
  *   5. A rule for the peer's class and exactly this port            POLICY
  *   6. A rule for a range that holds this port, the narrowest       POLICY
@@ -234,7 +235,12 @@ static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow
 	/* 3: a node's address may be one, which step 4 would let pass. */
 	peer = find_peer(&flow->key.remote, flow->word);
 	if (flow->judged == DIRECTION_EGRESS) {
-		if ((peer.flags & PEER_NODE) && !flow->front.id)
+		if (flow->front.flags & SERVICE_JUDGE_ADDRESS) {
+			if (flow->front.count && decide_backends(flow) == REASON_DEFAULT_DENY)
+				return REASON_DEFAULT_DENY;
+			flow->front = (struct service){};
+		}
+		if ((peer.flags & PEER_NODE) && !flow->front.count)
 			find_node_port(flow);
 		if (flow->front.count)
 			return decide_backends(flow);

@@ -7,19 +7,21 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use wardline_bpf::abi::{self, Affinity, AffinityKey, Backend, BackendKey, ServiceKey};
+use wardline_bpf::frame;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::{ApplyError, PinPaths, ServiceCounts};
 use wardline_node::services::SlicePort;
 use wardline_node::services::{
     Change, Endpoint, EndpointState, Front, FrontKey, Service, ServicePort, Services, Slice,
 };
-use wardline_policy::model::{ObjectName, Protocol};
+use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Peer, Pod, Policy, Protocol, Rule, Selector};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use support::{Life, Node, on_a_node};
+use support::{Life, Node, Program, on_a_node};
 
 fn name(name: &str) -> ObjectName {
     ObjectName::new("shop", name)
@@ -271,6 +273,7 @@ fn a_service_that_does_not_fit_is_refused_whole_and_holds_up_no_other() {
             Some(Front {
                 backends: (0..count).map(address).collect(),
                 is_translated: true,
+                is_address_judged: false,
                 is_silent: false,
                 affinity_seconds: 0,
             })
@@ -411,5 +414,79 @@ fn change_by_change_the_kernel_holds_what_it_would_hold_from_nothing() {
             .map(|(service, backends)| (service.list, backends.len()));
         let named: usize = lists.collect::<BTreeMap<_, _>>().values().sum();
         assert_eq!(tables.entries(), named, "nothing is left over");
+    });
+}
+
+/// What the pod `client` of node1 sends goes by its programs; `own` is a pod of its namespace elsewhere. `policies` are
+/// those of the namespace.
+fn on_the_clients_node(policies: Vec<Policy>, test: impl FnOnce(&mut Life, &Program) + Send) {
+    on_a_node(1, |node| {
+        let mut objects = Objects::default();
+        objects.namespaces.insert("shop".into(), Labels::new());
+        for (pod, address, node) in [("client", "10.0.1.1", "node1"), ("own", "10.0.0.1", "node2")] {
+            let pod_of = Pod {
+                labels: Labels::new(),
+                addresses: vec![address.parse().unwrap()],
+                node: node.into(),
+                ports: Vec::new(),
+            };
+            objects.pods.insert(name(pod), Arc::new(pod_of));
+        }
+        for policy in policies {
+            objects.policies.insert(policy.name.clone(), Arc::new(policy));
+        }
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&node.desired(&objects, "node1"));
+        let egress = life.program(node.veths[0], Direction::Egress);
+        test(&mut life, &egress);
+    });
+}
+
+#[test]
+fn a_service_that_anybody_makes_opens_no_address_that_nobody_translates() {
+    let own = Peer::Pods {
+        namespaces: None,
+        pods: Selector::default(),
+    };
+    let stay = Policy {
+        name: name("stay"),
+        generation: 1,
+        log: false,
+        pod_selector: Selector::default(),
+        ingress: None,
+        egress: Some(vec![Rule {
+            peers: Some(vec![own]),
+            ports: None,
+        }]),
+    };
+    on_the_clients_node(vec![stay], |life, egress| {
+        let to = |address, port| frame::udp(socket("10.0.1.1:4000"), SocketAddr::new(address, port));
+        let (outside, inside) = ([192, 0, 2, 1].into(), [10, 0, 0, 1].into());
+        assert!(!egress.passes(&to(outside, 80)));
+        let mut services = Services::new("node1", true);
+        let made = Service {
+            external_ips: vec![outside, inside],
+            ..service("10.96.0.1")
+        };
+        services.set_service(&name("made"), Some(made.clone()));
+        services.set_slice(&name("made"), Some(slice("made", [1])));
+        apply(&mut services, life);
+        assert!(
+            !egress.passes(&to(outside, 80)),
+            "its backend is allowed, the address is not"
+        );
+        assert!(egress.passes(&to(inside, 80)), "both are");
+
+        let balanced = Service {
+            balancer_ips: made.external_ips,
+            external_ips: Vec::new(),
+            ..made
+        };
+        services.set_service(&name("made"), Some(balanced));
+        apply(&mut services, life);
+        assert!(
+            egress.passes(&to(outside, 80)),
+            "a load balancer leads to the backends alone"
+        );
     });
 }

@@ -2,20 +2,20 @@
 //! Services with nothing behind them, with the pod itself, with a backend for each client, and those that another
 //! proxy translates.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Reason::{
     DefaultDeny, Established, NoBackend, Node, NotIsolated, Policy, PortTaken, Refused, Revalidated, Self_,
 };
-use wardline_bpf::abi::{PEER_LOCAL, PEER_NODE, Peer, SERVICE_DROP, SERVICE_TRANSLATE};
+use wardline_bpf::abi::{PEER_LOCAL, PEER_NODE, Peer, SERVICE_DROP, SERVICE_JUDGE_ADDRESS, SERVICE_TRANSLATE};
 use wardline_bpf::frame::flag::{ACK, FIN, RST, SYN};
 use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::frame::{Echo, echo, icmp, sctp, tcp, turned_round, with_checksums};
 
 use crate::row::{Row, back, pass, stop};
 use crate::services::{SERVICE, SERVICE6, datagram, segment};
-use crate::world::{CLIENT, NODE, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
+use crate::world::{CLIENT, NODE, OUTSIDER, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
 
 /// IPv4: header with an identification of 0 and no fragmenting, 64 hops. IPv6: 64 hops.
 fn as_answer(mut frame: Vec<u8>) -> Vec<u8> {
@@ -248,5 +248,45 @@ pub fn services_that_another_proxy_translates() -> Vec<Row> {
             .event(Egress, POD_TO_443),
         pass("a backend on the node is the node's", Egress, to(7, NODE, SYN), Node)
             .before(|world| kept(world, EVERY_NODE, &[NODE])),
+    ]
+}
+
+/// `externalIPs`
+fn named(world: &mut World, front: SocketAddr, behind: &[IpAddr]) {
+    let behind: Vec<_> = behind.iter().map(|address| port(*address, 443)).collect();
+    world.set_service(TCP, front, SERVICE_JUDGE_ADDRESS, &behind);
+}
+
+pub fn addresses_that_anybody_may_name() -> Vec<Row> {
+    let to = |source, address, number| tcp(port(POD, source), port(address, number), SYN);
+    vec![
+        stop("only the backend is allowed", Egress, to(1, OUTSIDER, 443), DefaultDeny)
+            .before(|world| named(world, port(OUTSIDER, 443), &[CLIENT]))
+            .deny(Egress, OUTSIDER, TCP, 443)
+            .after(|world| world.assert_entries(0)),
+        stop("only the address is", Egress, to(2, CLIENT, 443), DefaultDeny)
+            .before(|world| named(world, port(CLIENT, 443), &[STRANGER]))
+            .deny(Egress, CLIENT, TCP, 443),
+        pass("both are", Egress, to(2, CLIENT, 443), Policy)
+            .before(|world| named(world, port(CLIENT, 443), &[CLIENT]))
+            .event(Egress, POD_TO_443),
+        pass("without backends: the address is", Egress, to(3, CLIENT, 443), Policy)
+            .before(|world| named(world, port(CLIENT, 443), &[]))
+            .event(Egress, POD_TO_443),
+        pass("the pod's own node", Egress, to(4, NODE, 30_080), Node).before(|world| {
+            let flags = PEER_LOCAL | PEER_NODE;
+            world.sandbox.set_peer(PEERS, NODE, Peer { class: 0, flags }).unwrap();
+            named(world, port(NODE, 30_080), &[CLIENT]);
+        }),
+        stop("hides no NodePort", Egress, to(5, NODE, 30_080), DefaultDeny)
+            .before(|world| kept(world, EVERY_NODE, &[STRANGER]))
+            .deny(Egress, NODE, TCP, 30_080),
+        stop("nor without backends", Egress, to(6, NODE, 30_080), DefaultDeny)
+            .before(|world| named(world, port(NODE, 30_080), &[]))
+            .deny(Egress, NODE, TCP, 30_080),
+        pass("that is allowed as well", Egress, to(6, NODE, 30_080), Policy)
+            .before(|world| named(world, port(NODE, 30_080), &[CLIENT]))
+            .before(|world| kept(world, EVERY_NODE, &[CLIENT]))
+            .event(Egress, POD_TO_443),
     ]
 }

@@ -64,6 +64,7 @@ tables! {
     fronts::a_pod_that_reaches_itself,
     fronts::clients_stay_with_their_backend,
     fronts::services_that_another_proxy_translates,
+    fronts::addresses_that_anybody_may_name,
     icmp::echoes,
     icmp::stray_replies,
     icmp::errors_follow_their_flow,

@@ -348,7 +348,9 @@ fn count(backends: &[SocketAddr]) -> u32 {
 fn in_kernel(front: &Front) -> abi::Service {
     let flag = |is_set, flag| if is_set { flag } else { 0 };
     abi::Service {
-        flags: flag(front.is_translated, abi::SERVICE_TRANSLATE) | flag(front.is_silent, abi::SERVICE_DROP),
+        flags: flag(front.is_translated, abi::SERVICE_TRANSLATE)
+            | flag(front.is_silent, abi::SERVICE_DROP)
+            | flag(front.is_address_judged, abi::SERVICE_JUDGE_ADDRESS),
         affinity: ticks(front.affinity_seconds),
         ..abi::Service::default()
     }

@@ -31,21 +31,16 @@ pub fn service(service: core::Service) -> Result<Option<Service>, String> {
         return Ok(None);
     }
     let balancers = service.status.unwrap_or_default().load_balancer.unwrap_or_default();
-    let mut external_ips = Vec::new();
-    for ingress in balancers.ingress.iter().flatten() {
-        // Proxy: the balancer must see the traffic, so the address is not the cluster's to answer (KEP-1860).
-        if ingress.ip_mode.as_deref() != Some("Proxy")
-            && let Some(ip) = &ingress.ip
-        {
-            external_ips.push(address("status.loadBalancer.ingress", ip)?);
-        }
-    }
-    for ip in spec.external_ips.iter().flatten() {
-        external_ips.push(address("spec.externalIPs", ip)?);
-    }
+    // Proxy: the balancer must see the traffic, so the address is not the cluster's to answer (KEP-1860).
+    let ingresses = balancers.ingress.iter().flatten();
+    let balancer_ips = ingresses
+        .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
+        .filter_map(|ingress| ingress.ip.as_deref());
+    let external_ips = spec.external_ips.iter().flatten().map(String::as_str);
     Ok(Some(Service {
         cluster_ips,
-        external_ips,
+        balancer_ips: other_addresses("status.loadBalancer.ingress", balancer_ips)?,
+        external_ips: other_addresses("spec.externalIPs", external_ips)?,
         ports: spec
             .ports
             .iter()
@@ -162,15 +157,30 @@ fn endpoint(found: &discovery::Endpoint, is_v4: bool) -> Result<Option<Endpoint>
     }))
 }
 
+/// Where a Service answers beside its `ClusterIP`. The API server takes addresses here that no pod's packet goes to by
+/// way of a Service: these make no front, and the rest of the Service is as good as without them.
+fn other_addresses<'a>(field: &str, texts: impl Iterator<Item = &'a str>) -> Result<Vec<IpAddr>, String> {
+    let parsed = texts.map(|text| Ok(parse(field, text)?.to_canonical()));
+    parsed
+        .filter(|address| !address.as_ref().is_ok_and(is_special))
+        .collect()
+}
+
 fn address(field: &str, text: &str) -> Result<IpAddr, String> {
-    let address: IpAddr = text
-        .parse()
-        .map_err(|_| format!("{field}: {text:?} is not an IP address"))?;
-    let is_special = address.is_unspecified() || address.is_loopback() || address.is_multicast();
-    if is_special || address != address.to_canonical() {
+    let address = parse(field, text)?;
+    if is_special(&address) || address != address.to_canonical() {
         return Err(format!("{field}: {address} can be no Service's"));
     }
     Ok(address)
+}
+
+fn parse(field: &str, text: &str) -> Result<IpAddr, String> {
+    text.parse()
+        .map_err(|_| format!("{field}: {text:?} is not an IP address"))
+}
+
+fn is_special(address: &IpAddr) -> bool {
+    address.is_unspecified() || address.is_loopback() || address.is_multicast()
 }
 
 fn port(field: &str, number: i32) -> Result<u16, String> {

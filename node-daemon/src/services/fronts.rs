@@ -37,8 +37,8 @@ pub(super) fn claims<'a>(
             let candidates = Candidates::new(slices.clone(), port, cluster_ip.is_ipv4());
             let front = cluster_front(service, port, &candidates, place, is_translating);
             claims.insert(key(*cluster_ip, port.protocol, port.port), claim(front, true));
-            for (address, number) in other_addresses(service, port, cluster_ip.is_ipv4()) {
-                let front = claim(judged(&candidates), false);
+            for (address, number, told) in other_addresses(service, port, cluster_ip.is_ipv4()) {
+                let front = claim(judged(&candidates, told), false);
                 claims.entry(key(address, port.protocol, number)).or_insert(front);
             }
         }
@@ -57,16 +57,27 @@ fn claim(front: Front, is_cluster_ip: bool) -> Claim {
     Claim { front, is_cluster_ip }
 }
 
-/// Where the Service answers beside its `ClusterIP`, in one family.
-fn other_addresses(service: &Service, port: &ServicePort, is_v4: bool) -> impl Iterator<Item = (IpAddr, u16)> {
+/// Whose word it is that an address is a Service's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// The API server's, which keeps a range of ports for Services, or a controller's.
+    ByCluster,
+    /// That of whoever wrote the Service.
+    ByAnybody,
+}
+
+/// Where the Service answers beside its `ClusterIP`, in one family. What is told by the cluster comes first.
+fn other_addresses(service: &Service, port: &ServicePort, is_v4: bool) -> impl Iterator<Item = (IpAddr, u16, Told)> {
     let every_node = if is_v4 {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED)
     } else {
         IpAddr::V6(Ipv6Addr::UNSPECIFIED)
     };
-    let external = service.external_ips.iter().filter(move |ip| ip.is_ipv4() == is_v4);
-    let node_port = port.node_port.map(|number| (every_node, number));
-    node_port.into_iter().chain(external.map(|ip| (*ip, port.port)))
+    let node_port = port.node_port.map(|number| (every_node, number, Told::ByCluster));
+    let balancers = service.balancer_ips.iter().map(|ip| (*ip, port.port, Told::ByCluster));
+    let external = service.external_ips.iter().map(|ip| (*ip, port.port, Told::ByAnybody));
+    let addresses = balancers.chain(external).filter(move |(ip, ..)| ip.is_ipv4() == is_v4);
+    node_port.into_iter().chain(addresses)
 }
 
 fn cluster_front(
@@ -92,16 +103,18 @@ fn cluster_front(
     Front {
         is_silent: backends.is_empty() && !candidates.is_empty(),
         is_translated,
+        is_address_judged: false,
         affinity_seconds: if is_translated { service.affinity_seconds } else { 0 },
         backends,
     }
 }
 
 /// Left to kube-proxy, which may choose any of the backends.
-fn judged(candidates: &Candidates<'_>) -> Front {
+fn judged(candidates: &Candidates<'_>, told: Told) -> Front {
     Front {
         backends: candidates.everywhere(),
         is_translated: false,
+        is_address_judged: told == Told::ByAnybody,
         is_silent: false,
         affinity_seconds: 0,
     }

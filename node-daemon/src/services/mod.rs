@@ -199,7 +199,7 @@ impl Services {
     }
 
     /// What several Services say of one front together: the one whose `ClusterIP` it is has it; else kube-proxy may
-    /// take the backend of any of them, so all count.
+    /// take the backend of any of them, so all count. One that has the cluster's word for the address is enough.
     pub fn front(&self, key: &FrontKey) -> Option<Front> {
         let claims = self.fronts.get(key)?;
         if let Some(own) = claims.values().find(|claim| claim.is_cluster_ip) {
@@ -210,6 +210,7 @@ impl Services {
         for other in all {
             let both: BTreeSet<SocketAddr> = front.backends.iter().chain(&*other.front.backends).copied().collect();
             front.backends = both.into_iter().collect();
+            front.is_address_judged &= other.front.is_address_judged;
         }
         Some(front)
     }

@@ -11,7 +11,9 @@ use wardline_policy::model::Protocol;
 pub struct Service {
     /// One a family.
     pub cluster_ips: Vec<IpAddr>,
-    /// Of its load balancers and `externalIPs`.
+    /// Told by the controller of its load balancer.
+    pub balancer_ips: Vec<IpAddr>,
+    /// `externalIPs`: whoever may write a Service may name any address here.
     pub external_ips: Vec<IpAddr>,
     pub ports: Vec<ServicePort>,
     /// Seconds for which a client stays with its backend; 0: no affinity.
@@ -87,6 +89,8 @@ pub struct Front {
     pub backends: Arc<[SocketAddr]>,
     /// Ours to translate. Else kube-proxy's, and policy judges all backends.
     pub is_translated: bool,
+    /// Policy judges the address itself, too: it may be somebody else's, and is where nobody translates it.
+    pub is_address_judged: bool,
     /// Without a backend it is dropped, not refused: there are some, but none on this node.
     pub is_silent: bool,
     pub affinity_seconds: u32,
@@ -98,6 +102,7 @@ impl Front {
         Self {
             backends: Arc::from([]),
             is_translated: true,
+            is_address_judged: false,
             is_silent: false,
             affinity_seconds: 0,
         }

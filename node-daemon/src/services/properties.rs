@@ -27,14 +27,16 @@ fn address(kind: &str, n: u8) -> IpAddr {
 
 fn any_service() -> impl Strategy<Value = Service> {
     let ports = prop::collection::vec((0..2_u8, 79..81_u16, any::<bool>()), 1..3);
-    (0..4_u8, any::<bool>(), prop::option::of(0..3_u8), ports, any::<bool>()).prop_map(
-        |(ip, is_dual, external, ports, is_local_only)| Service {
+    let other_addresses = [prop::option::of(0..3_u8), prop::option::of(0..3_u8)];
+    (0..4_u8, any::<bool>(), other_addresses, ports, any::<bool>()).prop_map(
+        |(ip, is_dual, [balancer, external], ports, is_local_only)| Service {
             cluster_ips: [Some("10.96.0."), is_dual.then_some("fd00:96::")]
                 .into_iter()
                 .flatten()
                 .map(|kind| address(kind, ip))
                 .collect(),
             // Now and then another Service's ClusterIP.
+            balancer_ips: balancer.map(|n| address("10.96.0.", n)).into_iter().collect(),
             external_ips: external.map(|n| address("10.96.0.", n)).into_iter().collect(),
             ports: ports
                 .into_iter()

@@ -50,6 +50,9 @@ fn show(key: &FrontKey, front: &Front) -> String {
     if !front.is_translated {
         text.push_str(" [judged]");
     }
+    if front.is_address_judged {
+        text.push_str(" [address too]");
+    }
     if front.is_silent {
         text.push_str(" [silent]");
     }
@@ -350,7 +353,7 @@ fn what_kube_proxy_keeps_is_judged_by_all_backends() {
             "tcp 10.96.0.1:80 = 10.0.0.1:8080".to_owned(),
             format!("tcp 192.0.2.1:80 = {all}"),
             format!("tcp 192.0.2.3:80 = {all}"),
-            format!("tcp 192.0.2.7:80 = {all}"),
+            format!("tcp 192.0.2.7:80 = {all} [address too]"),
         ]
     );
     assert_eq!(
@@ -436,8 +439,8 @@ fn what_cannot_be_used_is_told_by_its_field() {
             "spec.clusterIPs: ::ffff:10.96.0.1 can be no Service's",
         ),
         (
-            spec("clusterIP: 10.96.0.1, externalIPs: [0.0.0.0]"),
-            "spec.externalIPs: 0.0.0.0 can be no Service's",
+            spec("clusterIP: 10.96.0.1, externalIPs: [192.0.2]"),
+            "spec.externalIPs: \"192.0.2\" is not an IP address",
         ),
         (
             spec(
@@ -509,7 +512,8 @@ fn an_external_address_takes_no_cluster_ip_away() {
     );
     services.set_service(&name("web"), None);
     let found = told(&mut services);
-    assert_eq!(found, ["tcp 10.96.0.1:80 = [judged]"], "what is left is the thieves'");
+    let left = ["tcp 10.96.0.1:80 = [judged] [address too]"];
+    assert_eq!(found, left, "what is left is the thieves'");
 }
 
 #[test]
@@ -524,10 +528,32 @@ fn services_that_share_an_external_address_are_judged_together() {
         .unwrap();
     slice.service = "other".into();
     services.set_slice(&name("other-0"), Some(slice));
-    let both = "tcp 192.0.2.1:80 = 10.0.0.1:80 10.0.0.2:80 [judged]".to_owned();
-    assert!(told(&mut services).contains(&both));
+    let both = "tcp 192.0.2.1:80 = 10.0.0.1:80 10.0.0.2:80 [judged]";
+    assert!(told(&mut services).contains(&format!("{both} [address too]")));
+    // Its load balancer says that the address is one of the cluster's.
+    let balanced = "{spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]},
+        status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}}";
+    services.set_service(&name("other"), parse_service(balanced).unwrap());
+    assert!(told(&mut services).contains(&both.to_owned()));
     services.set_service(&name("other"), None);
-    assert_eq!(told(&mut services), ["tcp 192.0.2.1:80 = 10.0.0.1:80 [judged]"]);
+    let alone = ["tcp 192.0.2.1:80 = 10.0.0.1:80 [judged] [address too]"];
+    assert_eq!(told(&mut services), alone);
+}
+
+#[test]
+fn an_address_that_is_no_front_leaves_the_rest_of_its_service_alone() {
+    let manifest =
+        "{spec: {clusterIP: 10.96.0.1, externalIPs: [0.0.0.0, 239.1.1.1, '::ffff:192.0.2.1'], ports: [{port: 80}]},
+        status: {loadBalancer: {ingress: [{ip: 127.0.0.1}, {ip: '::'}, {ip: '::ffff:127.0.0.1'}, {ip: 192.0.2.2}]}}}";
+    assert_eq!(
+        fronts(true, manifest, &[]),
+        [
+            "10.96.0.1",
+            "tcp 10.96.0.1:80 =",
+            "tcp 192.0.2.1:80 = [judged] [address too]",
+            "tcp 192.0.2.2:80 = [judged]"
+        ]
+    );
 }
 
 #[test]

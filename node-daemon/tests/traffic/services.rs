@@ -189,6 +189,7 @@ fn outcome(error: &std::io::Error) -> Outcome {
 
 const ISOLATE_B: &str = "{podSelector: {matchLabels: {app: b}}}";
 const CLIENT_TO_A: &str = "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: a}}}]}]}";
+const CLIENT_TO_A_AND_OUTSIDE: &str = "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: a}}}, {ipBlock: {cidr: 192.0.2.0/24}}]}]}";
 const ISOLATE_A: &str = "{podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress, Egress]}";
 
 #[test]
@@ -303,23 +304,34 @@ fn addresses_that_are_not_translated_are_judged_by_all_backends() {
         world.cluster.policy("p", CLIENT_TO_A);
         world.cluster.apply();
         assert_eq!(world.tcp("client", to), Silence, "no Service yet, and no rule");
+        let balanced = format!(
+            "{{spec: {{clusterIP: 10.96.0.11, ports: [{{port: {PORT}}}]}},
+              status: {{loadBalancer: {{ingress: [{{ip: {}}}]}}}}}}",
+            to.ip()
+        );
         let external = format!(
             "{{spec: {{clusterIP: 10.96.0.11, externalIPs: [{}], ports: [{{port: {PORT}}}]}}}}",
             to.ip()
         );
-        world.cluster.service("external", &external);
-        for (endpoints, expected) in [
-            ("{addresses: [10.1.0.3]}", By(0)),
-            ("{addresses: [10.1.0.3]}, {addresses: [10.1.0.4]}", Silence),
-            ("{addresses: [10.1.0.4]}", Silence),
+        let (a, b) = ("{addresses: [10.1.0.3]}", "{addresses: [10.1.0.4]}");
+        let both = format!("{a}, {b}");
+        for (service, policy, endpoints, expected) in [
+            (&balanced, CLIENT_TO_A, a, By(0)),
+            (&balanced, CLIENT_TO_A, &both, Silence),
+            (&balanced, CLIENT_TO_A, b, Silence),
+            (&external, CLIENT_TO_A, a, Silence),
+            (&external, CLIENT_TO_A_AND_OUTSIDE, a, By(0)),
+            (&external, CLIENT_TO_A_AND_OUTSIDE, &both, Silence),
         ] {
             let slice = format!(
                 "{{metadata: {{labels: {{kubernetes.io/service-name: external}}}}, addressType: IPv4,
                   ports: [{{port: {PORT}}}], endpoints: [{endpoints}]}}"
             );
+            world.cluster.service("external", service);
             world.cluster.slice("external-0", &slice);
+            world.cluster.policy("p", policy);
             world.cluster.apply();
-            assert_eq!(world.tcp("client", to), expected, "{endpoints}");
+            assert_eq!(world.tcp("client", to), expected, "{service} {policy} {endpoints}");
         }
     });
 }

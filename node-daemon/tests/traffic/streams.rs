@@ -44,6 +44,7 @@ fn set_backends(cluster: &mut Cluster, hosts: &[u8]) {
         let front = |backends| Front {
             backends,
             is_translated: true,
+            is_address_judged: false,
             is_silent: false,
             affinity_seconds: 0,
         };
