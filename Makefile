@@ -73,13 +73,24 @@ bench: deps tool ## what packets, connections, records and policy changes cost: 
 	$(LAB) bench --packets target/bench-packets.json --output target/bench.json
 
 .PHONY: conformance
-conformance: deps tool ## oracle, and Kubernetes' own network policy suite, all but its SCTP cases: a table (REPEAT=3 for three rounds); needs root
+conformance: deps tool ## oracle, beside-kube-proxy, and Kubernetes' own network policy suite, all but its SCTP cases: a table (REPEAT=3 for three rounds); needs root
 	@status=0
 	$(LAB) conformance --repeat $(REPEAT) $(CONFORMANCE) || status=1
 	echo 'a million packets while policies are rewritten all the time'
 	WARDLINE_ATOMIC_PACKETS=1000000 cargo test --quiet --package wardline-node --test traffic atomic -- --nocapture || status=1
 	echo '$(FLOWS) generated flows'
 	$(MAKE) --no-print-directory oracle || status=1
+	echo 'Services and node ports beside kube-proxy'
+	$(MAKE) --no-print-directory beside-kube-proxy || status=1
+	exit $$status
+
+.PHONY: beside-kube-proxy
+beside-kube-proxy: deps tool ## the tests of Services and node ports in a cluster of its own that runs kube-proxy too; needs root
+	@status=0
+	$(LAB) down
+	$(LAB) up --kube-proxy && $(LAB) install && \
+		cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- --nocapture services:: node_port:: || status=1
+	$(LAB) down || status=1
 	exit $$status
 
 .PHONY: oracle

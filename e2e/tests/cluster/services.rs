@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Services in a cluster without kube-proxy: clients on both plugins, backends on both nodes, slices by Kubernetes' own
-//! controller.
+//! Services: clients on both plugins, backends on both nodes, slices by Kubernetes' own controller. `make test` runs them
+//! in a cluster without kube-proxy, `make beside-kube-proxy` in one with it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
