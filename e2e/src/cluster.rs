@@ -2,6 +2,7 @@
 //! The running cluster, as tests and the demo see it.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -121,6 +122,25 @@ impl Lab {
         }
     }
 
+    /// Changes an object of any kind by a merge patch.
+    pub async fn patch(
+        &self,
+        api_version: &str,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        patch: &serde_json::Value,
+    ) -> Result<()> {
+        let types = TypeMeta {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+        };
+        let api = self.api_for(&types, namespace).await?;
+        let patched = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.with_context(|| format!("failed to patch {kind} {name}"))?;
+        Ok(())
+    }
+
     /// Reads an object of any kind.
     pub async fn get(&self, api_version: &str, kind: &str, namespace: &str, name: &str) -> Result<DynamicObject> {
         let types = TypeMeta {
@@ -165,13 +185,35 @@ impl LabNode<'_> {
     pub fn records(&self) -> Result<Vec<Record>> {
         let current = self.lab.layout.node_path(self.spec, POLICY_LOG);
         let mut text = String::new();
-        for number in (1..=9).rev() {
-            let rotated = current.with_extension(format!("log.{number}"));
+        for rotated in self.rotated()? {
             text += &fs::read_to_string(rotated).unwrap_or_default();
         }
         // Before the first record there is no file.
         text += &fs::read_to_string(&current).unwrap_or_default();
         records::parse(&text).with_context(|| format!("failed to read the policy log of {}", self.spec.name))
+    }
+
+    /// Removes the files that its policy log was rotated to, so that nobody reads them again and again.
+    pub fn forget_rotated_records(&self) -> Result<()> {
+        for path in self.rotated()? {
+            fs::remove_file(&path).with_context(|| format!("failed to remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The files that its policy log was rotated to, the oldest first: their names end with the time.
+    fn rotated(&self) -> Result<Vec<PathBuf>> {
+        let current = self.lab.layout.node_path(self.spec, POLICY_LOG);
+        let folder = current
+            .parent()
+            .context("failed to find the folder of the policy log")?;
+        let entries = fs::read_dir(folder).with_context(|| format!("failed to read {}", folder.display()))?;
+        let mut rotated: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.to_string_lossy().contains("policy_action-"))
+            .collect();
+        rotated.sort();
+        Ok(rotated)
     }
 
     /// Runs a command in the node's namespaces.

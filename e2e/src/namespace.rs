@@ -148,6 +148,13 @@ impl TestNamespace {
         self.create_pod(name, spec).await
     }
 
+    /// A pod on the host network of a node, to run clients in.
+    pub async fn on_host(&self, name: &str, node: &str) -> Result<()> {
+        let mut spec = pod_spec(node);
+        spec["hostNetwork"] = true.into();
+        self.create_pod(name, spec).await
+    }
+
     async fn create_pod(&self, name: &str, spec: serde_json::Value) -> Result<()> {
         let labels = json!({"app": name});
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "spec": spec}))

@@ -32,6 +32,11 @@ const BRIDGE_SETTINGS: [&str; 2] = ["bridge/bridge-nf-call-iptables", "bridge/br
 /// The file of [`conflist`] in the folder of CNI configurations.
 pub const CONFLIST: &str = "10-lab.conflist";
 
+/// The name of the network in it.
+pub const NETWORK: &str = "lab";
+/// Where the IPAM plugin keeps which addresses are taken.
+pub const IPAM_DIR: &str = "/var/lib/cni/ipam";
+
 /// The node's CNI configuration.
 pub fn conflist(node: &NodeSpec) -> Value {
     let mut plugin = match node.plugin {
@@ -44,9 +49,9 @@ pub fn conflist(node: &NodeSpec) -> Value {
         "type": "host-local",
         "ranges": [[{"subnet": node.pod_cidr}], [{"subnet": node.pod_cidr6}]],
         "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-        "dataDir": "/var/lib/cni/ipam",
+        "dataDir": IPAM_DIR,
     });
-    json!({"cniVersion": "1.0.0", "name": "lab", "plugins": [plugin]})
+    json!({"cniVersion": "1.0.0", "name": NETWORK, "plugins": [plugin]})
 }
 
 /// Prepares the network namespace that the process is in for the node's pods.

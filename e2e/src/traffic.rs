@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Clients in pods: one attempt, or a connection that stays open and is watched.
+//! Clients in pods: one attempt, or a connection that stays open and is watched. [`crate::raw`] has those that forge.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -132,19 +132,35 @@ impl Attempt {
     }
 }
 
-/// What a client that holds a connection says.
+/// What a client says that runs for a while.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-enum Said {
-    Connected { local_port: Option<u16> },
-    Echo { seq: u64, at_ms: u64 },
-    Error { error: String },
+pub(crate) enum Said {
+    Connected {
+        local_port: Option<u16>,
+    },
+    Echo {
+        seq: u64,
+        at_ms: u64,
+    },
+    Error {
+        error: String,
+    },
     Closed,
-    Done { sent: u64 },
+    Watching,
+    Seen {
+        from: IpAddr,
+        packets: u64,
+        last_us: u64,
+    },
+    Done {
+        #[serde(default)]
+        sent: u64,
+    },
 }
 
-/// An open connection, and what its client has said so far.
-pub struct Held {
+/// A client that runs in a pod until it is told to end, and what it has said so far.
+pub(crate) struct Running {
     name: String,
     said: Arc<Mutex<Vec<Said>>>,
     /// The client ends when this does.
@@ -153,13 +169,74 @@ pub struct Held {
     process: AttachedProcess,
 }
 
-impl std::fmt::Debug for Held {
+impl std::fmt::Debug for Running {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
-            .debug_struct("Held")
+            .debug_struct("Running")
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
+}
+
+impl Running {
+    /// Starts it; `name` is what messages call it.
+    pub(crate) async fn start(pods: &Api<Pod>, pod: &str, name: String, command: &[&str]) -> Result<Self> {
+        let streams = AttachParams::default().stdin(true).stdout(true).stderr(false);
+        let mut process = attach(pods, pod, command, &streams).await?;
+        let stdout = process.stdout();
+        let stdout = stdout.with_context(|| format!("failed to follow {name}: it has no output"))?;
+        let stdin = process
+            .stdin()
+            .map(|stdin| Box::new(stdin) as Box<dyn AsyncWrite + Send + Unpin>);
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let writer = Arc::clone(&said);
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stdout).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                if let Ok(event) = serde_json::from_str(&line) {
+                    writer.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+                }
+            }
+        });
+        Ok(Self {
+            name,
+            said,
+            stdin,
+            process,
+        })
+    }
+
+    /// What it has said so far.
+    pub(crate) fn events(&self) -> Vec<Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends it; returns how much it says that it has sent, and all that it has said.
+    pub(crate) async fn end(mut self) -> Result<(u64, Vec<Said>)> {
+        if let Some(mut stdin) = self.stdin.take() {
+            // Dropping it would not do: its other half, which kube reads, keeps the stream open.
+            stdin
+                .shutdown()
+                .await
+                .with_context(|| format!("failed to end {}", self.name))?;
+        }
+        let what = format!("the end of {}", self.name);
+        let sent = wait_until(&what, Duration::from_secs(30), async || {
+            Ok(self.events().iter().find_map(|event| match event {
+                Said::Done { sent } => Some(*sent),
+                _ => None,
+            }))
+        })
+        .await?;
+        self.process.abort();
+        Ok((sent, self.events()))
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Held {
+    client: Running,
 }
 
 /// How a held connection fared.
@@ -189,41 +266,16 @@ impl Held {
         if protocol == Protocol::Udp {
             command.push("--udp");
         }
-        let streams = AttachParams::default().stdin(true).stdout(true).stderr(false);
-        let mut process = attach(pods, from, &command, &streams).await?;
-        let stdout = process
-            .stdout()
-            .context("failed to follow a held connection: it has no output")?;
-        let stdin = process
-            .stdin()
-            .map(|stdin| Box::new(stdin) as Box<dyn AsyncWrite + Send + Unpin>);
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let writer = Arc::clone(&said);
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(stdout).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                if let Ok(event) = serde_json::from_str(&line) {
-                    writer.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-                }
-            }
-        });
-        let held = Self {
-            name: format!("{from} -> {server}"),
-            said,
-            stdin,
-            process,
-        };
+        let name = format!("{from} -> {server}");
+        let client = Running::start(pods, from, name, &command).await?;
+        let held = Self { client };
         held.until_echoes(1).await?;
         Ok(held)
     }
 
-    fn events(&self) -> Vec<Said> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// The client's port.
     pub fn local_port(&self) -> Option<u16> {
-        self.events().iter().find_map(|event| match event {
+        self.client.events().iter().find_map(|event| match event {
             Said::Connected { local_port } => *local_port,
             _ => None,
         })
@@ -231,7 +283,8 @@ impl Held {
 
     /// How many echoes have come.
     pub fn echoes(&self) -> usize {
-        self.events()
+        self.client
+            .events()
             .iter()
             .filter(|event| matches!(event, Said::Echo { .. }))
             .count()
@@ -240,9 +293,9 @@ impl Held {
     /// Waits until `more` further echoes have come: the connection lives.
     pub async fn until_echoes(&self, more: usize) -> Result<()> {
         let wanted = self.echoes() + more;
-        let what = format!("{more} more echoes of {}", self.name);
+        let what = format!("{more} more echoes of {}", self.client.name);
         wait_until(&what, Duration::from_secs(30), async || {
-            for event in self.events() {
+            for event in self.client.events() {
                 match event {
                     Said::Error { error } => bail!("the client says: {error}"),
                     Said::Closed => bail!("the server closed the connection"),
@@ -257,7 +310,7 @@ impl Held {
     /// Waits until no echo has come while `other` had `quiet` of them: this connection has stopped, that one lives.
     pub async fn until_stopped_beside(&self, other: &Self, quiet: usize) -> Result<()> {
         let (mut mine, mut theirs) = (self.echoes(), other.echoes());
-        let what = format!("{} to stop while {} goes on", self.name, other.name);
+        let what = format!("{} to stop while {} goes on", self.client.name, other.client.name);
         wait_until(&what, Duration::from_mins(1), async || {
             if self.echoes() != mine {
                 (mine, theirs) = (self.echoes(), other.echoes());
@@ -268,24 +321,9 @@ impl Held {
     }
 
     /// Ends the client, and tells how the connection fared.
-    pub async fn finish(mut self) -> Result<Summary> {
-        if let Some(mut stdin) = self.stdin.take() {
-            // Dropping it would not do: its other half, which kube reads, keeps the stream open.
-            stdin
-                .shutdown()
-                .await
-                .with_context(|| format!("failed to end {}", self.name))?;
-        }
-        let what = format!("the end of {}", self.name);
-        let sent = wait_until(&what, Duration::from_secs(30), async || {
-            Ok(self.events().iter().find_map(|event| match event {
-                Said::Done { sent } => Some(*sent),
-                _ => None,
-            }))
-        })
-        .await?;
-        self.process.abort();
-        Ok(summarise(sent, &self.events()))
+    pub async fn finish(self) -> Result<Summary> {
+        let (sent, events) = self.client.end().await?;
+        Ok(summarise(sent, &events))
     }
 }
 

@@ -8,10 +8,10 @@ use anyhow::{Result, ensure};
 
 use super::figure::{Figure, Target, median};
 use super::load::{Traffic, count};
-use super::process::ContainerProcess;
 use super::wires::{Place, Wires};
 use super::{Effort, account::Account};
 use crate::cluster::LabNode;
+use crate::container::ContainerProcess;
 
 /// How long after a load the daemon may still be writing: it empties the ring every 10 ms, and settles now and then.
 const WRITE_OUT: Duration = Duration::from_millis(100);

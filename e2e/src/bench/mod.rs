@@ -20,7 +20,6 @@ mod figure;
 mod load;
 mod plugin;
 mod policy;
-mod process;
 mod record_rate;
 mod restart;
 pub mod wires;
@@ -33,6 +32,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::cluster::Lab;
+use crate::container::ContainerProcess;
 use crate::images::{self, Options};
 use crate::layout::Layout;
 use crate::namespace::{TestNamespace, with_namespace};
@@ -41,7 +41,6 @@ use crate::{down, logging, up, wardline};
 use connections::Setting;
 use figure::{Figure, Target};
 use load::Traffic;
-use process::ContainerProcess;
 use wires::Place;
 
 /// The node that everything runs on.

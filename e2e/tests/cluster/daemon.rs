@@ -148,7 +148,7 @@ async fn try_all(namespace: &TestNamespace, ports: &mut Vec<u16>) -> Result<()> 
     Ok(())
 }
 
-fn check_flow(what: &str, fared: &Summary, noise: usize) -> Result<()> {
+pub(crate) fn check_flow(what: &str, fared: &Summary, noise: usize) -> Result<()> {
     ensure!(
         fared.missing.len() <= noise,
         "{what} lost {} of {}: {:?}",
@@ -196,7 +196,7 @@ fn check_once(records: &[Record], ports: &[u16]) -> Result<()> {
 }
 
 /// What asked for a record was written or told as lost, to the last one.
-async fn check_balance(node: LabNode<'_>) -> Result<()> {
+pub(crate) async fn check_balance(node: LabNode<'_>) -> Result<()> {
     wait_until("the account of node1 to balance", Duration::from_secs(30), async || {
         let metrics = node.metrics().await?;
         let sum = |name: &str| metrics.sum(name, &[]).unwrap_or(0.0);

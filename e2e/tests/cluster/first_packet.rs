@@ -4,6 +4,7 @@
 //! Each has two containers, and each container is one connection that gives up before its first packet would be sent
 //! again: it succeeds only if that packet was admitted.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const AT_ONCE: usize = 40;
 /// Shorter than the time after which Linux sends a SYN again, a second.
 const GIVES_UP_MS: &str = "950";
 const PATIENCE: Duration = Duration::from_mins(3);
+/// The name of a container that serves, and does not end.
+const SERVER: &str = "traffic";
 
 /// `web` takes friends; who is mute may not speak, also not to `open`, which takes everybody.
 const POLICIES: &str = "
@@ -80,7 +83,7 @@ async fn pods_that_connect_at_once_get_the_right_verdict() -> Result<()> {
         namespace.apply(POLICIES).await?;
         for role in ["web", "open"] {
             for node in ["node1", "node2"] {
-                create(namespace, &format!("{role}-{node}"), role, node, &json!([server()])).await?;
+                create(namespace, &format!("{role}-{node}"), role, node, &[server()]).await?;
             }
         }
         namespace.ready().await?;
@@ -108,17 +111,25 @@ async fn pods_that_connect_at_once_get_the_right_verdict() -> Result<()> {
     .await
 }
 
-fn server() -> serde_json::Value {
+/// A container that serves.
+pub(crate) fn server() -> serde_json::Value {
     let args = ["serve", "--port", &PORT.to_string()];
-    json!({"name": "traffic", "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"})
+    json!({"name": SERVER, "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"})
 }
 
-async fn create(
+/// A container of this name that is one connection to a server.
+pub(crate) fn client(name: &str, server: SocketAddr) -> serde_json::Value {
+    let args = ["connect", &server.to_string(), "--timeout", GIVES_UP_MS];
+    json!({"name": name, "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"})
+}
+
+/// Creates a pod that is not started again when it has ended.
+pub(crate) async fn create(
     namespace: &TestNamespace,
     name: &str,
     role: &str,
     node: &str,
-    containers: &serde_json::Value,
+    containers: &[serde_json::Value],
 ) -> Result<()> {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"name": name, "labels": {"role": role, "app": name}},
@@ -142,27 +153,13 @@ async fn run_batch(namespace: &TestNamespace, batch: usize, tally: &mut Tally) -
         let mut containers = Vec::new();
         for (name, at) in [("near", node), ("far", other)] {
             let server = SocketAddr::new(namespace.ip(&format!("{}-{at}", kind.calls)).await?, PORT);
-            let args = ["connect", &server.to_string(), "--timeout", GIVES_UP_MS];
-            containers.push(json!({"name": name, "image": TRAFFIC_IMAGE, "args": args, "imagePullPolicy": "Never"}));
+            containers.push(client(name, server));
         }
-        create(
-            namespace,
-            &format!("client-{number}"),
-            kind.role,
-            node,
-            &json!(containers),
-        )
-        .await?;
+        create(namespace, &format!("client-{number}"), kind.role, node, &containers).await?;
     }
     for number in first..first + AT_ONCE {
         let name = format!("client-{number}");
-        let pod = wait_until(&format!("{name} to end"), PATIENCE, async || {
-            let pod = namespace.pods().get(&name).await?;
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            Ok(matches!(phase, Some("Succeeded" | "Failed")).then_some(pod))
-        })
-        .await?;
-        tally.add(plan(number).0, &pod)?;
+        tally.add(plan(number).0, &ended(namespace, &name).await?)?;
     }
     let clients = ListParams::default().labels("role in (friend, foe, mute)");
     let deleted = namespace
@@ -171,6 +168,32 @@ async fn run_batch(namespace: &TestNamespace, batch: usize, tally: &mut Tally) -
         .await;
     deleted.context("failed to delete pods")?;
     Ok(())
+}
+
+/// Waits until the clients of a pod have ended.
+pub(crate) async fn ended(namespace: &TestNamespace, name: &str) -> Result<Pod> {
+    wait_until(&format!("{name} to end"), PATIENCE, async || {
+        let pod = namespace.pods().get(name).await?;
+        let clients = pod
+            .spec
+            .iter()
+            .flat_map(|spec| &spec.containers)
+            .filter(|one| one.name != SERVER);
+        let (clients, ended) = (clients.count(), admitted(&pod)?.len());
+        Ok((ended == clients).then_some(pod))
+    })
+    .await
+}
+
+/// The containers of a pod that have ended, and whether each was admitted.
+pub(crate) fn admitted(pod: &Pod) -> Result<BTreeMap<String, bool>> {
+    let status = pod.status.as_ref().context("failed to read a Pod's status")?;
+    let containers = status.container_statuses.iter().flatten();
+    let ended = containers.filter_map(|container| {
+        let ended = container.state.as_ref()?.terminated.as_ref()?;
+        Some((container.name.clone(), ended.exit_code == 0))
+    });
+    Ok(ended.collect())
 }
 
 /// What the pod of a number is, its node, and the other one.
@@ -186,24 +209,20 @@ fn plan(number: usize) -> (Kind, &'static str, &'static str) {
 impl Tally {
     fn add(&mut self, kind: Kind, pod: &Pod) -> Result<()> {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let status = pod.status.as_ref().context("failed to read a Pod's status")?;
-        let containers = status.container_statuses.as_deref().unwrap_or_default();
+        let containers = admitted(pod)?;
         ensure!(
             containers.len() == 2,
             "Pod {name} has no two containers: {containers:?}"
         );
-        for container in containers {
-            let ended = container.state.as_ref().and_then(|state| state.terminated.as_ref());
-            let ended = ended.with_context(|| format!("failed to learn how {name} ended"))?;
-            let was_admitted = ended.exit_code == 0;
+        for (container, was_admitted) in containers {
             if was_admitted == kind.is_admitted {
                 self.right += 1;
-            } else if container.name == "far" && !was_admitted {
+            } else if container == "far" && !was_admitted {
                 self.denied_by_the_other_node += 1;
             } else {
                 let verdict = if was_admitted { "admitted" } else { "denied" };
                 self.wrong
-                    .push(format!("{name} ({}), {}: {verdict}", kind.role, container.name));
+                    .push(format!("{name} ({}), {container}: {verdict}", kind.role));
             }
         }
         check_condition(pod)

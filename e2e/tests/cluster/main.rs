@@ -2,13 +2,16 @@
 //! What Wardline promises, on a real cluster. They need the lab with Wardline in it: `make test`, or `lab install` and
 //! then `cargo test -p wardline-e2e --features cluster-tests --test cluster`.
 
+mod away;
 mod bad_input;
 mod daemon;
 mod exact;
 mod families;
 mod first_packet;
+mod hostile;
 mod live;
 mod node_port;
+mod reuse;
 mod rewritten;
 mod services;
 mod upstream;

@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -98,13 +99,19 @@ fn hold_udp(target: &Target, interval: Duration) -> io::Result<u64> {
     })
 }
 
-/// Sends 1, 2, 3 … until the standard input ends; returns how many.
-fn send_each(interval: Duration, mut send: impl FnMut(u64) -> io::Result<()>) -> io::Result<u64> {
-    let (ended, input) = std::sync::mpsc::channel::<()>();
+/// A channel that is disconnected when the standard input ends.
+pub(crate) fn until_stdin_ends() -> Receiver<()> {
+    let (ended, input) = mpsc::channel();
     thread::spawn(move || {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         drop(ended);
     });
+    input
+}
+
+/// Sends 1, 2, 3 … until the standard input ends; returns how many.
+pub(crate) fn send_each(interval: Duration, mut send: impl FnMut(u64) -> io::Result<()>) -> io::Result<u64> {
+    let input = until_stdin_ends();
     let start = Instant::now();
     let mut seq = 0;
     loop {
@@ -113,7 +120,7 @@ fn send_each(interval: Duration, mut send: impl FnMut(u64) -> io::Result<()>) ->
         // Against the start, so that the pace does not drift with the time that sending takes.
         let next = interval.saturating_mul(u32::try_from(seq).unwrap_or(u32::MAX));
         let pause = next.saturating_sub(start.elapsed());
-        if input.recv_timeout(pause) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected) {
+        if input.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
             return Ok(seq);
         }
     }

@@ -34,7 +34,8 @@ pub(crate) struct Flood {
     pub(crate) half_open: bool,
 }
 
-/// Opens, and unless told otherwise resets, connections for `duration`; prints what [`crate::load::crr`] prints.
+/// Opens, and unless told otherwise resets, connections for `duration`, and until each port was tried; prints what
+/// [`crate::load::crr`] prints.
 ///
 /// Slower than the rate if the machine is; the report says how many there were. Half of them come from each of two
 /// threads, so that a sender is not held to one CPU.
@@ -56,9 +57,10 @@ impl Flood {
     fn half(self, first: u16, server: SocketAddrV4, duration: Duration) -> io::Result<u64> {
         let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW))?;
         let (start, mut opened) = (Instant::now(), 0_u64);
-        while start.elapsed() < duration {
+        let is_over = |opened| start.elapsed() >= duration && opened >= u64::from(self.ports);
+        while !is_over(opened) {
             let due = start.elapsed().as_micros() * u128::from(self.rate / 2) / 1_000_000;
-            while u128::from(opened) < due && start.elapsed() < duration {
+            while u128::from(opened) < due && !is_over(opened) {
                 let (port, to) = self.ports_of(opened, first, server);
                 let flags: &[u8] = if self.half_open { &[SYN] } else { &[SYN, RST] };
                 for flags in flags {

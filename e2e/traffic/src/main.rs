@@ -7,6 +7,7 @@ mod client;
 mod flood;
 mod load;
 mod probe;
+mod raw;
 mod server;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -88,6 +89,23 @@ enum Command {
         #[arg(long)]
         half_open: bool,
     },
+    /// Send packets as they are given, again and again until the standard input ends; needs root
+    Send {
+        /// From the IP header on, in hexadecimal digits
+        #[arg(required = true)]
+        packets: Vec<raw::Packet>,
+        /// End after so many rounds of all of them
+        #[arg(long)]
+        times: Option<u64>,
+        /// Microseconds between rounds
+        #[arg(long, default_value_t = 0)]
+        interval: u64,
+    },
+    /// Say which sources the packets have that come in for a port, until the standard input ends; needs root
+    Watch {
+        /// The destination port, of TCP and UDP
+        port: u16,
+    },
 }
 
 /// A server, and how long it is kept busy.
@@ -151,6 +169,12 @@ fn main() -> ExitCode {
             };
             flood::flood(flood, load.server, load.duration())
         }
+        Command::Send {
+            packets,
+            times,
+            interval,
+        } => raw::send(&packets, times, Duration::from_micros(interval)),
+        Command::Watch { port } => raw::watch(port),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The processes behind containers, seen from this machine: their network namespace, CPU time and memory.
+//! The processes behind containers, seen from this machine: their network namespace, CPU time, memory and maps.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-use super::load::count;
-use super::wires::Place;
+use crate::bench::wires::Place;
 use crate::cluster::{Lab, SYSTEM_NAMESPACE};
 
 /// The first process of a container.
@@ -74,8 +74,33 @@ impl ContainerProcess {
     pub fn resident_mebibytes(&self) -> Result<f64> {
         let text = self.read("status")?;
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
-        Ok(count(kibibytes.context("failed to read VmRSS")?) / 1024.0)
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+        Ok(kibibytes.context("failed to read VmRSS")? / 1024.0)
+    }
+
+    /// Memory of the BPF maps that it has open, in MiB, as the kernel counts it: what entries take, or could take where
+    /// they are allocated in advance.
+    pub fn map_mebibytes(&self) -> Result<f64> {
+        let folder = self.proc.join("fdinfo");
+        let entries = fs::read_dir(&folder).with_context(|| format!("failed to read {}", folder.display()))?;
+        let mut maps = BTreeMap::new();
+        for entry in entries {
+            let path = entry
+                .with_context(|| format!("failed to read {}", folder.display()))?
+                .path();
+            // Files are closed while one looks at them.
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let field = |name: &str| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+            };
+            let id = text.lines().find_map(|line| line.strip_prefix("map_id:"));
+            if let (Some(id), Some(bytes)) = (id, field("memlock:")) {
+                maps.insert(id.trim().to_owned(), bytes);
+            }
+        }
+        ensure!(!maps.is_empty(), "failed to find maps: {} names none", folder.display());
+        Ok(maps.values().sum::<f64>() / 1_048_576.0)
     }
 
     /// Its network namespace, for a process that is the pod with this address.
