@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the daemon together: starts its threads and tasks, and stops them all when one ends or a signal comes.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures::FutureExt;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,11 +110,13 @@ impl Parts {
         self.watch(name, async move { thread.await.context("the thread panicked")? });
     }
 
-    fn task(&self, name: &'static str, work: impl Future<Output = Result<()>> + Send + 'static) {
-        self.watch(name, work);
+    /// A task that must not end before the daemon is cancelled.
+    fn task(&self, name: impl Display + Send + 'static, work: impl Future<Output = Result<()>> + Send + 'static) {
+        let task = tokio::spawn(work);
+        self.watch(name, async move { task.await.context("the task panicked")? });
     }
 
-    fn watch(&self, name: &'static str, work: impl Future<Output = Result<()>> + Send + 'static) {
+    fn watch(&self, name: impl Display + Send + 'static, work: impl Future<Output = Result<()>> + Send + 'static) {
         let (failed, cancel) = (self.failed.clone(), self.cancel.clone());
         self.tasks.spawn(async move {
             let result = work.await;
@@ -186,11 +191,14 @@ impl Daemon {
         }
         self.start_sweeper(conntrack);
         self.start_departures(departures);
-        watch::start(&self.client, &messages, &self.parts.tasks, &cancel);
+        watch::start(&self.client, &messages, &cancel, |kind, work| {
+            self.parts.task(format!("watch of {kind}"), work.map(Ok));
+        });
         self.start_plugin(&messages, state.clone())?;
         drop(messages);
         let writer = StatusWriter::new(self.client.clone(), &self.args.node_name, self.node.clone());
-        self.parts.tasks.spawn(writer.run(state.clone(), cancel.clone()));
+        self.parts
+            .task("status writer", writer.run(state.clone(), cancel.clone()).map(Ok));
         self.parts.task(
             "metrics",
             api::serve_metrics(self.config.metrics_address, Arc::clone(&self.metrics), cancel.clone()),
@@ -238,7 +246,8 @@ impl Daemon {
     fn start_follower(&self, what: &'static str, follow: impl FnOnce() -> io::Result<()> + Send + 'static) {
         let (failed, cancel) = (self.parts.failed.clone(), self.parts.cancel.clone());
         std::thread::spawn(move || {
-            if let Err(error) = follow() {
+            let followed = panic::catch_unwind(AssertUnwindSafe(follow));
+            if let Err(error) = followed.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))) {
                 let error = anyhow::Error::from(error).context(format!("failed to follow the node's {what}"));
                 let _ = failed.try_send(error);
                 cancel.cancel();
@@ -362,5 +371,33 @@ fn start_logging(config: &DaemonConfig) {
     match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_is_told_and_stops_the_others() {
+        type Work = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+        let works: [(&str, Work); 3] = [
+            ("part ended", Box::pin(async { Ok(()) })),
+            (
+                "part failed: for a cause",
+                Box::pin(async { Err(anyhow::anyhow!("for a cause")) }),
+            ),
+            (
+                "part failed: the task panicked",
+                Box::pin(async { panic!("it is tested") }),
+            ),
+        ];
+        for (expected, work) in works {
+            let mut parts = Parts::new();
+            parts.task("part", work);
+            let failure = parts.failures.recv().await.unwrap();
+            assert!(format!("{failure:#}").starts_with(expected), "{failure:#}");
+            parts.cancel.cancelled().await;
+        }
     }
 }

@@ -290,6 +290,68 @@ fn a_change_that_does_not_fit_is_refused_whole() {
     });
 }
 
+fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
+}
+
+#[test]
+fn a_first_change_that_is_refused_costs_no_connections() {
+    on_each_node(1, |node| {
+        let mut config = DaemonConfig::default();
+        config.limits.rules = 4;
+        let mut objects = objects();
+        admit(&mut objects, 1, &["a"]);
+        let mut life = node.start(&config);
+        life.apply(&node.desired(&objects, NODE));
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A));
+        drop(life);
+
+        // Another life, and a policy that grew too large meanwhile.
+        let mut life = node.start(&config);
+        widen(&mut objects);
+        life.try_apply(&node.desired(&objects, NODE)).unwrap_err();
+        assert!(edge.talks(A), "what was in force is");
+        let swept = life.conntrack.sweep(monotonic()).unwrap();
+        assert_eq!((swept.entries, swept.deleted), (1, 0), "of a pod that is guarded still");
+    });
+}
+
+#[test]
+fn a_pod_that_ended_keeps_what_is_in_force_through_a_restart() {
+    on_each_node(1, |node| {
+        let mut objects = objects();
+        admit(&mut objects, 1, &["a"]);
+        let mut life = node.start(&DaemonConfig::default());
+        let mut desired = node.desired(&objects, NODE);
+        life.apply(&desired);
+        let edge = Edge::of(node, &life);
+        assert!(edge.connect(A) && !edge.connect(B));
+        drop(life);
+
+        // Its object is gone, its containers are not, and nobody knows what selected it.
+        objects.pods.remove(&ObjectName::new("shop", "server"));
+        desired.tables = node.desired(&objects, NODE).tables;
+        desired.ended = desired.endpoints.keys().map(|ifindex| (*ifindex, None)).collect();
+        let mut life = node.start(&DaemonConfig::default());
+        for _ in 0..2 {
+            life.apply(&desired);
+            life.datapath.collect_garbage().unwrap();
+            life.datapath.forget_names().unwrap();
+            assert!(edge.talks(A) && !edge.connect(B));
+            life.forget_connections();
+            assert!(edge.connect(A));
+            // An address of the node: other peers, in another generation.
+            desired.local.insert("192.168.77.2".parse().unwrap());
+        }
+        let records = life.records();
+        let allowed = records.iter().filter(|record| record["disposition"] == "allow");
+        let names: Vec<_> = allowed.map(|record| &record["policies"][0]["name"]).collect();
+        assert_eq!(names, ["server"; 3], "{records:?}");
+    });
+}
+
 #[test]
 fn edits_without_a_pause_use_neither_up_the_peers_nor_old_generations() {
     on_each_node(1, |node| {

@@ -61,6 +61,24 @@ fn open(ingress: &Program, ports: std::ops::Range<u16>) -> usize {
 }
 
 #[test]
+fn a_table_that_keeps_its_size_keeps_its_quotas() {
+    on_a_node(1, |node| {
+        let mut config = DaemonConfig::default();
+        config.limits.connections = u32::from(HALF_OPEN) * 16;
+        drop(node.start(&config));
+        config.limits.connections *= 16;
+        let mut life = node.start(&config);
+        life.apply(&node.desired(&server(), NODE));
+        let ingress = life.program(node.veths[0], Direction::Ingress);
+        assert_eq!(
+            open(&ingress, 0..1000),
+            usize::from(HALF_OPEN),
+            "the rest is for others"
+        );
+    });
+}
+
+#[test]
 fn a_sweep_makes_room_and_puts_counts_right() {
     on_a_node(1, |node| {
         let mut config = DaemonConfig::default();

@@ -11,6 +11,7 @@ use wardline_cni::protocol::Network;
 
 use super::Refusal;
 use crate::index::{Attach, Index};
+use crate::interfaces;
 
 /// How long an ADD may wait: less than the plugin waits for us, which would tell it less.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -49,9 +50,11 @@ impl Waiting {
         });
     }
 
-    /// Whether one waits for an interface that the last scan has not found.
+    /// Whether one waits for an interface that the last scan has not found as it is now.
     pub(crate) fn wants_scan(&self, index: &Index) -> bool {
-        self.0.iter().any(|add| index.lacks_interface(&add.network))
+        self.0
+            .iter()
+            .any(|add| index.lacks_interface(&add.network, interfaces::index_of))
     }
 
     /// Binds those that can be; who has been waited for in vain is told.

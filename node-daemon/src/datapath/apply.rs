@@ -26,11 +26,14 @@ struct EndpointPlan {
     inherited: Vec<(u32, NewEndpoint)>,
     removed: BTreeSet<u32>,
     refused: Vec<(ObjectName, String)>,
+    /// Uids of those that stay as an earlier life of the daemon left them.
+    left: Vec<u32>,
 }
 
 impl EndpointPlan {
     fn uids(&self) -> impl Iterator<Item = u32> + '_ {
-        self.new.iter().chain(&self.inherited).map(|(_, endpoint)| endpoint.uid)
+        let put = self.new.iter().chain(&self.inherited);
+        put.map(|(_, endpoint)| endpoint.uid).chain(self.left.iter().copied())
     }
 }
 
@@ -88,7 +91,7 @@ impl Datapath {
         } else {
             self.begin_peers(wanted)?
         };
-        let changed = self.set_words(tables, &moves);
+        let changed = self.set_words(desired, &moves);
         let mut applied = self.put_endpoints(desired, plan, |datapath, slot, table| {
             datapath.set_slot(slot, table, &moves)
         })?;
@@ -168,9 +171,9 @@ impl Datapath {
         let mut taken = BTreeSet::new();
         let mut unmet = Vec::new();
         for (ifindex, spec) in &desired.endpoints {
-            let tables = tables_of(&desired.tables, &spec.pod);
+            let tables = desired.tables_of(*ifindex, spec).map(by_direction);
             if let Some(managed) = self.endpoints.managed.get(ifindex) {
-                if managed.spec.pod == spec.pod && managed.spec.pod_uid == spec.pod_uid {
+                if managed.spec.is_same_pod(spec) {
                     continue;
                 }
             } else if let Some(entry) = self.endpoints.inherited(*ifindex, spec, &self.names) {
@@ -184,6 +187,8 @@ impl Datapath {
                 plan.inherited.push((*ifindex, new));
                 continue;
             }
+            // Without what is in force for it nobody knows what should be.
+            let Some(tables) = tables else { continue };
             if self.endpoints.managed.contains_key(ifindex) {
                 plan.removed.insert(*ifindex);
             }
@@ -206,7 +211,7 @@ impl Datapath {
                     spec,
                     uid: self.ids.next_endpoint(),
                     slot,
-                    tables,
+                    tables: Some(tables),
                 },
             ));
         }
@@ -280,11 +285,13 @@ impl Datapath {
     }
 
     /// The stores that change what packets see: one a slot.
-    fn set_words(&mut self, tables: &Tables, moves: &Moves) -> bool {
+    fn set_words(&mut self, desired: &Desired, moves: &Moves) -> bool {
         let mut changed = false;
-        for managed in self.endpoints.managed.values() {
-            let wanted = tables_of(tables, &managed.spec.pod);
-            for (direction, table) in Direction::ALL.into_iter().zip(&wanted) {
+        for (ifindex, managed) in &self.endpoints.managed {
+            let Some(wanted) = desired.tables_of(*ifindex, &managed.spec) else {
+                continue;
+            };
+            for (direction, table) in Direction::ALL.into_iter().zip(&by_direction(wanted)) {
                 changed |= self.set_slot(slot_of(managed.slot, direction), table.as_ref(), moves);
             }
         }
@@ -331,7 +338,7 @@ impl Datapath {
         // Known as live before their first packet, or a sweep takes their first connections for left over.
         self.publish_live(self.endpoints.uids().chain(plan.uids()).collect());
         for (ifindex, new) in plan.new.into_iter().chain(plan.inherited) {
-            for (direction, table) in Direction::ALL.into_iter().zip(&new.tables) {
+            for (direction, table) in Direction::ALL.into_iter().zip(new.tables.iter().flatten()) {
                 applied.changed |= set_slot(self, slot_of(new.slot, direction), table.as_ref());
             }
             let pod = new.spec.pod.clone();
@@ -348,11 +355,15 @@ impl Datapath {
     /// in force as they stand, else one without rules.
     fn guard_new(&mut self, desired: &Desired, name: &impl Fn(&ObjectName) -> PodName) -> Result<(), ApplyError> {
         let mut plan = self.plan_endpoints(desired);
-        // What an earlier life put in force for them still is.
-        plan.inherited.clear();
+        // What an earlier life put in force for them still is, and so are their connections.
+        plan.left = plan.inherited.drain(..).map(|(_, endpoint)| endpoint.uid).collect();
         let in_force = self.endpoints.in_force()?;
         let mut guards = BTreeMap::new();
-        for key in plan.new.iter().flat_map(|(_, new)| new.tables.iter().flatten()) {
+        for key in plan
+            .new
+            .iter()
+            .flat_map(|(_, new)| new.tables.iter().flatten().flatten())
+        {
             let usable = self
                 .loaded
                 .tables
@@ -385,7 +396,6 @@ impl Datapath {
     }
 }
 
-fn tables_of(tables: &Tables, pod: &ObjectName) -> [Option<TableKey>; 2] {
-    let EndpointTables { ingress, egress } = tables.endpoints.get(pod).cloned().unwrap_or_default();
+fn by_direction(EndpointTables { ingress, egress }: EndpointTables) -> [Option<TableKey>; 2] {
     [ingress, egress]
 }

@@ -308,13 +308,13 @@ impl Endpoints {
     }
 }
 
-/// An endpoint about to be put in force, and the tables that its slots are given before.
+/// An endpoint about to be put in force, and the tables that its slots are given before; None: they keep their words.
 #[derive(Debug)]
 pub(super) struct NewEndpoint {
     pub(super) spec: EndpointSpec,
     pub(super) uid: u32,
     pub(super) slot: u32,
-    pub(super) tables: [Option<TableKey>; 2],
+    pub(super) tables: Option<[Option<TableKey>; 2]>,
 }
 
 #[derive(Debug, thiserror::Error)]

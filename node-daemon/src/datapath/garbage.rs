@@ -59,18 +59,16 @@ impl Datapath {
         if self.loaded.generation == 0 {
             return Ok(());
         }
-        let tables: HashSet<u32> = self
-            .loaded
-            .tables
-            .values()
-            .map(|table| table.id)
-            .chain(in_force.tables)
-            .collect();
+        let mut tables: HashSet<u32> = self.loaded.tables.values().map(|table| table.id).collect();
+        // Tables of an earlier life are in force where this one does not know the pod: nor does it know their attributions.
+        let knows_all = in_force.tables.is_subset(&tables);
+        let is_former = |id| !knows_all && self.ids.is_former_attribution(id);
+        tables.extend(in_force.tables);
         self.names
             .forget(|meaning| match meaning {
                 Meaning::Endpoint { uid, .. } => in_force.uids.contains(uid),
                 Meaning::Table { id, .. } => tables.contains(id),
-                Meaning::Attribution { id, .. } => self.loaded.meanings.has_attribution(*id),
+                Meaning::Attribution { id, .. } => self.loaded.meanings.has_attribution(*id) || is_former(*id),
             })
             .map_err(JournalError::into)
     }

@@ -27,6 +27,8 @@ pub(super) struct Ids {
     stored: Counters,
     map: TypedMap<u32, Counters>,
     tables_in_use: std::collections::HashSet<u32>,
+    /// The last attribution of an earlier life.
+    former_attribution: u32,
 }
 
 impl Ids {
@@ -45,7 +47,18 @@ impl Ids {
             stored: counters,
             map,
             tables_in_use: std::collections::HashSet::new(),
+            former_attribution: counters.attribution,
         })
+    }
+
+    /// Tables of an earlier life that are in force; their ids are given to no others.
+    pub(super) fn hold_tables(&mut self, tables: impl IntoIterator<Item = u32>) {
+        self.tables_in_use.extend(tables);
+    }
+
+    /// Whether an earlier life gave out this attribution.
+    pub(super) fn is_former_attribution(&self, id: u32) -> bool {
+        id <= self.former_attribution
     }
 
     pub(super) fn epoch(&self) -> u64 {

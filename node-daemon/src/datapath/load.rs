@@ -68,9 +68,10 @@ pub(super) fn load(
         open.progs.pod_ingress.set_attach_type(ProgramAttachType::TcxEgress);
     }
     if let Some(data) = open.maps.rodata_data.as_deref_mut() {
-        // A scan from one pod must leave room for the denies of others.
-        data.deny_share_limit = (limits.deny_aggregates / 8).max(1);
-        let quotas = Quotas::of(limits.connections);
+        // Shares of the tables that are there, which may have kept another size than the limits ask for. A scan from one
+        // pod must leave room for the denies of others.
+        data.deny_share_limit = (open.maps.denies.max_entries() / 8).max(1);
+        let quotas = Quotas::of(open.maps.conntrack.max_entries());
         data.connection_quota = quotas.connections;
         data.half_open_quota = quotas.half_open;
     }

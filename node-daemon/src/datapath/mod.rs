@@ -183,7 +183,7 @@ impl Datapath {
             Mapping::new(std::os::fd::AsFd::as_fd(map), 0, length, true)
                 .map_err(|cause| LoadError::Mapping { map: name, cause })
         };
-        let ids = Ids::open(load::user_map(paths, "ids", size_of::<IdCounters>())?)?;
+        let mut ids = Ids::open(load::user_map(paths, "ids", size_of::<IdCounters>())?)?;
         let words = map_words(&skel.maps.policy_words, "policy_words", abi::MAX_SLOTS as usize * 8)?;
         let accounts = Accounts::open(
             accounts::Maps {
@@ -218,15 +218,17 @@ impl Datapath {
             handle(&skel.maps.affinities)?,
             handle(&skel.maps.conntrack)?,
         )?;
+        let endpoints = Endpoints::new(
+            EntryMaps {
+                hash: TypedMap::new(handle(&skel.maps.endpoints)?)?,
+                near: TypedMap::new(handle(&skel.maps.near_endpoints)?)?,
+            },
+            words,
+            usages()?,
+        );
+        ids.hold_tables(endpoints.in_force()?.tables);
         let datapath = Self {
-            endpoints: Endpoints::new(
-                EntryMaps {
-                    hash: TypedMap::new(handle(&skel.maps.endpoints)?)?,
-                    near: TypedMap::new(handle(&skel.maps.near_endpoints)?)?,
-                },
-                words,
-                usages()?,
-            ),
+            endpoints,
             attacher: Attacher::new(
                 [&skel.progs.pod_ingress, &skel.progs.pod_egress],
                 kind,

@@ -33,6 +33,7 @@ pub enum Attach {
 
 const NOT_LISTED: &str = "the cluster's objects are not all read yet";
 const NOT_SEEN: &str = "the API server has not told of this pod yet";
+const NOT_SCHEDULED: &str = "the API server has not told of this pod's node yet";
 const NO_INTERFACE: &str = "none of the node's veths leads to it; Wardline guards pods behind veth pairs only";
 
 /// An announced pod.
@@ -43,8 +44,9 @@ struct Attached {
     /// None: by an earlier life of the daemon.
     attachment: Option<Attachment>,
     addresses: Vec<IpAddr>,
-    /// What the Pod's status said before: as long as it says so, or nothing, it knows less than we do.
-    before: Vec<IpAddr>,
+    /// What the Pod's status said before: as long as it says so, or nothing, it knows less than we do. None: what it
+    /// says first in this life of the daemon.
+    before: Option<Vec<IpAddr>>,
 }
 
 impl Attached {
@@ -95,6 +97,9 @@ impl Index {
         let Some(told) = self.told(&pod).filter(|info| info.is_known_as(&network.pod.uid)) else {
             return Attach::NotYet(NOT_SEEN);
         };
+        if told.node.is_empty() {
+            return Attach::NotYet(NOT_SCHEDULED);
+        }
         if told.node != self.node {
             return Attach::Refused(format!("Pod {pod} belongs to node {:?}", told.node));
         }
@@ -110,15 +115,20 @@ impl Index {
             pod_uid: Arc::clone(&pod_uid),
             attachment: Some(network.attachment.clone()),
             addresses: network.addresses.clone(),
-            before,
+            before: Some(before),
         };
         self.bind(index, attached);
         Attach::Bound { index, pod_uid }
     }
 
-    /// Whether an ADD waits for an interface that the last scan has not found.
-    pub fn lacks_interface(&self, network: &Network) -> bool {
-        self.interface(network).is_none()
+    /// Whether an ADD waits for an interface that the last scan has not found, or whose name is another one's by now:
+    /// some plugins name a pod's interface the same whenever they make it. `index_of` looks a name up on the node.
+    pub fn lacks_interface(&self, network: &Network, index_of: impl Fn(&str) -> Option<u32>) -> bool {
+        let Some(index) = self.interface(network) else {
+            return true;
+        };
+        let found = self.interfaces.veths.get(&index);
+        found.is_none_or(|veth| index_of(&veth.name) != Some(index))
     }
 
     /// The interface at which the pod is, and the uid that it is known by there.
@@ -140,7 +150,7 @@ impl Index {
     pub fn unattach(&mut self, index: u32) -> bool {
         let freed = self.attachments.remove(|at, _| at == index);
         if let Some(spec) = self.bound.remove(&index) {
-            self.forget_guarded(&spec.pod);
+            self.forget_guarded(&spec);
         }
         self.refresh(&freed);
         !freed.is_empty()
@@ -171,7 +181,8 @@ impl Index {
                 pod_uid: Arc::clone(&spec.pod_uid),
                 attachment: None,
                 addresses: spec.addresses.clone(),
-                before: Vec::new(),
+                // The status may be behind still; the daemon was away, so no ADD has made it news.
+                before: None,
             };
             self.attachments.0.insert(index, attached);
         }
@@ -214,7 +225,8 @@ impl Index {
             return;
         };
         let status = told.addresses();
-        if status.is_empty() || status == attached.before || status == attached.addresses {
+        let before = attached.before.get_or_insert_with(|| status.to_vec());
+        if status.is_empty() || status == *before || status == attached.addresses {
             return;
         }
         let mut concerned = std::mem::replace(&mut attached.addresses, status.to_vec());
@@ -281,10 +293,8 @@ impl Index {
         let name = attached.pod.clone();
         self.parted.remove(&name);
         self.attachments.0.insert(index, attached);
-        if let Some(former) = self.bound.insert(index, spec)
-            && former.pod != name
-        {
-            self.forget_guarded(&former.pod);
+        if let Some(former) = self.bound.insert(index, spec) {
+            self.forget_guarded(&former);
         }
         self.refresh(&concerned);
         self.refresh_pod(&name);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use wardline_policy::compile::compile;
 use wardline_policy::model::ObjectName;
-use wardline_policy::tables::Tables;
+use wardline_policy::tables::{EndpointTables, Tables};
 
-use super::{Index, Logged, PodInfo};
+use super::{Index, Logged, PodInfo, guarded_name};
 use crate::interfaces::Veth;
 
 /// One node's desired state.
@@ -18,6 +18,9 @@ pub struct Desired {
     pub tables: Tables,
     /// By ifindex of the pod's host-side interface.
     pub endpoints: BTreeMap<u32, EndpointSpec>,
+    /// Those of `endpoints` whose Pod has ended or is gone, and the name that `tables` has for them. None: an earlier life
+    /// of the daemon knew their labels, this one does not.
+    pub ended: BTreeMap<u32, Option<ObjectName>>,
     /// Pods of this node that have an address but no interface that could be found, and why.
     pub unmanaged: BTreeMap<ObjectName, &'static str>,
     pub log_modes: LogModes,
@@ -25,6 +28,21 @@ pub struct Desired {
     pub local: BTreeSet<IpAddr>,
     /// The addresses of all Nodes, as their statuses say.
     pub nodes: BTreeSet<IpAddr>,
+}
+
+impl Desired {
+    /// The tables of an endpoint. None: whatever is in force for it stays.
+    pub fn tables_of(&self, ifindex: u32, endpoint: &EndpointSpec) -> Option<EndpointTables> {
+        let wanted = self.endpoints.get(&ifindex)?;
+        if !wanted.is_same_pod(endpoint) {
+            return None;
+        }
+        let name = match self.ended.get(&ifindex) {
+            None => &wanted.pod,
+            Some(name) => name.as_ref()?,
+        };
+        Some(self.tables.endpoints.get(name).cloned().unwrap_or_default())
+    }
 }
 
 /// A pod at its interface.
@@ -38,6 +56,12 @@ pub struct EndpointSpec {
     pub log_denies: bool,
     /// The CNI plugin told its addresses.
     pub assigned: bool,
+}
+
+impl EndpointSpec {
+    pub fn is_same_pod(&self, other: &Self) -> bool {
+        self.pod == other.pod && self.pod_uid == other.pod_uid
+    }
 }
 
 /// What asks for a record.
@@ -68,6 +92,7 @@ impl Index {
         Desired {
             tables: compile(&self.objects, &self.node),
             endpoints: self.bound.clone(),
+            ended: self.ended(),
             unmanaged,
             log_modes,
             local: self.interfaces.local.clone(),
@@ -77,6 +102,20 @@ impl Index {
                 .flat_map(|node| node.addresses.iter().copied())
                 .collect(),
         }
+    }
+
+    fn ended(&self) -> BTreeMap<u32, Option<ObjectName>> {
+        let is_alive = |spec: &EndpointSpec| {
+            self.told(&spec.pod)
+                .is_some_and(|info| info.uid == spec.pod_uid && info.policy.is_some())
+        };
+        let ended = self.bound.iter().filter(|(_, spec)| !is_alive(spec));
+        ended
+            .map(|(index, spec)| {
+                let name = guarded_name(&spec.pod, &spec.pod_uid);
+                (*index, self.objects.pods.contains_key(&name).then_some(name))
+            })
+            .collect()
     }
 
     /// Finds the interfaces of pods that have none yet, and brings what is known of the others up to date. Returns the

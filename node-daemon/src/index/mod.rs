@@ -108,24 +108,33 @@ impl Index {
                 .collect()
         };
         for spec in gone {
+            // Its sandbox was made anew, and only now is the former one taken away.
+            if self.is_bound(&spec.pod, &spec.pod_uid) {
+                continue;
+            }
             match self.told(&spec.pod) {
                 Some(pod) if pod.uid == spec.pod_uid && pod.policy.is_some() => {
                     let addresses = pod.addresses().to_vec();
                     self.parted.insert(spec.pod.clone(), (spec.pod_uid, addresses));
                     self.objects.pods.remove(&spec.pod);
                 }
-                _ => self.forget_guarded(&spec.pod),
+                _ => self.forget_guarded(&spec),
             }
         }
         self.drop_attachments_without_interface();
         true
     }
 
-    /// A pod that has ended was kept without addresses, for its labels alone, while its interface was there; a
-    /// successor of the same name has taken its place.
-    fn forget_guarded(&mut self, pod: &ObjectName) {
-        if self.pods.get(pod).is_none_or(|info| info.policy.is_none()) {
-            self.objects.pods.remove(pod);
+    fn is_bound(&self, pod: &ObjectName, uid: &str) -> bool {
+        self.bound
+            .values()
+            .any(|spec| spec.pod == *pod && &*spec.pod_uid == uid)
+    }
+
+    /// The pod is at this interface no more, so what guarded it after its end goes too.
+    fn forget_guarded(&mut self, spec: &EndpointSpec) {
+        if !self.is_bound(&spec.pod, &spec.pod_uid) {
+            self.objects.pods.remove(&guarded_name(&spec.pod, &spec.pod_uid));
         }
     }
 
@@ -337,23 +346,21 @@ impl Index {
         std::mem::take(&mut self.moves)
     }
 
-    /// A pod takes part no more. While its interface is there, what selected it goes on guarding it; as a peer it is
-    /// gone at once.
+    /// A pod takes part no more. While its interface is there, its containers may run on, and what selects its labels
+    /// goes on guarding it, whoever has its name by then; as a peer it is gone at once.
     fn depart(&mut self, name: &ObjectName) {
-        let uid = self.pods.get(name).map(|info| &info.uid);
-        let is_bound = self
-            .bound
-            .values()
-            .any(|spec| spec.pod == *name && Some(&spec.pod_uid) == uid);
-        match self.objects.pods.get(name) {
-            Some(pod) if is_bound => {
-                let label_only = Pod {
-                    addresses: Vec::new(),
-                    ..Pod::clone(pod)
-                };
-                self.objects.pods.insert(name.clone(), Arc::new(label_only));
-            }
-            _ => _ = self.objects.pods.remove(name),
+        let Some(pod) = self.objects.pods.remove(name) else {
+            return;
+        };
+        let Some(info) = self.pods.get(name) else { return };
+        if self.is_bound(name, &info.uid) {
+            let label_only = Pod {
+                addresses: Vec::new(),
+                ..Pod::clone(&pod)
+            };
+            self.objects
+                .pods
+                .insert(guarded_name(name, &info.uid), Arc::new(label_only));
         }
     }
 
@@ -401,6 +408,11 @@ impl Index {
         self.invalid.retain(|(k, name), _| *k != kind || !gone(name));
         self.synced.insert(kind);
     }
+}
+
+/// What a pod that has ended is guarded under: a name that no Pod can have, so that none takes its place.
+fn guarded_name(pod: &ObjectName, uid: &str) -> ObjectName {
+    ObjectName::new(&*pod.namespace, format!("{}/{uid}", pod.name))
 }
 
 #[cfg(test)]

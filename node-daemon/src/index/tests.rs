@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use wardline_policy::model::{Labels, NamedPort, Policy, Selector};
+use wardline_policy::model::{Labels, NamedPort, Operator, Policy, Requirement, Selector};
 
 use super::*;
 use crate::interfaces::Veth;
@@ -88,13 +88,81 @@ fn a_pod_that_is_gone_stays_guarded_while_its_interface_is_there() {
     let mut index = index();
     index.desired();
     index.apply(Event::Pod(name("web"), Update::Gone));
-    let desired = index.desired();
-    assert_eq!(desired.endpoints[&7].pod_uid, "u1".into());
-    assert!(desired.tables.endpoints[&name("web")].ingress.is_some(), "{desired:?}");
+    assert!(is_isolated(&mut index, 7, "u1"));
 
     index.set_interfaces(veths(&[(8, "10.0.0.2")]));
     let desired = index.desired();
-    assert!(desired.endpoints.is_empty() && !desired.tables.endpoints.contains_key(&name("web")));
+    assert!(desired.endpoints.is_empty() && desired.tables.endpoints.is_empty());
+}
+
+/// Whether the pod at the interface has this uid, and a policy isolates it.
+fn is_isolated(index: &mut Index, ifindex: u32, uid: &str) -> bool {
+    let desired = index.desired();
+    let endpoint = &desired.endpoints[&ifindex];
+    assert_eq!(&*endpoint.pod_uid, uid);
+    let tables = desired.tables_of(ifindex, endpoint);
+    tables.expect("it is known what selects it").ingress.is_some()
+}
+
+/// Of a pod that no scheduler has given a node yet.
+fn unscheduled(uid: &str) -> PodInfo {
+    PodInfo {
+        policy: None,
+        node: "".into(),
+        ..pod(uid, "", "10.0.0.9", "web")
+    }
+}
+
+#[test]
+fn a_pod_deleted_by_force_stays_guarded_whoever_has_its_name() {
+    for (why, successor) in [
+        ("waits for a node", unscheduled("u9")),
+        ("runs elsewhere", pod("u9", "node2", "10.0.1.9", "web")),
+        (
+            "runs here, and nothing selects it",
+            pod("u9", "node1", "10.0.0.2", "free"),
+        ),
+    ] {
+        let mut index = index();
+        let selects_web = Policy {
+            pod_selector: Selector {
+                requirements: vec![Requirement {
+                    key: "app".into(),
+                    operator: Operator::In(["web".into()].into()),
+                }],
+            },
+            ..isolating("deny")
+        };
+        index.apply(Event::Policy(name("deny"), Update::Set(selects_web)));
+        index.desired();
+        // The object goes at once, the containers when their grace period is over.
+        index.apply(Event::Pod(name("web"), Update::Gone));
+        index.apply(Event::Pod(name("web"), Update::Set(successor)));
+        assert!(is_isolated(&mut index, 7, "u1"), "its successor {why}");
+        // Policies that change go on changing for it.
+        index.apply(Event::Policy(name("deny"), Update::Gone));
+        assert!(!is_isolated(&mut index, 7, "u1"), "its successor {why}");
+    }
+}
+
+#[test]
+fn what_guards_a_pod_that_is_gone_outlives_the_daemon() {
+    let mut index = Index::new("node1", true);
+    index.inherit(7, inherited("web", "u1", true));
+    index.set_interfaces(veths(&[(7, "10.0.0.1"), (8, "10.0.0.2")]));
+    index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
+    // A successor has the name, and nothing isolates that one.
+    index.apply(Event::Pod(
+        name("web"),
+        Update::Set(pod("u9", "node1", "10.0.0.2", "web")),
+    ));
+    let desired = index.desired();
+    assert_eq!(
+        desired.tables_of(7, &desired.endpoints[&7]),
+        None,
+        "nobody knows its labels: what is in force stays"
+    );
+    assert!(desired.tables_of(8, &desired.endpoints[&8]).is_some());
 }
 
 #[test]

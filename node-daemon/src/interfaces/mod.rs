@@ -76,6 +76,11 @@ pub fn scan() -> io::Result<Interfaces> {
     Ok(Interfaces { veths, local })
 }
 
+/// The interface that has this name now.
+pub fn index_of(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
 /// Calls `changed` after each notification about links or addresses, until it returns false. Missed ones count as one:
 /// the scan that follows finds what they were about.
 pub fn follow(mut changed: impl FnMut() -> bool) -> io::Result<()> {

@@ -11,7 +11,8 @@ use std::fmt::Debug;
 use std::pin::pin;
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -21,56 +22,44 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use wardline_crds::{Dataplane, NetworkLogging};
 
 use crate::control::Message;
 use crate::index::{Event, Kind};
 
-/// Starts one task a kind. They end when cancelled, or when nobody listens any more.
-pub fn start(client: &Client, events: &mpsc::Sender<Message>, tasks: &TaskTracker, cancel: &CancellationToken) {
+/// Starts one task a kind with `spawn`. They end when cancelled, or when nobody listens any more.
+pub fn start(
+    client: &Client,
+    events: &mpsc::Sender<Message>,
+    cancel: &CancellationToken,
+    spawn: impl Fn(Kind, BoxFuture<'static, ()>),
+) {
     let watch = Watch {
         client: client.clone(),
         events: events.clone(),
         cancel: cancel.clone(),
     };
-    tasks.spawn(
-        watch
-            .clone()
-            .follow::<Namespace>(Kind::Namespace, watcher::Config::default(), convert::namespace),
-    );
-    tasks.spawn(
-        watch
-            .clone()
-            .follow::<Pod>(Kind::Pod, watcher::Config::default(), convert::pod),
-    );
-    tasks.spawn(watch.clone().follow::<NetworkPolicy>(
-        Kind::NetworkPolicy,
-        watcher::Config::default(),
-        convert::policy,
-    ));
-    tasks.spawn(
-        watch
-            .clone()
-            .follow::<Node>(Kind::Node, watcher::Config::default(), convert::node),
-    );
-    tasks.spawn(
-        watch
-            .clone()
-            .follow::<Service>(Kind::Service, watcher::Config::default(), convert::service),
-    );
-    tasks.spawn(
-        watch
-            .clone()
-            .follow::<EndpointSlice>(Kind::EndpointSlice, watcher::Config::default(), convert::slice),
-    );
     let singleton = watcher::Config::default().fields(&format!("metadata.name={}", wardline_crds::SINGLETON_NAME));
-    tasks.spawn(
-        watch
-            .clone()
-            .follow::<Dataplane>(Kind::Dataplane, singleton.clone(), convert::dataplane),
-    );
-    tasks.spawn(watch.follow::<NetworkLogging>(Kind::NetworkLogging, singleton, convert::logging));
+    for kind in Kind::WATCHED.into_iter().chain([Kind::Dataplane]) {
+        let (watch, all) = (watch.clone(), watcher::Config::default());
+        let work = match kind {
+            Kind::Namespace => watch.follow::<Namespace>(kind, all, convert::namespace).boxed(),
+            Kind::Pod => watch.follow::<Pod>(kind, all, convert::pod).boxed(),
+            Kind::NetworkPolicy => watch.follow::<NetworkPolicy>(kind, all, convert::policy).boxed(),
+            Kind::Node => watch.follow::<Node>(kind, all, convert::node).boxed(),
+            Kind::Service => watch.follow::<Service>(kind, all, convert::service).boxed(),
+            Kind::EndpointSlice => watch.follow::<EndpointSlice>(kind, all, convert::slice).boxed(),
+            Kind::NetworkLogging => {
+                let work = watch.follow::<NetworkLogging>(kind, singleton.clone(), convert::logging);
+                work.boxed()
+            }
+            Kind::Dataplane => {
+                let work = watch.follow::<Dataplane>(kind, singleton.clone(), convert::dataplane);
+                work.boxed()
+            }
+        };
+        spawn(kind, work);
+    }
 }
 
 /// What became of an object.

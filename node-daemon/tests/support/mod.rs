@@ -213,6 +213,7 @@ impl Node {
         Desired {
             tables: compile(objects, node),
             endpoints,
+            ended: BTreeMap::new(),
             unmanaged: BTreeMap::new(),
             log_modes: LogModes {
                 allow: Logged::All,

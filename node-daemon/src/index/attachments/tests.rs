@@ -334,3 +334,88 @@ fn claims_outlive_the_daemon() {
         Some((7, "u2".into()))
     );
 }
+
+/// Isolates every pod of the namespace.
+fn isolates_all() -> Event {
+    let policy = Policy {
+        name: name("isolates"),
+        generation: 1,
+        log: false,
+        pod_selector: Selector::default(),
+        ingress: Some(Vec::new()),
+        egress: None,
+    };
+    Event::Policy(name("isolates"), Update::Set(policy))
+}
+
+#[test]
+fn the_interface_of_a_former_sandbox_takes_no_guard_along() {
+    let mut index = index();
+    index.apply(isolates_all());
+    set(&mut index, pod("web", "u1", None));
+    index.attach(&network("web", "u1", "veth7", A));
+    set(&mut index, pod("web", "u1", Some(A)));
+    index.attach(&network("web", "u1", "veth8", B));
+    set(&mut index, pod("web", "u1", Some(B)));
+    // The former sandbox's namespace is torn down only now.
+    index.set_interfaces(interfaces(&[8], B));
+    let desired = index.desired();
+    let tables = desired.tables_of(8, &desired.endpoints[&8]);
+    assert!(
+        tables.is_some_and(|tables| tables.ingress.is_some()),
+        "nothing isolates it any more"
+    );
+    assert_eq!(owner(&mut index, B), Some("web".into()), "it is a peer");
+}
+
+#[test]
+fn an_add_ahead_of_the_binding_is_waited_for() {
+    let mut index = index();
+    let (web, info) = pod("web", "u1", None);
+    let unscheduled = PodInfo {
+        node: "".into(),
+        policy: None,
+        ..info
+    };
+    set(&mut index, (web, unscheduled));
+    let add = index.attach(&network("web", "u1", "veth7", A));
+    assert_eq!(add, Attach::NotYet(NOT_SCHEDULED));
+}
+
+#[test]
+fn an_interface_made_anew_under_its_name_is_looked_for() {
+    let index = index();
+    let network = network("web", "u1", "veth7", A);
+    for (why, on_the_node, expected) in [
+        ("as scanned", Some(7), false),
+        ("another has the name", Some(9), true),
+        ("it is gone", None, true),
+    ] {
+        assert_eq!(index.lacks_interface(&network, |_| on_the_node), expected, "{why}");
+    }
+}
+
+#[test]
+fn a_status_that_is_behind_is_no_news_after_a_restart_either() {
+    let mut index = Index::new("node1", true);
+    index.inherit(
+        7,
+        EndpointSpec {
+            pod: name("web"),
+            pod_uid: "u1".into(),
+            addresses: vec![address(B)],
+            log_denies: false,
+            assigned: true,
+        },
+    );
+    index.set_interfaces(interfaces(&[7], B));
+    index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
+    // Of the sandbox before.
+    set(&mut index, pod("web", "u1", Some(A)));
+    assert_eq!(owner(&mut index, B), Some("web".into()));
+    assert_eq!(owner(&mut index, A), None);
+    for caught_up in [B, "10.0.0.3"] {
+        set(&mut index, pod("web", "u1", Some(caught_up)));
+        assert_eq!(owner(&mut index, caught_up), Some("web".into()));
+    }
+}
