@@ -94,6 +94,24 @@ impl Context {
 /// # Errors
 /// What the kernel says: an interface that does not exist, a frame that is too short or too long.
 pub fn run(program: &ProgramMut<'_>, frame: Frame<'_>, repeat: u32) -> libbpf_rs::Result<Outcome> {
+    run_with(program, frame, repeat, 0)
+}
+
+/// Runs `program` once over a frame that a device took the sum of (`CHECKSUM_COMPLETE`).
+///
+/// # Errors
+/// As [`run`]; EBADMSG where the sum is not that of the frame that the program left; EINVAL of a kernel that cannot
+/// tell, as 6.12.
+pub fn run_summed(program: &ProgramMut<'_>, frame: Frame<'_>) -> libbpf_rs::Result<Outcome> {
+    run_with(
+        program,
+        frame,
+        1,
+        libbpf_rs::libbpf_sys::BPF_F_TEST_SKB_CHECKSUM_COMPLETE,
+    )
+}
+
+fn run_with(program: &ProgramMut<'_>, frame: Frame<'_>, repeat: u32, flags: u32) -> libbpf_rs::Result<Outcome> {
     let mut context = Context::of(frame);
     // A refused datagram grows by the headers of its answer.
     let mut left = vec![0; frame.bytes.len() + 128];
@@ -102,6 +120,7 @@ pub fn run(program: &ProgramMut<'_>, frame: Frame<'_>, repeat: u32) -> libbpf_rs
         data_in: Some(frame.bytes),
         data_out: Some(&mut left),
         repeat,
+        flags,
         ..ProgramInput::default()
     })?;
     let frame = output.data.unwrap_or_default().to_vec();

@@ -19,7 +19,6 @@ use crate::world::{PEERS, POD, World, port};
 
 const EGRESS: usize = Direction::Egress.index();
 const SENDERS: usize = 2;
-const FLOWS: u16 = 30_000;
 
 fn backends(count: u8) -> Vec<SocketAddr> {
     (1..=count)
@@ -53,11 +52,11 @@ impl Start {
 }
 
 /// What becomes of each sender's packets, flow by flow; all begin each flow together.
-fn send_all(world: &World) -> Vec<Vec<Outcome>> {
+fn send_all(world: &World, flows: u16) -> Vec<Vec<Outcome>> {
     let shared = Shared(&world.sandbox);
     let start = Start(AtomicUsize::new(0));
     let send = || {
-        (1..=FLOWS)
+        (1..=flows)
             .map(|flow| {
                 let frame = tcp(port(POD, flow), port(SERVICE, 80), SYN);
                 start.wait(flow.into());
@@ -71,7 +70,7 @@ fn send_all(world: &World) -> Vec<Vec<Outcome>> {
     })
 }
 
-fn have_one_backend_and_one_event(backends: &[SocketAddr]) {
+fn have_one_backend_and_one_event(flows: u16, backends: &[SocketAddr]) {
     let mut world = World::new(Sizes {
         conntrack: 131_072,
         ring: 4 << 20,
@@ -84,7 +83,7 @@ fn have_one_backend_and_one_event(backends: &[SocketAddr]) {
             .set_peer(PEERS, backend.ip(), Peer { class: 1, flags: 0 })
             .unwrap();
     }
-    let seen = send_all(&world);
+    let seen = send_all(&world, flows);
 
     let mut entries = BTreeMap::new();
     let mut aliases = BTreeMap::new();
@@ -99,28 +98,28 @@ fn have_one_backend_and_one_event(backends: &[SocketAddr]) {
         assert_eq!(former, None, "two of flow {}", u16::from_be(key.pod_port));
     }
     assert_eq!(entries, aliases);
-    for flow in 1..=FLOWS {
+    for flow in 1..=flows {
         let chosen: BTreeSet<IpAddr> = seen.iter().map(|of| destination(&of[usize::from(flow) - 1])).collect();
         assert_eq!(chosen, BTreeSet::from([entries[&flow]]), "flow {flow}");
     }
 
     let counters = world.sandbox.counters(world.settings.generation).unwrap();
     let packets = counters.packets[EGRESS];
-    let others = (SENDERS as u64 - 1) * u64::from(FLOWS);
-    assert_eq!(packets[Reason::Policy as usize], u64::from(FLOWS));
+    let others = (SENDERS as u64 - 1) * u64::from(flows);
+    assert_eq!(packets[Reason::Policy as usize], u64::from(flows));
     assert_eq!(packets[Reason::Established as usize], others);
-    assert_eq!(counters.due[EGRESS][Verdict::Allow as usize], u64::from(FLOWS));
-    assert_eq!(world.sandbox.take_events().unwrap().len(), usize::from(FLOWS));
+    assert_eq!(counters.due[EGRESS][Verdict::Allow as usize], u64::from(flows));
+    assert_eq!(world.sandbox.take_events().unwrap().len(), usize::from(flows));
 }
 
 /// Each CPU picks one, and only one may have it.
 #[test]
 fn a_flow_that_cpus_open_at_once_has_one_backend_and_one_event() {
-    have_one_backend_and_one_event(&backends(2));
+    have_one_backend_and_one_event(10_000, &backends(2));
 }
 
 /// Both pick the same, and of what one has written half the other writes the rest.
 #[test]
 fn a_flow_that_cpus_open_at_once_to_one_backend_has_one_event() {
-    have_one_backend_and_one_event(&backends(1));
+    have_one_backend_and_one_event(30_000, &backends(1));
 }

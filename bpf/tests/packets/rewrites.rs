@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use libbpf_rs::ProgramMut;
 use wardline_bpf::abi::Direction::{self, Egress, Ingress};
 use wardline_bpf::abi::Reason::{Established, NotIsolated};
 use wardline_bpf::abi::SERVICE_TRANSLATE;
@@ -11,7 +12,7 @@ use wardline_bpf::frame::flag::{ACK, SYN};
 use wardline_bpf::frame::protocol::{DESTINATION_OPTIONS, TCP, UDP};
 use wardline_bpf::frame::{extended, ip, with_checksums};
 use wardline_bpf::sandbox::Sizes;
-use wardline_bpf::test_run::Frame;
+use wardline_bpf::test_run::{self, Frame, Outcome};
 
 use crate::fuzz::Dice;
 use crate::malformed::{IP, edit};
@@ -192,9 +193,13 @@ fn any_port(dice: &mut Dice) -> u16 {
     u16::try_from(1 + dice.roll(65535)).unwrap()
 }
 
+/// How a frame is run.
+type Run = fn(&ProgramMut<'_>, Frame<'_>) -> libbpf_rs::Result<Outcome>;
+
 #[track_caller]
-fn becomes(world: &World, direction: Direction, sent: &[u8], expected: &[u8]) {
-    let outcome = world.sandbox.run(direction, Frame::forwarded(sent, IFINDEX)).unwrap();
+fn becomes(world: &World, direction: Direction, run: Run, sent: &[u8], expected: &[u8]) {
+    let outcome = run(world.sandbox.program(direction), Frame::forwarded(sent, IFINDEX));
+    let outcome = outcome.unwrap_or_else(|error| panic!("{sent:02x?}: {error}"));
     assert!(outcome.passed(), "{sent:02x?} did not pass");
     assert_eq!(
         outcome.frame, expected,
@@ -203,8 +208,8 @@ fn becomes(world: &World, direction: Direction, sent: &[u8], expected: &[u8]) {
     );
 }
 
-#[test]
-fn checksums_are_true_whatever_they_are_made_of() {
+/// Flows of both protocols and families, each a request and its answer.
+fn translate_anything(run: Run) {
     const FLOWS: usize = 3000;
     let mut world = World::new(Sizes::default());
     world.set_table(Egress, 0);
@@ -219,9 +224,19 @@ fn checksums_are_true_whatever_they_are_made_of() {
         let mut data = || -> Vec<u8> { (0..length).map(|_| dice.byte()).collect() };
         let (request, answer) = (data(), data());
         let sent = |to| packet(protocol, client, to, SYN, &request);
-        becomes(&world, Egress, &sent(service), &sent(backend));
+        becomes(&world, Egress, run, &sent(service), &sent(backend));
         let answered = |from| packet(protocol, from, client, SYN | ACK, &answer);
-        becomes(&world, Ingress, &answered(backend), &answered(service));
+        becomes(&world, Ingress, run, &answered(backend), &answered(service));
         world.forget(|_| true);
     }
+}
+
+#[test]
+fn checksums_are_true_whatever_they_are_made_of() {
+    translate_anything(|program, frame| test_run::run(program, frame, 1));
+}
+
+#[test]
+fn the_sum_that_a_device_took_stays_true() {
+    translate_anything(test_run::run_summed);
 }
