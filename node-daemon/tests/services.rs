@@ -278,57 +278,228 @@ fn a_service_that_does_not_fit_is_refused_whole_and_holds_up_no_other() {
                 affinity_seconds: 0,
             })
         };
-        let change = |fronts: Vec<(FrontKey, Option<Front>)>| Change {
-            service: name("big"),
+        let change = |namespace: &str, fronts: Vec<(FrontKey, Option<Front>)>| Change {
+            service: ObjectName::new(namespace, "big"),
             fronts: fronts.into_iter().collect(),
         };
         let (base, other) = (0x0a00_0001, 0x0b00_0001);
-        life.datapath
-            .apply_services(&change(vec![(key("10.96.0.1", 80), front(base, 200_000))]))
-            .unwrap();
+        for change in [
+            change("shop", vec![(key("10.96.0.1", 80), front(base, 100_000))]),
+            change("bank", vec![(key("10.96.1.1", 80), front(base, 100_001))]),
+        ] {
+            life.datapath.apply_services(&change).unwrap();
+        }
         let error = life
             .datapath
-            .apply_services(&change(vec![
-                (key("10.96.0.1", 80), front(base, 1)),
-                (key("10.96.0.1", 81), front(other, 100_000)),
-            ]))
+            .apply_services(&change(
+                "shop",
+                vec![
+                    (key("10.96.0.1", 80), front(base, 1)),
+                    (key("10.96.0.1", 81), front(other, 100_000)),
+                ],
+            ))
             .unwrap_err();
         assert!(matches!(error, ApplyError::Full { size: 262_144, .. }), "{error}");
         assert_eq!(
             error.to_string(),
-            "the table of Service backends is 262144, and 300001 entries are needed"
+            "the table of Service backends is 262144, and 300002 entries are needed"
         );
         assert_eq!(
             (tables.web().0.count, tables.fronts().len()),
-            (200_000, 1),
+            (100_000, 2),
             "what was in force is"
         );
-        let small = change(vec![(key("10.96.0.2", 80), front(other, 2))]);
+        let small = change("shop", vec![(key("10.96.0.2", 80), front(other, 2))]);
         life.datapath.apply_services(&small).unwrap();
 
         // What is garbage makes room at once.
         for change in [
-            change(vec![(key("10.96.0.1", 80), front(base, 1))]),
-            change(vec![(key("10.96.0.1", 81), front(other, 100_000))]),
+            change("shop", vec![(key("10.96.0.1", 80), front(base, 1))]),
+            change("shop", vec![(key("10.96.0.1", 81), front(other, 100_000))]),
         ] {
             life.datapath.apply_services(&change).unwrap();
         }
-        assert_eq!(tables.fronts().len(), 3);
-        let many = (1..=u16::MAX).map(|port| (key("10.96.0.3", port), front(base, 1)));
-        let error = life.datapath.apply_services(&change(many.collect())).unwrap_err();
+        assert_eq!(tables.fronts().len(), 4);
+        let many = |address, ports: u16| (0..ports).map(move |port| (key(address, port + 1), front(base, 1)));
+        for (namespace, address) in [("a", "10.96.2.1"), ("b", "10.96.2.2")] {
+            let change = change(namespace, many(address, 32_764).collect());
+            life.datapath.apply_services(&change).unwrap();
+        }
+        let change = change("c", many("10.96.2.3", 5).collect());
+        let error = life.datapath.apply_services(&change).unwrap_err();
         assert!(
             matches!(
                 error,
                 ApplyError::Full {
                     size: 65_536,
-                    needed: 65_538,
+                    needed: 65_537,
                     ..
                 }
             ),
             "{error}"
         );
-        assert_eq!(tables.fronts().len(), 3);
+        assert_eq!(tables.fronts().len(), 65_532);
     });
+}
+
+#[test]
+fn no_namespace_takes_more_than_half_of_the_room() {
+    on_a_node(0, |node| {
+        let mut life = node.start(&DaemonConfig::default());
+        let mut services = Services::new("node1", true);
+        let ports = |count: u16| {
+            let port = |n: u16| ServicePort {
+                name: n.to_string().into(),
+                protocol: Protocol::Udp,
+                port: n,
+                node_port: None,
+            };
+            (1..=count).map(port).collect::<Vec<_>>()
+        };
+        let greedy = |addresses: u8, count| Service {
+            external_ips: (1..=addresses).map(|n| [192, 0, 2, n].into()).collect(),
+            ports: ports(count),
+            ..service("10.96.0.66")
+        };
+        set(&mut services, "web", "10.96.0.1", &[1]);
+        apply(&mut services, &mut life);
+        services.set_service(&name("greedy"), Some(greedy(250, 250)));
+        let change = services.take_changes().remove(0);
+        let error = life.datapath.apply_services(&change).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a namespace's half of the table of Service addresses and ports is 32768, and 62753 entries are needed"
+        );
+        services.refuse(change);
+
+        // What there was goes on, and so does what takes nothing more.
+        set(&mut services, "web", "10.96.0.1", &[2]);
+        apply(&mut services, &mut life);
+        // As much as is left, also in another life, which finds it there.
+        services.set_service(&name("greedy"), Some(greedy(127, 255)));
+        apply(&mut services, &mut life);
+        drop(life);
+        let mut life = node.start(&DaemonConfig::default());
+        let mut services = Services::new("node1", true);
+        set(&mut services, "web", "10.96.0.1", &[2]);
+        services.set_service(&name("greedy"), Some(greedy(127, 255)));
+        apply(&mut services, &mut life);
+        let added = |services: &mut Services, namespace: &str, address: &str| {
+            let mut more = service(address);
+            more.ports = ports(200);
+            services.set_service(&ObjectName::new(namespace, "more"), Some(more));
+            services.take_changes().remove(0)
+        };
+        let change = added(&mut services, "shop", "10.96.0.7");
+        let error = life.datapath.apply_services(&change).unwrap_err();
+        assert!(matches!(error, ApplyError::Full { needed: 32_844, .. }), "{error}");
+        services.set_service(&ObjectName::new("shop", "more"), None);
+        services.take_changes();
+        let of_another = added(&mut services, "bank", "10.96.0.7");
+        life.datapath.apply_services(&of_another).unwrap();
+
+        // What goes makes room.
+        services.set_service(&name("greedy"), Some(greedy(0, 2)));
+        apply(&mut services, &mut life);
+        let change = added(&mut services, "shop", "10.96.0.8");
+        life.datapath.apply_services(&change).unwrap();
+    });
+}
+
+#[test]
+fn no_namespace_takes_more_than_half_of_the_backends() {
+    on_a_node(0, |node| {
+        let mut life = node.start(&DaemonConfig::default());
+        let change = |namespace: &str, port, base: u32, count: u32| {
+            let key = FrontKey {
+                address: [10, 96, 0, 1].into(),
+                port: Some((Protocol::Udp, port)),
+            };
+            let address = |n: u32| SocketAddr::new(std::net::Ipv4Addr::from(base + n).into(), 8080);
+            let front = Front {
+                backends: (0..count).map(address).collect(),
+                is_translated: true,
+                is_address_judged: false,
+                is_silent: false,
+                affinity_seconds: 0,
+            };
+            Change {
+                service: ObjectName::new(namespace, "big"),
+                fronts: [(key, Some(front))].into(),
+            }
+        };
+        let mut needed =
+            |namespace, port, base, count| match life.datapath.apply_services(&change(namespace, port, base, count)) {
+                Ok(()) => None,
+                Err(ApplyError::Full {
+                    size: 131_072, needed, ..
+                }) => Some(needed),
+                Err(error) => panic!("{error}"),
+            };
+        let (base, other) = (0x0a00_0001, 0x0b00_0001);
+        assert_eq!(needed("shop", 80, base, 100_000), None);
+        assert_eq!(needed("shop", 81, other, 31_073), Some(131_073));
+        assert_eq!(needed("bank", 82, base, 100_000), None, "the list is there");
+        assert_eq!(needed("bank", 83, other, 2), None);
+        // The list that it leaves makes room for the one that takes its place, unless somebody else's front has it.
+        assert_eq!(needed("shop", 80, base, 99_999), Some(199_999));
+        assert_eq!(needed("bank", 82, other, 2), None);
+        assert_eq!(needed("shop", 80, base, 99_999), None);
+    });
+}
+
+#[test]
+fn datagrams_that_were_ahead_of_their_service_find_its_backends() {
+    on_the_clients_node(Vec::new(), |_, mut life, egress| {
+        let datagram = frame::udp(socket("10.0.1.1:4000"), socket("10.96.0.1:80"));
+        assert!(egress.passes(&datagram));
+        let mut services = Services::new("node1", true);
+        set(&mut services, "web", "10.96.0.1", &[1]);
+        apply(&mut services, &mut life);
+        assert!(egress.passes(&datagram));
+        assert_eq!(translated_to(&life), backends(&[]), "not before it is tidied");
+        life.departures.sweep().unwrap();
+        assert!(egress.passes(&datagram));
+        assert_eq!(translated_to(&life), backends(&[1]));
+    });
+}
+
+#[test]
+fn what_a_killed_life_did_not_tidy_the_next_one_does() {
+    on_the_clients_node(Vec::new(), |node, mut life, egress| {
+        let tables = Tables::of(node);
+        let shown = |life: &Life| (translated_to(life), tables.stays());
+        let both = |numbers: &[u8]| (backends(numbers), backends(numbers));
+        let datagram = frame::udp(socket("10.0.1.1:4000"), socket("10.96.0.1:80"));
+        let mut services = Services::new("node1", true);
+        set(&mut services, "web", "10.96.0.1", &[2]);
+        apply(&mut services, &mut life);
+        assert!(egress.passes(&datagram));
+        assert_eq!(shown(&life), both(&[2]));
+        set(&mut services, "web", "10.96.0.1", &[1]);
+        apply(&mut services, &mut life);
+        drop(life);
+        let life = node.start(&DaemonConfig::default());
+        assert_eq!(shown(&life), both(&[2]));
+        life.departures.sweep().unwrap();
+        assert_eq!(shown(&life), both(&[]));
+
+        assert!(egress.passes(&datagram));
+        drop(life);
+        let life = node.start(&DaemonConfig::default());
+        life.departures.sweep().unwrap();
+        assert_eq!(shown(&life), both(&[1]), "nothing was left to tidy");
+    });
+}
+
+/// The backends that flows are translated to.
+fn translated_to(life: &Life) -> BTreeSet<SocketAddr> {
+    let entries = entries::<abi::ConntrackKey, abi::ConntrackEntry>(&life.map("conntrack"));
+    let is_translated = |entry: &abi::ConntrackEntry| u32::from(entry.flags) & abi::CONNTRACK_TRANSLATED != 0;
+    let translated = entries.into_iter().filter(|(_, entry)| is_translated(entry));
+    translated
+        .map(|(key, _)| SocketAddr::new(key.remote.into(), u16::from_be(key.remote_port)))
+        .collect()
 }
 
 #[test]
@@ -419,7 +590,7 @@ fn change_by_change_the_kernel_holds_what_it_would_hold_from_nothing() {
 
 /// What the pod `client` of node1 sends goes by its programs; `own` is a pod of its namespace elsewhere. `policies` are
 /// those of the namespace.
-fn on_the_clients_node(policies: Vec<Policy>, test: impl FnOnce(&mut Life, &Program) + Send) {
+fn on_the_clients_node(policies: Vec<Policy>, test: impl FnOnce(&Node, Life, &Program) + Send) {
     on_a_node(1, |node| {
         let mut objects = Objects::default();
         objects.namespaces.insert("shop".into(), Labels::new());
@@ -438,7 +609,7 @@ fn on_the_clients_node(policies: Vec<Policy>, test: impl FnOnce(&mut Life, &Prog
         let mut life = node.start(&DaemonConfig::default());
         life.apply(&node.desired(&objects, "node1"));
         let egress = life.program(node.veths[0], Direction::Egress);
-        test(&mut life, &egress);
+        test(node, life, &egress);
     });
 }
 
@@ -459,7 +630,7 @@ fn a_service_that_anybody_makes_opens_no_address_that_nobody_translates() {
             ports: None,
         }]),
     };
-    on_the_clients_node(vec![stay], |life, egress| {
+    on_the_clients_node(vec![stay], |_, mut life, egress| {
         let to = |address, port| frame::udp(socket("10.0.1.1:4000"), SocketAddr::new(address, port));
         let (outside, inside) = ([192, 0, 2, 1].into(), [10, 0, 0, 1].into());
         assert!(!egress.passes(&to(outside, 80)));
@@ -470,7 +641,7 @@ fn a_service_that_anybody_makes_opens_no_address_that_nobody_translates() {
         };
         services.set_service(&name("made"), Some(made.clone()));
         services.set_slice(&name("made"), Some(slice("made", [1])));
-        apply(&mut services, life);
+        apply(&mut services, &mut life);
         assert!(
             !egress.passes(&to(outside, 80)),
             "its backend is allowed, the address is not"
@@ -483,7 +654,7 @@ fn a_service_that_anybody_makes_opens_no_address_that_nobody_translates() {
             ..made
         };
         services.set_service(&name("made"), Some(balanced));
-        apply(&mut services, life);
+        apply(&mut services, &mut life);
         assert!(
             egress.passes(&to(outside, 80)),
             "a load balancer leads to the backends alone"

@@ -24,6 +24,7 @@ mod map;
 mod peers;
 mod quotas;
 mod services;
+mod shares;
 mod tables;
 mod translated;
 
@@ -218,6 +219,7 @@ impl Datapath {
             handle(&skel.maps.affinities)?,
             handle(&skel.maps.conntrack)?,
         )?;
+        services.leave_to(&departures)?;
         let endpoints = Endpoints::new(
             EntryMaps {
                 hash: TypedMap::new(handle(&skel.maps.endpoints)?)?,

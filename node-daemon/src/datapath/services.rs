@@ -17,9 +17,10 @@ use libbpf_rs::{MapCore, MapHandle};
 use wardline_bpf::abi::{self, Address, Backend, BackendKey, ServiceKey};
 use wardline_policy::model::Protocol;
 
-use super::departures::{Departed, Departures};
+use super::departures::{Departed, DepartureSweeper, Departures};
 use super::ids::Ids;
 use super::map::{MapError, TypedMap};
+use super::shares::{Need, Shares, full};
 use super::translated::Way;
 use super::{ApplyError, Datapath};
 use crate::mapping::wait_for_programs;
@@ -48,6 +49,7 @@ pub(super) struct Services {
     /// Lists that no front names any more, and their lengths.
     garbage: Vec<(u32, u32)>,
     departures: Arc<Departures>,
+    shares: Shares,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,7 @@ impl Services {
             backends_in_use: 0,
             garbage: Vec::new(),
             departures,
+            shares: Shares::default(),
         };
         services.adopt()?;
         Ok(services)
@@ -114,6 +117,23 @@ impl Services {
         Ok(())
     }
 
+    /// Has what leads to backends that left in an earlier life tidied away; to be called before anything changes.
+    pub(super) fn leave_to(&self, departures: &DepartureSweeper) -> Result<(), MapError> {
+        let lists: HashMap<u32, u32> = self.loaded.values().map(|front| (front.id, front.list)).collect();
+        let has = |list: Option<&u32>, backend: &SocketAddr| {
+            let list = list.and_then(|list| self.lists.get(list));
+            list.is_some_and(|list| list.backends.binary_search(backend).is_ok())
+        };
+        let has_way = |way: &Way| {
+            let key = FrontKey {
+                address: way.front.ip(),
+                port: Some((Protocol::Udp, way.front.port())),
+            };
+            has(self.loaded.get(&key).map(|front| &front.list), &way.backend)
+        };
+        departures.inherit(|id, backend| has(lists.get(&id), backend), has_way)
+    }
+
     pub(super) fn counts(&self) -> ServiceCounts {
         ServiceCounts {
             fronts: self.loaded.len(),
@@ -138,20 +158,15 @@ impl Services {
         Ok(())
     }
 
-    /// Whether all that a change adds fits.
+    /// Whether all that a change adds fits, and within what its namespace may hold.
     fn check_room(&self, change: &Change) -> Result<(), ApplyError> {
-        let wanted = || {
-            change
-                .fronts
-                .iter()
-                .filter_map(|(key, front)| Some((key, front.as_ref()?)))
-        };
-        let new = wanted().filter(|(key, _)| !self.loaded.contains_key(key)).count();
+        let need = self.need(change);
+        self.shares.check(&change.service.namespace, need, self.room)?;
         let gone = change
             .fronts
             .iter()
             .filter(|(key, front)| front.is_none() && self.loaded.contains_key(key));
-        let fronts = (self.loaded.len() + new).saturating_sub(gone.count());
+        let fronts = (self.loaded.len() + need.added.fronts).saturating_sub(gone.count());
         if fronts > self.room.fronts {
             return Err(full(
                 "the table of Service addresses and ports",
@@ -159,17 +174,39 @@ impl Services {
                 fronts,
             ));
         }
-        let lists: HashSet<&[SocketAddr]> = wanted().map(|(_, front)| &*front.backends).collect();
-        let added: usize = lists
-            .iter()
-            .filter(|list| !self.list_ids.contains_key(**list))
-            .map(|list| list.len())
-            .sum();
-        let backends = self.backends_in_use + added;
+        let backends = self.backends_in_use + need.added.backends;
         if backends > self.room.backends {
             return Err(full("the table of Service backends", self.room.backends, backends));
         }
         Ok(())
+    }
+
+    /// What a change adds to the tables, and what of its namespace's it takes out.
+    fn need(&self, change: &Change) -> Need {
+        let namespace = &change.service.namespace;
+        let (mut need, mut let_go) = (Need::default(), HashMap::new());
+        let mut wanted = HashSet::new();
+        for (key, front) in &change.fronts {
+            let former = self.loaded.get(key);
+            if let Some(former) = former {
+                *let_go.entry(former.list).or_insert(0) += 1;
+            }
+            match front {
+                Some(front) => {
+                    need.added.fronts += usize::from(former.is_none());
+                    wanted.insert(&*front.backends);
+                }
+                None => need.released.fronts += usize::from(self.shares.has_front(namespace, key)),
+            }
+        }
+        let added = wanted.iter().filter(|list| !self.list_ids.contains_key(**list));
+        need.added.backends = added.map(|list| list.len()).sum();
+        let freed = let_go.iter().filter_map(|(id, fronts)| {
+            let list = self.lists.get(id).filter(|list| list.users == *fronts)?;
+            (self.shares.has_list(namespace, *id) && !wanted.contains(&*list.backends)).then_some(list.backends.len())
+        });
+        need.released.backends = freed.sum();
+        need
     }
 
     /// Brings the fronts of one Service to what is wanted. What is there stays until its own one update.
@@ -182,9 +219,20 @@ impl Services {
         for (key, front) in wanted.into_iter().rev() {
             if let Some(front) = front {
                 self.set(key, front, ids)?;
+                self.charge(&change.service.namespace, key);
             }
         }
         Ok(())
+    }
+
+    fn charge(&mut self, namespace: &Arc<str>, key: &FrontKey) {
+        let Some(front) = self.loaded.get(key) else {
+            return;
+        };
+        self.shares.charge_front(namespace, key);
+        if let Some(list) = self.lists.get(&front.list) {
+            self.shares.charge_list(namespace, front.list, list.backends.len());
+        }
     }
 
     fn set(&mut self, key: &FrontKey, front: &Front, ids: &mut Ids) -> Result<(), MapError> {
@@ -209,6 +257,13 @@ impl Services {
             return Err(error);
         }
         self.loaded.insert(*key, service);
+        let was_translated = former.is_some_and(|former| former.flags & abi::SERVICE_TRANSLATE != 0);
+        if let Some((Protocol::Udp, port)) = key.port
+            && front.is_translated
+            && !was_translated
+        {
+            self.departures.note_arrival(SocketAddr::new(key.address, port));
+        }
         if let Some(former) = former {
             self.release(key, &former, &front.backends);
         }
@@ -221,6 +276,7 @@ impl Services {
         };
         self.fronts.delete(&service_key(key))?;
         self.loaded.remove(key);
+        self.shares.free_front(key);
         self.release(key, &former, &[]);
         Ok(())
     }
@@ -286,6 +342,7 @@ impl Services {
                 self.list_ids.remove(&backends);
             }
             self.garbage.push((id, count(&backends)));
+            self.shares.free_list(id);
         }
         Some(backends)
     }
@@ -329,14 +386,6 @@ impl Datapath {
 
     pub fn service_counts(&self) -> ServiceCounts {
         self.services.counts()
-    }
-}
-
-fn full(limit: &'static str, size: usize, needed: usize) -> ApplyError {
-    ApplyError::Full {
-        limit,
-        size: u32::try_from(size).unwrap_or(u32::MAX),
-        needed,
     }
 }
 

@@ -96,20 +96,47 @@ pub(super) fn is_paired(map: &Connections, key: &ConntrackKey, entry: &Conntrack
     Ok(alias.is_some_and(|found| is_alias(&found) && entry_of(&alias_of(key, entry), &found) == *key))
 }
 
-/// Ends the UDP flows that go one of these ways, so that their next packets are given another backend: unlike those of
-/// TCP they never end by themselves. Call it when no packet can still choose one of the backends. Returns how many.
-pub(super) fn purge_datagrams(map: &Connections, ways: &HashSet<Way>) -> Result<usize, MapError> {
-    let mut gone = Vec::new();
-    if ways.is_empty() {
-        return Ok(0);
+/// The ways that UDP flows go.
+pub(super) fn datagram_ways(map: &Connections) -> Result<HashSet<Way>, MapError> {
+    let mut ways = HashSet::new();
+    map.for_each(|key, entry| {
+        if key.protocol == UDP && is_translated(&entry) {
+            ways.insert(way(&key, &entry));
+        }
+    })?;
+    Ok(ways)
+}
+
+/// Ends UDP flows, so that their next packets are given a backend: unlike those of TCP they never end by themselves.
+/// Those that go one of these ways; call it when no packet can still choose one of the backends. And those that went to
+/// one of these fronts before it was there, and that nobody answered: what was answered has a backend of kube-proxy's.
+pub(super) fn purge_datagrams(
+    map: &Connections,
+    ways: &HashSet<Way>,
+    fronts: &HashSet<SocketAddr>,
+) -> Result<(), MapError> {
+    let (mut gone, mut ahead) = (Vec::new(), Vec::new());
+    if ways.is_empty() && fronts.is_empty() {
+        return Ok(());
     }
     map.for_each(|key, entry| {
-        if key.protocol == UDP && is_translated(&entry) && ways.contains(&way(&key, &entry)) {
-            gone.push((key, entry));
+        if key.protocol != UDP || is_alias(&entry) {
+            return;
+        }
+        if is_translated(&entry) {
+            if ways.contains(&way(&key, &entry)) {
+                gone.push((key, entry));
+            }
+        } else if is_unanswered(&entry) && fronts.contains(&at(key.remote, key.remote_port)) {
+            ahead.push(key);
         }
     })?;
     gone.iter().try_for_each(|(key, entry)| delete(map, key, entry))?;
-    Ok(gone.len())
+    ahead.iter().try_for_each(|key| map.delete(key))
+}
+
+fn is_unanswered(entry: &ConntrackEntry) -> bool {
+    entry.state == u8::from(abi::ConntrackState::Opening)
 }
 
 #[cfg(test)]
