@@ -76,6 +76,8 @@ impl Drop for Wires {
 pub struct PodWires {
     /// Names on the node's side, and the pods' addresses.
     pub pods: Vec<(String, Ipv4Addr)>,
+    /// The node's network namespace.
+    netns: &'static str,
 }
 
 impl PodWires {
@@ -85,6 +87,7 @@ impl PodWires {
             pods: (1..=count)
                 .map(|host| (format!("bench-p{host}"), Ipv4Addr::new(10, 79, 2, host)))
                 .collect(),
+            netns: node.netns,
         };
         run_line(&format!("ip netns add {PODS}"))?;
         for (link, address) in &wires.pods {
@@ -101,7 +104,10 @@ impl PodWires {
 
 impl Drop for PodWires {
     fn drop(&mut self) {
-        // As with `Wires`.
+        // As with `Wires`. A namespace takes its links along some time after it was deleted; the next are called the same.
+        for (link, _) in &self.pods {
+            let _ = run_line(&format!("ip -n {} link delete {link}", self.netns));
+        }
         let _ = run_line(&format!("ip netns delete {PODS}"));
     }
 }

@@ -244,7 +244,7 @@ impl Attacher {
         })
     }
 
-    /// Whether filters may come before links: nobody else is at the interface yet, who would have to be between them.
+    /// Whether filters may come before links: nobody else has a program or a qdisc at the interface. Makes the qdisc.
     fn claim(&self, ifindex: u32) -> bool {
         matches!(self.way, Way::Tcx(_))
             && tcx::is_free(ifindex)
@@ -264,7 +264,7 @@ impl Attacher {
         if filter {
             match self.attach_filter(ifindex, direction) {
                 Ok(filter) => return Ok(filter),
-                Err(error) => tracing::debug!(%error, "a link at once, then"),
+                Err(error) => tracing::debug!(%error, "no filter first; attaching a link"),
             }
         }
         self.attach_one(ifindex, uid, direction)
