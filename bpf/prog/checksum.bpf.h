@@ -18,13 +18,28 @@ static __always_inline __u16 fold(__u64 sum)
 	return sum;
 }
 
+/* Of two that are folded. */
+static __always_inline __u16 add_folded(__u16 a, __u16 b)
+{
+	__u32 sum = a + b;
+
+	return sum + (sum >> 16);
+}
+
 /* What becomes of a sum over `from` where `to` stands in its place. */
+static __always_inline __u16 port_change(__u16 from, __u16 to)
+{
+	return add_folded(to, ~from);
+}
+
 static __always_inline __u16 address_change(const struct address *from, const struct address *to)
 {
-	__u64 sum = 0;
+	__u64 sum = (__u64)to->word[3] + (__u32)~from->word[3];
 
-	for (int i = 0; i < 4; i++)
-		sum += (__u64)to->word[i] + (__u32)~from->word[i];
+	/* What maps an IPv4 address is the same in both. */
+	if (!is_ipv4(to))
+		for (int i = 0; i < 3; i++)
+			sum += (__u64)to->word[i] + (__u32)~from->word[i];
 	return fold(sum);
 }
 
@@ -37,5 +52,5 @@ static __always_inline bool is_zero_change(__u16 change)
 /* A checksum over what has changed that much (RFC 1624, equation 3). */
 static __always_inline __u16 changed_checksum(__u16 checksum, __u16 change)
 {
-	return ~fold((__u16)~checksum + change);
+	return ~add_folded(~checksum, change);
 }

@@ -189,7 +189,7 @@ static __always_inline long exchange_checksum(struct __sk_buff *skb, const struc
 	if ((void *)(after + 1) > packet_end(skb))
 		return -1;
 	*checksum = *after;
-	if (*after == fold(before + addresses))
+	if (*after == add_folded(before, addresses))
 		return 0;
 	*checksum = changed_checksum(*after, ports);
 	if (!plain.tcp && !*checksum)
@@ -202,7 +202,7 @@ static __always_inline long exchange_ports(struct __sk_buff *skb, const struct p
 					   __u16 addresses, union transport_header *header)
 {
 	__u16 backend = flow->key.remote_port, service = flow->service_port;
-	__u16 ports = fold((plain.request ? backend : service) + (__u16)~(plain.request ? service : backend));
+	__u16 ports = plain.request ? port_change(service, backend) : port_change(backend, service);
 
 	/* Both headers begin with them. */
 	if (plain.request)
