@@ -94,12 +94,13 @@ pub struct Control {
 
 impl Control {
     pub fn new(
-        index: Index,
+        mut index: Index,
         datapath: Datapath,
         names: Arc<Names>,
         metrics: Arc<Metrics>,
         kept_limits: Vec<KeptLimit>,
     ) -> (Self, watch::Receiver<NodeState>) {
+        index.set_room(datapath.room());
         let (state, receiver) = watch::channel(NodeState::default());
         (
             Self {

@@ -6,6 +6,7 @@
 //! selectors: the peers of those policies, each once    --+--> pods:  which pods each selects
 //!                                                         `--> cidrs: which blocks hold where
 //! classes:   what an address matches, each set once  <-- pods, cidrs
+//! shares:    whether all of it fits, and whose policies give way if not
 //! rules:     for each table, for each class: which rules allow which ports (ports)
 //! ```
 //!
@@ -19,6 +20,7 @@ mod pods;
 mod ports;
 mod rules;
 mod selectors;
+mod shares;
 
 use std::sync::Arc;
 
@@ -27,6 +29,7 @@ use self::classes::Classes;
 use self::endpoints::Endpoints;
 use self::pods::PodIndex;
 use self::selectors::Selectors;
+pub use self::shares::{Over, Room, SHARES};
 use crate::model::Objects;
 use crate::tables::{EndpointTables, Table, TableKey, Tables};
 
@@ -35,14 +38,30 @@ pub fn compile(objects: &Objects, node: &str) -> Tables {
     let pods = PodIndex::new(objects);
     let endpoints = Endpoints::of(objects, &pods, node);
     let selectors = Selectors::of(&endpoints);
-    let cidrs = Cidrs::new(&selectors);
-    let classes = Classes::new(&pods, &selectors, &cidrs);
+    let classes = Classes::new(&pods, &selectors, &Cidrs::new(&selectors));
+    write(&endpoints, &selectors, &classes)
+}
 
+/// As [`compile`], for tables that have so much room.
+///
+/// # Errors
+/// They are too small for what is asked; nothing was written out. Names the namespace whose policies are to give way.
+pub fn compile_within(objects: &Objects, node: &str, room: Room) -> Result<Tables, Over> {
+    let pods = PodIndex::new(objects);
+    let endpoints = Endpoints::of(objects, &pods, node);
+    let selectors = Selectors::of(&endpoints);
+    shares::check_blocks(&endpoints, &selectors, room.peers)?;
+    let classes = Classes::new(&pods, &selectors, &Cidrs::new(&selectors));
+    shares::check_rules(&pods, &endpoints, &selectors, &classes, room.rules)?;
+    Ok(write(&endpoints, &selectors, &classes))
+}
+
+fn write(endpoints: &Endpoints<'_>, selectors: &Selectors<'_>, classes: &Classes) -> Tables {
     let keys: Vec<TableKey> = endpoints.tables.iter().map(endpoints::Isolation::key).collect();
     let tables: Vec<Table> = endpoints
         .tables
         .iter()
-        .map(|isolation| rules::expand(isolation, &selectors, &classes))
+        .map(|isolation| rules::expand(isolation, selectors, classes))
         .collect();
     let key_of = |table: Option<usize>| table.and_then(|index| keys.get(index).cloned());
     let by_endpoint = endpoints

@@ -124,6 +124,30 @@ impl Policy {
             Direction::Egress => self.egress.as_deref(),
         }
     }
+
+    /// What isolates the same pods and allows nothing.
+    #[must_use]
+    pub fn without_rules(&self) -> Self {
+        Self {
+            ingress: self.ingress.as_ref().map(|_| Vec::new()),
+            egress: self.egress.as_ref().map(|_| Vec::new()),
+            ..self.clone()
+        }
+    }
+
+    /// Peers times ports, over all rules: how large it is next to others.
+    pub fn size(&self) -> usize {
+        let peer = |peer: &Peer| match peer {
+            Peer::Pods { .. } => 1,
+            Peer::Block(block) => 1 + block.except.len(),
+        };
+        let rules = Direction::ALL.iter().filter_map(|direction| self.rules(*direction));
+        let sizes = rules.flatten().map(|rule| {
+            let peers = rule.peers.as_ref().map_or(1, |peers| peers.iter().map(peer).sum());
+            peers * rule.ports.as_ref().map_or(1, Vec::len)
+        });
+        sizes.sum()
+    }
 }
 
 /// One entry of `spec.ingress` or `spec.egress`; its index is the one that records name.

@@ -38,6 +38,7 @@ use libbpf_rs::{MapCore, MapHandle};
 use wardline_bpf::abi::{self, RangeKey, Rule, RuleKey};
 use wardline_crds::config::{DaemonConfig, Limits};
 use wardline_crds::{AttachKind, Enforcement, SourceAddressCheck};
+use wardline_policy::compile::Room;
 use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::tables::TableKey;
 
@@ -317,6 +318,14 @@ impl Datapath {
     /// The filter stays, and its turn comes again.
     pub fn hand_over(&mut self) -> Result<(), HandOverError> {
         Ok(self.endpoints.hand_over(&self.attacher)?)
+    }
+
+    /// What policies have room for.
+    pub fn room(&self) -> Room {
+        Room {
+            rules: self.limits.rules as usize,
+            peers: self.limits.peers as usize,
+        }
     }
 
     /// Whether a pod's programs are at the interface, under a policy.

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use wardline_policy::compile::compile;
 use wardline_policy::model::ObjectName;
 use wardline_policy::tables::{EndpointTables, Tables};
 
@@ -90,7 +89,7 @@ impl Index {
             },
         );
         Desired {
-            tables: compile(&self.objects, &self.node),
+            tables: self.compile_in_room(),
             endpoints: self.bound.clone(),
             ended: self.ended(),
             unmanaged,

@@ -5,12 +5,14 @@
 mod attachments;
 mod desired;
 mod event;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use wardline_policy::model::{ObjectName, Objects, Pod};
+use wardline_policy::compile::Room;
+use wardline_policy::model::{ObjectName, Objects, Pod, Policy};
 
 pub use self::attachments::Attach;
 use self::attachments::Attachments;
@@ -33,7 +35,14 @@ pub struct InvalidObject {
 #[derive(Debug, Default)]
 pub struct Index {
     node: Arc<str>,
+    /// Its policies are those in force.
     objects: Objects,
+    /// As the API server tells them.
+    policies: BTreeMap<ObjectName, Arc<Policy>>,
+    /// Policies that are not in force as they are, for want of room, and why.
+    too_large: BTreeMap<ObjectName, String>,
+    /// Of the tables; None: as much as is asked for.
+    room: Option<Room>,
     pods: BTreeMap<ObjectName, PodInfo>,
     /// As the API server tells them: those of `pods` that have other addresses here.
     altered: BTreeMap<ObjectName, PodInfo>,
@@ -66,17 +75,28 @@ impl Index {
         }
     }
 
+    pub fn set_room(&mut self, room: Room) {
+        self.room = Some(room);
+    }
+
     /// Whether every kind was listed once: before that nothing may be concluded from an object's absence.
     pub fn is_synced(&self) -> bool {
         Kind::WATCHED.iter().all(|kind| self.synced.contains(kind))
     }
 
     pub fn invalid_objects(&self) -> impl Iterator<Item = InvalidObject> + '_ {
-        self.invalid.iter().map(|((kind, name), cause)| InvalidObject {
+        let invalid = self.invalid.iter().map(|((kind, name), cause)| InvalidObject {
             kind: *kind,
             name: name.clone(),
             cause: cause.clone(),
-        })
+        });
+        let too_large = self.too_large.iter().map(|(name, cause)| InvalidObject {
+            kind: Kind::NetworkPolicy,
+            name: name.to_string(),
+            cause: cause.clone(),
+        });
+        let is_named = |object: &InvalidObject| self.invalid.contains_key(&(object.kind, object.name.clone()));
+        invalid.chain(too_large.filter(move |object| !is_named(object)))
     }
 
     /// The NetworkLogging generation in force; None without an object.
@@ -156,15 +176,15 @@ impl Index {
             Event::Policy(name, update) => {
                 self.note(Kind::NetworkPolicy, &name.to_string(), &update);
                 match update {
-                    Update::Set(policy) => _ = self.objects.policies.insert(name, Arc::new(policy)),
-                    Update::Gone => _ = self.objects.policies.remove(&name),
+                    Update::Set(policy) => _ = self.policies.insert(name, Arc::new(policy)),
+                    Update::Gone => _ = self.policies.remove(&name),
                     Update::Invalid(_) => {}
                 }
             }
             Event::PolicyRefused { name, cause, instead } => {
                 self.note::<()>(Kind::NetworkPolicy, &name.to_string(), &Update::Invalid(cause));
                 if let Some(instead) = instead {
-                    self.objects.policies.entry(name).or_insert_with(|| Arc::new(instead));
+                    self.policies.entry(name).or_insert_with(|| Arc::new(instead));
                 }
             }
             Event::Node(name, update) => {
@@ -384,7 +404,7 @@ impl Index {
                 }
                 self.release_unlisted();
             }
-            Kind::NetworkPolicy => self.objects.policies.retain(|name, _| !gone(&name.to_string())),
+            Kind::NetworkPolicy => self.policies.retain(|name, _| !gone(&name.to_string())),
             Kind::Node => {
                 let missed: Vec<Arc<str>> = self
                     .nodes

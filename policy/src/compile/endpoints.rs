@@ -28,6 +28,7 @@ pub(super) struct EndpointIndices {
 }
 
 /// One table: the policies that isolate some endpoints in one direction.
+#[derive(Clone)]
 pub(super) struct Isolation<'a> {
     pub(super) direction: Direction,
     /// Sorted by name, never empty.
@@ -106,6 +107,18 @@ impl<'a> Endpoints<'a> {
             }
         }
         found
+    }
+
+    /// The tables of one namespace alone, without who uses them.
+    pub(super) fn of_namespace(&self, namespace: &str) -> Self {
+        let is_of = |isolation: &&Isolation<'_>| {
+            let mut policies = isolation.policies.iter();
+            policies.all(|policy| &*policy.name.namespace == namespace)
+        };
+        Self {
+            pods: Vec::new(),
+            tables: self.tables.iter().filter(is_of).cloned().collect(),
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::endpoints::{Isolation, NamedPorts};
 use super::ports::{Allowed, RuleId};
 use super::selectors::Selectors;
 use crate::model::{Direction, Port, PortMatch, Protocol, Rule};
-use crate::tables::{Allowing, Attribution, PolicyRef, PortKey, ProtocolKey, RuleKey, Table};
+use crate::tables::{Allowing, Attribution, Class, PolicyRef, PortKey, ProtocolKey, RuleKey, Table};
 
 /// A class's rules by protocol and port.
 type Entries = BTreeMap<RuleKey, Arc<Attribution>>;
@@ -36,6 +36,24 @@ pub(super) fn expand(isolation: &Isolation<'_>, selectors: &Selectors<'_>, class
     Table {
         rules: rules.into_iter().collect(),
     }
+}
+
+/// How many entries [`expand`] writes out.
+pub(super) fn count(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Classes) -> usize {
+    let expansion = Expansion::new(isolation, selectors);
+    let mut known: HashMap<(Vec<RuleId>, NamedPorts), usize> = HashMap::new();
+    let of_class = |(matched, class): (Vec<RuleId>, &Arc<Class>)| {
+        let named_ports = expansion.named_ports(&matched, &class.named_ports);
+        *known
+            .entry((matched, named_ports))
+            .or_insert_with_key(|(matched, named)| expansion.entry_count(matched, named))
+    };
+    expansion
+        .matching(classes)
+        .into_iter()
+        .zip(&classes.all)
+        .map(of_class)
+        .sum()
 }
 
 /// A rule and where it stands.
@@ -129,11 +147,7 @@ impl<'a> Expansion<'a> {
     /// The entries of one set of rules.
     fn entries(&mut self, rules: &[RuleId], named_ports: &NamedPorts) -> Entries {
         let mut entries = Entries::new();
-        let every_protocol: Vec<RuleId> = rules
-            .iter()
-            .copied()
-            .filter(|&id| self.rules[id].rule.ports.is_none())
-            .collect();
+        let every_protocol = self.for_every_protocol(rules);
         if !every_protocol.is_empty() {
             let key = RuleKey {
                 protocol: ProtocolKey::Other,
@@ -142,23 +156,7 @@ impl<'a> Expansion<'a> {
             entries.insert(key, self.attribution(every_protocol.clone()));
         }
         for protocol in Protocol::ALL {
-            let mut allowed = Allowed {
-                any: every_protocol.clone(),
-                ..Allowed::default()
-            };
-            for &id in rules {
-                for port in self.ports(id).filter(|port| port.protocol == protocol) {
-                    match &port.port {
-                        Port::Any => allowed.any.push(id),
-                        Port::Exact(port) => allowed.exact.push((*port, id)),
-                        Port::Range(first, last) => allowed.ranges.push((*first, *last, id)),
-                        Port::Named(name) => {
-                            let means = named_ports.iter().filter(|(n, p, _)| n == name && *p == protocol);
-                            allowed.exact.extend(means.map(|(_, _, port)| (*port, id)));
-                        }
-                    }
-                }
-            }
+            let allowed = self.allowed(rules, &every_protocol, protocol, named_ports);
             for (ports, rules) in allowed.entries() {
                 entries.insert(
                     RuleKey {
@@ -170,6 +168,43 @@ impl<'a> Expansion<'a> {
             }
         }
         entries
+    }
+
+    /// How many these are.
+    fn entry_count(&self, rules: &[RuleId], named_ports: &NamedPorts) -> usize {
+        let every_protocol = self.for_every_protocol(rules);
+        let of_protocol = |protocol| {
+            let allowed = self.allowed(rules, &every_protocol, protocol, named_ports);
+            allowed.entries().len()
+        };
+        let ported: usize = Protocol::ALL.into_iter().map(of_protocol).sum();
+        ported + usize::from(!every_protocol.is_empty())
+    }
+
+    fn for_every_protocol(&self, rules: &[RuleId]) -> Vec<RuleId> {
+        let is_for_every = |id: &RuleId| self.rules[*id].rule.ports.is_none();
+        rules.iter().copied().filter(is_for_every).collect()
+    }
+
+    fn allowed(&self, rules: &[RuleId], any: &[RuleId], protocol: Protocol, named_ports: &NamedPorts) -> Allowed {
+        let mut allowed = Allowed {
+            any: any.to_vec(),
+            ..Allowed::default()
+        };
+        for &id in rules {
+            for port in self.ports(id).filter(|port| port.protocol == protocol) {
+                match &port.port {
+                    Port::Any => allowed.any.push(id),
+                    Port::Exact(port) => allowed.exact.push((*port, id)),
+                    Port::Range(first, last) => allowed.ranges.push((*first, *last, id)),
+                    Port::Named(name) => {
+                        let means = named_ports.iter().filter(|(n, p, _)| n == name && *p == protocol);
+                        allowed.exact.extend(means.map(|(_, _, port)| (*port, id)));
+                    }
+                }
+            }
+        }
+        allowed
     }
 
     /// The policies and rules by name. `rules` is ascending, and so are the names of a table's policies.
