@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The commands of the specification.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{Config, FailurePolicy, LogLevel};
+use crate::config::{Config, Entry, FailurePolicy, LogLevel};
 use crate::daemon::{AskError, ask};
 use crate::environment::{Command, Environment};
 use crate::error::{Code, Error};
@@ -80,18 +80,19 @@ fn dispatch<F: Fn(&str) -> Option<String>>(
     log: &mut Log<'_, impl Write>,
 ) -> Result<Option<Value>, Error> {
     let command = environment.command()?;
-    if command == Command::Version {
-        return Ok(Some(versions(input)));
+    match command {
+        Command::Version => return Ok(Some(versions(input))),
+        Command::Del => {
+            del(environment, input, log);
+            return Ok(None);
+        }
+        _ => {}
     }
     let config = Config::parse(input)?;
     log.level = config.entry.log_level;
     needs_version(command, config.version)?;
     match command {
         Command::Add => add(environment, config, log).map(Some),
-        Command::Del => {
-            del(environment, &config, log);
-            Ok(None)
-        }
         Command::Check => {
             let network = network(environment, &Previous::parse(config.prev_result)?)?;
             done(
@@ -100,9 +101,7 @@ fn dispatch<F: Fn(&str) -> Option<String>>(
             )
             .map(|()| None)
         }
-        Command::Status => {
-            done(ask(&config.entry.socket, protocol::Command::Status), Code::NotAvailable).map(|()| None)
-        }
+        Command::Status => status(&config.entry, log).map(|()| None),
         Command::Gc => {
             let attachments = config
                 .valid_attachments
@@ -110,7 +109,7 @@ fn dispatch<F: Fn(&str) -> Option<String>>(
             let collect = protocol::Command::Gc { attachments };
             done(ask(&config.entry.socket, collect), Code::TryAgainLater).map(|()| None)
         }
-        Command::Version => Ok(None),
+        Command::Del | Command::Version => Ok(None),
     }
 }
 
@@ -160,17 +159,37 @@ fn add<F: Fn(&str) -> Option<String>>(
     previous.answer(config.version)
 }
 
-/// Always succeeds: what the daemon is not told now, it learns from the interface that goes and from the next GC.
-fn del<F: Fn(&str) -> Option<String>>(environment: &Environment<F>, config: &Config, log: &mut Log<'_, impl Write>) {
-    let told = environment.attachment().and_then(|attachment| {
-        done(
-            ask(&config.entry.socket, protocol::Command::Del { attachment }),
-            Code::TryAgainLater,
-        )
+/// Always succeeds: what the daemon is not told now, it learns from the interface that goes and from the next GC. Of the
+/// configuration it takes no more than it needs, for otherwise no pod of the node could end.
+fn del<F: Fn(&str) -> Option<String>>(
+    environment: &Environment<F>,
+    input: &Map<String, Value>,
+    log: &mut Log<'_, impl Write>,
+) {
+    let told = Entry::parse(input).and_then(|entry| {
+        log.level = entry.log_level;
+        let attachment = environment.attachment()?;
+        let asked = ask(&entry.socket, protocol::Command::Del { attachment });
+        done(asked, Code::TryAgainLater)
     });
     if let Err(error) = told {
         log.write(LogLevel::Warn, &format!("DEL goes on without the daemon: {error}"));
     }
+}
+
+/// A runtime that is told no makes its node `NotReady`, and Kubernetes then takes all pods of the node out of their
+/// Services. A daemon that restarts is no reason for that: those pods go on under their policies, and an ADD says itself
+/// why it fails. A daemon that never was there since the node started is one: its socket does not outlive the node.
+fn status(entry: &Entry, log: &mut Log<'_, impl Write>) -> Result<(), Error> {
+    let answered = ask(&entry.socket, protocol::Command::Status);
+    if let Err(error @ AskError::Away { cause, .. }) = &answered {
+        let was_there = cause.kind() != ErrorKind::NotFound;
+        if was_there || entry.failure_policy == FailurePolicy::Ignore {
+            log.write(LogLevel::Warn, &format!("STATUS goes on without the daemon: {error}"));
+            return Ok(());
+        }
+    }
+    done(answered, Code::NotAvailable)
 }
 
 fn network<F: Fn(&str) -> Option<String>>(environment: &Environment<F>, previous: &Previous) -> Result<Network, Error> {

@@ -67,6 +67,7 @@ pub(crate) fn version_of(object: &Map<String, Value>) -> Result<Version, Error> 
     // Before 0.2.0 there was no such field.
     let text = match object.get("cniVersion") {
         None => "0.1.0",
+        Some(Value::String(text)) if text.is_empty() => "0.1.0",
         Some(Value::String(text)) => text,
         Some(other) => return Err(invalid("cniVersion", &format!("{other} is no string"))),
     };
@@ -77,16 +78,23 @@ pub(crate) fn version_of(object: &Map<String, Value>) -> Result<Version, Error> 
     })
 }
 
+impl Entry {
+    /// Of a configuration of any version.
+    pub(crate) fn parse(object: &Map<String, Value>) -> Result<Self, Error> {
+        Ok(Self {
+            plugin: TYPE.into(),
+            socket: socket(object)?,
+            failure_policy: field(object, "failurePolicy", "Fail or Ignore")?.unwrap_or_default(),
+            log_level: field(object, "logLevel", "Error, Warn, Info or Debug")?.unwrap_or_default(),
+        })
+    }
+}
+
 impl Config {
     pub(crate) fn parse(object: &Map<String, Value>) -> Result<Self, Error> {
         Ok(Self {
             version: version_of(object)?,
-            entry: Entry {
-                plugin: TYPE.into(),
-                socket: socket(object)?,
-                failure_policy: field(object, "failurePolicy", "Fail or Ignore")?.unwrap_or_default(),
-                log_level: field(object, "logLevel", "Error, Warn, Info or Debug")?.unwrap_or_default(),
-            },
+            entry: Entry::parse(object)?,
             prev_result: object.get("prevResult").filter(|value| !value.is_null()).cloned(),
             valid_attachments: valid_attachments(object)?,
         })
@@ -172,6 +180,11 @@ mod tests {
     fn errors_name_the_field() {
         for (text, code, message) in [
             ("{}", Code::IncompatibleVersion, "cniVersion 0.1.0 is not supported"),
+            (
+                r#"{"cniVersion":""}"#,
+                Code::IncompatibleVersion,
+                "cniVersion 0.1.0 is not supported",
+            ),
             (
                 r#"{"cniVersion":"0.2.0"}"#,
                 Code::IncompatibleVersion,

@@ -298,6 +298,44 @@ fn without_the_daemon_add_fails_and_del_does_not() {
 }
 
 #[test]
+fn del_succeeds_with_a_configuration_that_cannot_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("cni.sock");
+    let asked = daemon(&socket, Response::Done);
+    let mut input = config(Version::V1_0_0, &socket);
+    input["cniVersion"] = "0.2.0".into();
+    let ended = run(&variables("DEL"), &input);
+    assert!(ended.success && ended.stdout.is_empty(), "{ended:?}");
+    let asked = serde_json::to_value(asked.join().unwrap()).unwrap();
+    assert_eq!(asked["command"], "del", "no version keeps the daemon from being told");
+    input["socket"] = "nowhere".into();
+    let ended = run(&variables("DEL"), &input);
+    assert!(ended.success && ended.stdout.is_empty(), "{ended:?}");
+    assert!(ended.stderr.contains("DEL goes on without the daemon"), "{ended:?}");
+}
+
+#[test]
+fn status_succeeds_while_a_daemon_restarts() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("cni.sock");
+    let mut input = config(Version::V1_1_0, &socket);
+    let status = |input: &Value| run(&variables("STATUS"), input);
+    assert_eq!(
+        status(&input).json()["code"],
+        50,
+        "there was none since the node started"
+    );
+    drop(UnixListener::bind(&socket).unwrap());
+    let ended = status(&input);
+    assert!(ended.success && ended.stdout.is_empty(), "{ended:?}");
+    assert!(ended.stderr.contains("STATUS goes on without the daemon"), "{ended:?}");
+    // Where pods start without the daemon, it is not missed.
+    input["socket"] = "/nowhere/cni.sock".into();
+    input["failurePolicy"] = "Ignore".into();
+    assert!(status(&input).success);
+}
+
+#[test]
 fn a_daemon_that_ends_without_an_answer_is_away() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("cni.sock");

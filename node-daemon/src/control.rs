@@ -65,6 +65,8 @@ pub struct NodeState {
     /// What keeps the CNI plugin from being installed.
     pub plugin: Option<String>,
     pub last_applied: Option<std::time::SystemTime>,
+    /// Whether pods are guarded that an earlier life brought in force.
+    pub inherits: bool,
 }
 
 /// Owned by the control thread.
@@ -101,7 +103,10 @@ impl Control {
         kept_limits: Vec<KeptLimit>,
     ) -> (Self, watch::Receiver<NodeState>) {
         index.set_room(datapath.room());
-        let (state, receiver) = watch::channel(NodeState::default());
+        let (state, receiver) = watch::channel(NodeState {
+            inherits: !datapath.inherited().is_empty(),
+            ..NodeState::default()
+        });
         (
             Self {
                 index,

@@ -53,8 +53,15 @@ pub async fn run(args: Args) -> Result<()> {
     };
     if let Some(root) = &args.remove_cni {
         let installer = Installer::new(&config, &socket(&args), root).context("failed to find this program's file")?;
-        for file in installer.uninstall()?.files {
+        let removed = installer.uninstall()?;
+        for file in removed.files {
             println!("{}", file.display());
+        }
+        if let Some(binary) = removed.kept {
+            println!(
+                "{} stays, since pods that run were started with it: run this again when they are gone",
+                binary.display()
+            );
         }
         return Ok(());
     }
@@ -278,7 +285,7 @@ impl Daemon {
                 return Ok(());
             }
             let told = move |problem| _ = messages.blocking_send(Message::Cni(Call::Installed(problem)));
-            tokio::task::spawn_blocking(move || installer.keep(&cancel, told)).await??;
+            tokio::task::spawn_blocking(move || installer.keep(&cancel, told)).await?;
             Ok(())
         });
         Ok(())

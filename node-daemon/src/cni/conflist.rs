@@ -3,6 +3,7 @@
 //! stays as it is, in its order.
 
 use serde_yaml::{Mapping, Value};
+use wardline_cni::Version;
 use wardline_cni::config::{Entry, TYPE};
 
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +12,8 @@ pub(super) enum ConflistError {
     Decode(serde_json::Error),
     #[error("it has no list of plugins")]
     NoPlugins,
+    #[error("its cniVersion is {0}, and wardline-cni speaks {spoken}", spoken = Version::ALL.map(Version::as_str).join(", "))]
+    Version(String),
     #[error("failed to encode it: {0}")]
     Encode(serde_json::Error),
 }
@@ -20,29 +23,62 @@ pub(super) enum ConflistError {
 pub(super) fn with_entry(text: &[u8], entry: &Entry) -> Result<Option<String>, ConflistError> {
     let ours = serde_json::to_value(entry).map_err(ConflistError::Encode)?;
     let ours = serde_yaml::to_value(ours).map_err(|_| ConflistError::NoPlugins)?;
-    edit(text, |plugins| {
+    edit(text, |list| {
+        check_versions(list)?;
+        let plugins = plugins(list)?;
         plugins.retain(|plugin| !is_ours(plugin));
         plugins.push(ours);
+        Ok(())
     })
 }
 
 /// The list without our entry; None where it has none.
 pub(super) fn without_entry(text: &[u8]) -> Result<Option<String>, ConflistError> {
-    edit(text, |plugins| plugins.retain(|plugin| !is_ours(plugin)))
+    edit(text, |list| {
+        plugins(list)?.retain(|plugin| !is_ours(plugin));
+        Ok(())
+    })
 }
 
-fn edit(text: &[u8], change: impl FnOnce(&mut Vec<Value>)) -> Result<Option<String>, ConflistError> {
+fn edit(
+    text: &[u8],
+    change: impl FnOnce(&mut Mapping) -> Result<(), ConflistError>,
+) -> Result<Option<String>, ConflistError> {
     // A mapping of serde_yaml, since it keeps the order of fields, which serde_json's does not here.
     let mut list: Mapping = serde_json::from_slice(text).map_err(ConflistError::Decode)?;
-    let plugins = list.get_mut("plugins").and_then(Value::as_sequence_mut);
-    let plugins = plugins.ok_or(ConflistError::NoPlugins)?;
-    let before = plugins.clone();
-    change(plugins);
-    if *plugins == before {
+    let before = list.clone();
+    change(&mut list)?;
+    if list == before {
         return Ok(None);
     }
     let text = serde_json::to_string_pretty(&list).map_err(ConflistError::Encode)?;
     Ok(Some(text + "\n"))
+}
+
+fn plugins(list: &mut Mapping) -> Result<&mut Vec<Value>, ConflistError> {
+    let plugins = list.get_mut("plugins").and_then(Value::as_sequence_mut);
+    plugins.ok_or(ConflistError::NoPlugins)
+}
+
+/// In a version that the plugin does not speak every ADD would fail. The runtime takes the highest of all those named
+/// that it knows itself (`NetworkConfFromBytes` in libcni/conf.go), or, if it is an older one, `cniVersion`.
+fn check_versions(list: &Mapping) -> Result<(), ConflistError> {
+    let others = list.get("cniVersions").and_then(Value::as_sequence);
+    let mut named: Vec<&Value> = list
+        .get("cniVersion")
+        .into_iter()
+        .chain(others.into_iter().flatten())
+        .collect();
+    let none = Value::from("not set");
+    if named.is_empty() {
+        named.push(&none);
+    }
+    let is_spoken = |version: &Value| version.as_str().is_some_and(|text| Version::parse(text).is_some());
+    match named.into_iter().find(|version| !is_spoken(version)) {
+        None => Ok(()),
+        Some(Value::String(text)) => Err(ConflistError::Version(text.clone())),
+        Some(other) => Err(ConflistError::Version(format!("{other:?}"))),
+    }
 }
 
 fn is_ours(plugin: &Value) -> bool {
@@ -111,5 +147,37 @@ mod tests {
         for text in ["", "[]", "{}", r#"{"plugins":{}}"#, r#"{"type":"bridge"}"#] {
             assert!(with_entry(text.as_bytes(), &Entry::default()).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_list_of_a_version_that_the_plugin_does_not_speak_is_left_alone() {
+        let list = |versions: &str| LIST.replace("\"cniVersion\": \"0.3.1\",", versions);
+        for (versions, named) in [
+            (r#""cniVersion": "0.2.0","#, "0.2.0"),
+            (r#""cniVersion": "9.0.0","#, "9.0.0"),
+            (r#""cniVersion": "","#, ""),
+            (r#""cniVersion": 1,"#, "Number(1)"),
+            ("", "not set"),
+            (r#""cniVersion": "1.0.0", "cniVersions": ["1.0.0", "9.0.0"],"#, "9.0.0"),
+        ] {
+            let text = list(versions);
+            let error = with_entry(text.as_bytes(), &Entry::default()).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("its cniVersion is {named}, and ")),
+                "{versions}: {error}"
+            );
+        }
+        for versions in [
+            r#""cniVersions": ["1.0.0", "1.1.0"],"#,
+            r#""cniVersion": "0.4.0", "cniVersions": ["1.0.0"],"#,
+        ] {
+            let text = list(versions);
+            assert!(with_entry(text.as_bytes(), &Entry::default()).is_ok(), "{versions}");
+        }
+        let theirs = list(r#""cniVersion": "0.2.0","#).replace("portmap", TYPE);
+        assert!(
+            without_entry(theirs.as_bytes()).unwrap().is_some(),
+            "and our entry goes from any"
+        );
     }
 }

@@ -4,25 +4,21 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use k8s_openapi::ByteString;
+use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use wardline_cni::config::{Entry, FailurePolicy, LogLevel, TYPE};
 use wardline_crds::config::DaemonConfig;
 
 use super::conflist;
+use super::directory::{Changes, pause};
 
-/// How often the files are looked at though nothing was told, and the thread sees that it should stop.
-const LOOK: Duration = Duration::from_secs(5);
-const TICK: u16 = 250;
-/// Writers write more than once: they are left alone for a moment.
-const SETTLE: Duration = Duration::from_millis(100);
+/// Where libcni keeps, for each pod that runs, the list that it was started with (`CacheDir` in libcni/api.go).
+const CACHE: &str = "/var/lib/cni/results";
 /// Between two changes of ours: another installer that takes our entry out each time is not fought without a pause.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -43,14 +39,21 @@ pub enum InstallError {
     NotAList(PathBuf),
     #[error("{path} cannot be used: {cause}", path = path.display())]
     Unusable { path: PathBuf, cause: String },
-    #[error("failed to watch {path}: {cause}", path = path.display())]
-    Watch { path: PathBuf, cause: Errno },
 }
 
 /// What [`Installer::uninstall`] removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
+    /// Changed or removed.
     pub files: Vec<PathBuf>,
+    /// The binary, where pods that run were started with it.
+    pub kept: Option<PathBuf>,
+}
+
+/// What libcni keeps of a pod, as far as it matters here.
+#[derive(Deserialize)]
+struct Cached {
+    config: ByteString,
 }
 
 /// Knows where the plugin goes.
@@ -60,6 +63,7 @@ pub struct Installer {
     binary: PathBuf,
     bin_dir: PathBuf,
     conf_dir: PathBuf,
+    cache: PathBuf,
     entry: Entry,
 }
 
@@ -71,6 +75,7 @@ impl Installer {
             binary: std::env::current_exe()?.with_file_name(TYPE),
             bin_dir: below(&config.cni.bin_dir),
             conf_dir: below(&config.cni.conf_dir),
+            cache: below(Path::new(CACHE)),
             entry: Entry {
                 socket: socket.display().to_string(),
                 failure_policy: match config.cni.failure_policy {
@@ -89,12 +94,9 @@ impl Installer {
     }
 
     /// Installs the plugin and keeps it installed until cancelled. `told` is given what stands in the way each time
-    /// that changes; None: nothing.
-    ///
-    /// # Errors
-    /// Only where the directory cannot be watched. Whatever else fails is told and tried again.
-    pub fn keep(&self, cancel: &CancellationToken, mut told: impl FnMut(Option<String>)) -> Result<(), InstallError> {
-        let changes = self.watch()?;
+    /// that changes, and it is tried again; None: nothing.
+    pub fn keep(&self, cancel: &CancellationToken, mut told: impl FnMut(Option<String>)) {
+        let mut changes = Changes::of(&self.conf_dir);
         let mut last: Option<Option<String>> = None;
         while !cancel.is_cancelled() {
             let result = self.install();
@@ -111,11 +113,10 @@ impl Installer {
                 tracing::warn!("the CNI plugin's entry was taken out of the node's configuration; it is back");
             }
             if changed {
-                wait(PAUSE, cancel);
+                pause(PAUSE, cancel);
             }
-            self.until_changed(&changes, cancel)?;
+            changes.wait(cancel);
         }
-        Ok(())
     }
 
     /// Returns whether anything had to be changed.
@@ -134,7 +135,9 @@ impl Installer {
         Ok(binary || edited.is_some())
     }
 
-    /// Takes entries and binary away, for a node that Wardline leaves.
+    /// Takes entries and binary away, for a node that Wardline leaves. The binary stays while a runtime may still call
+    /// it: CRI-O ends a pod by the list that it was started with, and where a plugin of that is not there, the pod never
+    /// ends (`loadNetworkFromCache` in ocicni).
     pub fn uninstall(&self) -> Result<Removed, InstallError> {
         let mut removed = Removed::default();
         // The entries first, as the binary is put there first.
@@ -147,12 +150,37 @@ impl Installer {
             }
         }
         let binary = self.bin_dir.join(TYPE);
+        if self.is_in_use()? {
+            removed.kept = Some(binary).filter(|binary| binary.exists());
+            return Ok(removed);
+        }
         match fs::remove_file(&binary) {
             Ok(()) => removed.files.push(binary),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(cause) => return Err(failed("remove", &binary)(cause)),
         }
         Ok(removed)
+    }
+
+    /// Whether a pod that runs was started with our entry in its list.
+    fn is_in_use(&self) -> Result<bool, InstallError> {
+        let pods = match fs::read_dir(&self.cache) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            pods => pods.map_err(failed("read", &self.cache))?,
+        };
+        for pod in pods {
+            let path = pod.map_err(failed("read", &self.cache))?.path();
+            let text = match fs::read(&path) {
+                // It has just ended.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                text => text.map_err(failed("read", &path))?,
+            };
+            let cached = serde_json::from_slice::<Cached>(&text);
+            if cached.is_ok_and(|cached| matches!(conflist::without_entry(&cached.config.0), Ok(Some(_)))) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn install_binary(&self) -> Result<bool, InstallError> {
@@ -193,50 +221,6 @@ impl Installer {
         found.sort();
         Ok(found)
     }
-
-    fn watch(&self) -> Result<Inotify, InstallError> {
-        let failed = |cause| InstallError::Watch {
-            path: self.conf_dir.clone(),
-            cause,
-        };
-        let changes = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
-        let what = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_MOVED_FROM
-            | AddWatchFlags::IN_DELETE;
-        changes.add_watch(&self.conf_dir, what).map_err(failed)?;
-        Ok(changes)
-    }
-
-    /// Waits until something in the directory changed, or it is time to look.
-    fn until_changed(&self, changes: &Inotify, cancel: &CancellationToken) -> Result<(), InstallError> {
-        let failed = |cause| InstallError::Watch {
-            path: self.conf_dir.clone(),
-            cause,
-        };
-        let began = Instant::now();
-        while began.elapsed() < LOOK && !cancel.is_cancelled() {
-            let mut watched = [PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut watched, PollTimeout::from(TICK)) {
-                Ok(0) | Err(Errno::EINTR) => continue,
-                Ok(_) => {}
-                Err(cause) => return Err(failed(cause)),
-            }
-            wait(SETTLE, cancel);
-            return match changes.read_events() {
-                Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-                Err(cause) => Err(failed(cause)),
-            };
-        }
-        Ok(())
-    }
-}
-
-fn wait(duration: Duration, cancel: &CancellationToken) {
-    let began = Instant::now();
-    while began.elapsed() < duration && !cancel.is_cancelled() {
-        std::thread::sleep(Duration::from_millis(u64::from(TICK)).min(duration));
-    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> InstallError + use<> {
@@ -274,6 +258,9 @@ fn replace(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<(), InstallEr
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+    use std::time::Instant;
+
+    use serde_json::json;
 
     use super::*;
 
@@ -296,6 +283,7 @@ mod tests {
                 binary: path("source"),
                 bin_dir: path("bin"),
                 conf_dir: path("net.d"),
+                cache: path("results"),
                 entry: Entry::default(),
             };
             Self { directory, installer }
@@ -359,17 +347,63 @@ mod tests {
     }
 
     #[test]
+    fn the_binary_stays_while_pods_run_that_were_started_with_it() {
+        let node = Node::new();
+        let (list, results) = (node.conf("10-ptp.conflist"), node.directory.path().join("results"));
+        fs::create_dir(&results).unwrap();
+        let start = |pod: &str| {
+            let config = ByteString(fs::read(&list).unwrap());
+            let cached = json!({"kind": "cniCacheV1", "containerId": pod, "config": config});
+            fs::write(results.join(format!("net-{pod}-eth0")), cached.to_string()).unwrap();
+        };
+        fs::write(&list, LIST).unwrap();
+        start("before");
+        node.installer.install().unwrap();
+        start("with");
+        fs::write(results.join("strange"), "{").unwrap();
+        let binary = node.directory.path().join("bin").join(TYPE);
+        let removed = node.installer.uninstall().unwrap();
+        assert_eq!(
+            (removed.files, removed.kept),
+            (vec![list.clone()], Some(binary.clone()))
+        );
+        assert!(!node.has_entry("10-ptp.conflist"), "no pod starts with it any more");
+        fs::remove_file(results.join("net-with-eth0")).unwrap();
+        let removed = node.installer.uninstall().unwrap();
+        assert_eq!((removed.files, removed.kept), (vec![binary], None));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_watched_is_looked_at() {
+        let node = Node::new();
+        // No more can be watched of it than where the kernel has no inotify instance left.
+        fs::remove_dir(node.directory.path().join("net.d")).unwrap();
+        let (told, problems) = mpsc::channel();
+        let cancel = CancellationToken::new();
+        std::thread::scope(|scope| {
+            let stop = cancel.clone().drop_guard();
+            scope.spawn(|| node.installer.keep(&cancel, |problem| told.send(problem).unwrap()));
+            let next = || problems.recv_timeout(Duration::from_secs(20)).unwrap();
+            assert!(next().unwrap().starts_with("failed to read"));
+            fs::create_dir(node.directory.path().join("net.d")).unwrap();
+            fs::write(node.conf("10-ptp.conflist"), LIST).unwrap();
+            let mut problem = next();
+            while problem.is_some() {
+                problem = next();
+            }
+            assert!(node.has_entry("10-ptp.conflist"));
+            drop(stop);
+        });
+    }
+
+    #[test]
     fn an_entry_that_is_taken_out_comes_back() {
         let node = Node::new();
         let (told, problems) = mpsc::channel();
         let cancel = CancellationToken::new();
         std::thread::scope(|scope| {
             let stop = cancel.clone().drop_guard();
-            scope.spawn(|| {
-                node.installer
-                    .keep(&cancel, |problem| told.send(problem).unwrap())
-                    .unwrap();
-            });
+            scope.spawn(|| node.installer.keep(&cancel, |problem| told.send(problem).unwrap()));
             let next = || problems.recv_timeout(Duration::from_secs(20)).unwrap();
             assert!(next().unwrap().contains("no network configuration"));
             fs::write(node.conf("10-ptp.conflist"), LIST).unwrap();

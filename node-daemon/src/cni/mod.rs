@@ -12,6 +12,7 @@
 
 mod announce;
 mod conflist;
+mod directory;
 mod install;
 mod server;
 mod waiting;

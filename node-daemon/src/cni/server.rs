@@ -147,7 +147,9 @@ impl Server {
             }
             Command::Status => {
                 let state = self.state.borrow();
-                if state.last_applied.is_some() {
+                // A node that is told no is `NotReady`. After a restart that would cost pods that are guarded all the
+                // while; an ADD waits for the rest.
+                if state.inherits || state.last_applied.is_some() {
                     return Ok(());
                 }
                 Err(Refusal::new(Code::NotAvailable, "policies are not in force yet"))

@@ -96,6 +96,19 @@ impl Drop for Daemon {
 
 impl Daemon {
     fn start(cluster: &mut Cluster, api: &ApiServer) -> Self {
+        let (daemon, told) = Self::begin(cluster, api);
+        let listed = listed(&told);
+        for event in told {
+            daemon.tell(event);
+        }
+        for kind in Kind::WATCHED {
+            daemon.tell(Event::Listed(kind, listed.clone()));
+        }
+        daemon
+    }
+
+    /// One that knows nothing of the cluster yet, and what it should be told.
+    fn begin(cluster: &mut Cluster, api: &ApiServer) -> (Self, Vec<Event>) {
         let (Life { datapath, names, .. }, told) = cluster.hand_over();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -130,14 +143,7 @@ impl Daemon {
             runtime,
             _directory: directory,
         };
-        let listed = listed(&told);
-        for event in told {
-            daemon.tell(event);
-        }
-        for kind in Kind::WATCHED {
-            daemon.tell(Event::Listed(kind, listed.clone()));
-        }
-        daemon
+        (daemon, told)
     }
 
     fn tell(&self, event: Event) {
@@ -365,5 +371,22 @@ fn a_pod_that_nobody_knows_is_waited_for_in_vain() {
         let (succeeded, said) = daemon.plugin("CHECK", "web", FIRST);
         assert!(!succeeded && said["code"] == 100, "{said}");
         daemon.must("DEL", "web", FIRST);
+    });
+}
+
+#[test]
+fn only_a_daemon_that_guards_nobody_yet_makes_its_node_wait() {
+    on_a_cluster(Plugin::Ptp, |cluster| {
+        let (daemon, _) = Daemon::begin(cluster, &ApiServer::default());
+        let (succeeded, said) = daemon.plugin("STATUS", "web", FIRST);
+        assert!(!succeeded && said["code"] == 50, "{said}");
+        assert_eq!(said["msg"], "policies are not in force yet");
+    });
+    on_a_cluster(Plugin::Ptp, |cluster| {
+        cluster.pod("server", SERVER);
+        cluster.apply();
+        cluster.restart();
+        let (daemon, _) = Daemon::begin(cluster, &ApiServer::default());
+        daemon.must("STATUS", "web", FIRST);
     });
 }
