@@ -160,7 +160,8 @@ fn pod(valid: &Valid, config_name: &str) -> PodSpec {
         service_account_name: Some(valid.service_account.clone()),
         // On the host network the daemon sees the pods' host-side interfaces, and works before any other network does.
         host_network: Some(true),
-        dns_policy: Some("ClusterFirstWithHostNet".into()),
+        // The node's own: `apiServer.host` may be a name, and the cluster's DNS a Service that nobody has translated yet.
+        dns_policy: Some("Default".into()),
         priority_class_name: Some(valid.priority_class.clone()).filter(|name| !name.is_empty()),
         node_selector: Some(valid.node_selector.clone()).filter(|labels| !labels.is_empty()),
         tolerations: Some(
