@@ -57,7 +57,7 @@ fn claim(front: Front, is_cluster_ip: bool) -> Claim {
     Claim { front, is_cluster_ip }
 }
 
-/// Whose word it is that an address is a Service's.
+/// Whose word it is that an address is a Service's (docs/decisions/0011-addresses-that-anybody-may-name.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
     /// The API server's, which keeps a range of ports for Services, or a controller's.
