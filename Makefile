@@ -73,11 +73,11 @@ bench: deps tool ## what packets, connections, records and policy changes cost: 
 	$(LAB) bench --packets target/bench-packets.json --output target/bench.json
 
 .PHONY: conformance
-conformance: deps tool ## oracle, beside-kube-proxy, and Kubernetes' own network policy suite, all but its SCTP cases: a table (REPEAT=3 for three rounds); needs root
+conformance: deps tool ## oracle, beside-kube-proxy, and Kubernetes' own network policy suite, all but the cases that open SCTP sockets: a table (REPEAT=3 for three rounds); needs root
 	@status=0
 	$(LAB) conformance --repeat $(REPEAT) $(CONFORMANCE) || status=1
 	echo 'a million packets while policies are rewritten all the time'
-	WARDLINE_ATOMIC_PACKETS=1000000 cargo test --quiet --package wardline-node --test traffic atomic -- --nocapture || status=1
+	WARDLINE_ATOMIC_PACKETS=1000000 hack/named-tests.sh --package wardline-node --test traffic atomic -- --nocapture || status=1
 	echo '$(FLOWS) generated flows'
 	$(MAKE) --no-print-directory oracle || status=1
 	echo 'Services and node ports beside kube-proxy'
@@ -89,15 +89,15 @@ beside-kube-proxy: deps tool ## the tests of Services and node ports in a cluste
 	@status=0
 	$(LAB) down
 	$(LAB) up --kube-proxy && $(LAB) install && \
-		cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- --nocapture services:: node_port:: || status=1
+		hack/named-tests.sh --package wardline-e2e --features cluster-tests --test cluster -- --nocapture services:: node_port:: || status=1
 	$(LAB) down || status=1
 	exit $$status
 
 .PHONY: oracle
 oracle: deps ## generated flows through the naive evaluator, the reference, the tables and the kernel (FLOWS, SEED); needs root
 	@export WARDLINE_FLOWS=$(FLOWS) WARDLINE_SEED=$(SEED)
-	cargo test --quiet --package wardline-policy --test agree -- --nocapture the_naive_evaluator
-	cargo test --quiet --package wardline-node --test agree -- --nocapture the_kernel_decides
+	hack/named-tests.sh --package wardline-policy --test agree -- --nocapture the_naive_evaluator
+	hack/named-tests.sh --package wardline-node --test agree -- --nocapture the_kernel_decides
 
 .PHONY: fmt
 fmt: ## format the Rust code

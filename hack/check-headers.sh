@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Every source file says its license in its first five lines; what runs in the kernel has the kernel's.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 missing=0
+files=$(git ls-files '*.rs' '*.c' '*.h' '*.go' '*.mod' '*.sh' '*.yaml' '*.tpl' '*Cargo.toml' '*Dockerfile' Makefile .ci/run)
+[ -n "$files" ] || { echo 'git knows of no source file here'; exit 1; }
 while IFS= read -r file; do
     case $file in
         bpf/include/vendor/*) continue ;; # as the kernel has them, with the kernel's own lines
@@ -13,5 +16,5 @@ while IFS= read -r file; do
         echo "$file: no line 'SPDX-License-Identifier: $wanted'"
         missing=1
     fi
-done < <(git ls-files '*.rs' '*.c' '*.h' '*.go' '*.mod' '*.sh' '*.yaml' '*.tpl' '*Cargo.toml' '*Dockerfile' Makefile .ci/run)
+done <<< "$files"
 exit "$missing"

@@ -16,6 +16,8 @@ pub mod generate;
 pub mod naive;
 
 use std::net::IpAddr;
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
@@ -133,13 +135,33 @@ pub struct Extent {
     pub seed: u64,
 }
 
+/// A variable that says how far, and is no number.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to read {variable}={value}: {cause}")]
+pub struct ExtentError {
+    variable: &'static str,
+    value: String,
+    cause: ParseIntError,
+}
+
 impl Extent {
     /// As `WARDLINE_FLOWS` and `WARDLINE_SEED` say; otherwise that many flows, the same in each run.
-    pub fn from_env(flows: usize) -> Self {
-        let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-        Self {
-            flows: number("WARDLINE_FLOWS").map_or(flows, |flows| usize::try_from(flows).unwrap_or(usize::MAX)),
-            seed: number("WARDLINE_SEED").unwrap_or(1),
-        }
+    pub fn from_env(flows: usize) -> Result<Self, ExtentError> {
+        Ok(Self {
+            flows: number("WARDLINE_FLOWS")?.unwrap_or(flows),
+            seed: number("WARDLINE_SEED")?.unwrap_or(1),
+        })
+    }
+}
+
+/// None where the variable is not set: one that cannot be read must not look as if it were not.
+fn number<T: FromStr<Err = ParseIntError>>(variable: &'static str) -> Result<Option<T>, ExtentError> {
+    let Some(value) = std::env::var_os(variable) else {
+        return Ok(None);
+    };
+    let value = value.to_string_lossy().into_owned();
+    match value.parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(cause) => Err(ExtentError { variable, value, cause }),
     }
 }

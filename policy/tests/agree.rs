@@ -47,7 +47,7 @@ fn ask(case: &Case) -> Result<Answer, String> {
 
 #[test]
 fn the_naive_evaluator_the_reference_and_the_tables_agree() {
-    let extent = Extent::from_env(FLOWS);
+    let extent = Extent::from_env(FLOWS).unwrap();
     let mut generator = Generator::new(extent.seed);
     let mut judged: BTreeMap<&str, usize> = BTreeMap::new();
     let mut flows = 0;
@@ -161,7 +161,7 @@ fn check_shape(tables: &Tables) {
 
 #[test]
 fn equal_objects_give_equal_tables_of_sound_shape() {
-    let mut generator = Generator::new(Extent::from_env(0).seed);
+    let mut generator = Generator::new(Extent::from_env(0).unwrap().seed);
     for _ in 0..768 {
         let objects = generator.cluster().objects().unwrap();
         let tables = compile(&objects, NODE);

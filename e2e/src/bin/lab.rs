@@ -50,7 +50,7 @@ enum Cmd {
         #[command(flatten)]
         images: images::Options,
     },
-    /// Run Kubernetes' own network policy suite, all but its SCTP cases; brings up what is missing
+    /// Run Kubernetes' own network policy suite, all but the cases that open SCTP sockets; brings up what is missing
     Conformance {
         #[command(flatten)]
         conformance: conformance::ConformanceOptions,

@@ -6,7 +6,7 @@
 //!   report   a table of cases and rounds  target/conformance/results.json, and a log a case
 //! ```
 //!
-//! The cases that need SCTP sockets are left out, as not every kernel opens them.
+//! The cases that open SCTP sockets (`[Feature:SCTPConnectivity]`) are left out, as not every kernel does that.
 
 mod report;
 mod suite;

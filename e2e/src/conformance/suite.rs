@@ -13,9 +13,10 @@ use tokio::process::Command;
 use super::Outcome;
 use crate::layout::Layout;
 
-/// The suite's part about network policies, and what of it is left out.
+/// The suite's part about network policies, and what of it is left out: by its tag, since cases about TCP speak of SCTP
+/// too.
 const FOCUS: &str = r"\[sig-network\] Netpol";
-const SKIP: &str = "SCTP";
+const SKIP: &str = r"\[Feature:SCTPConnectivity\]";
 /// Nothing of its own waits longer; one that hangs shall not hold up the others for the hour that it has otherwise.
 const TIMEOUT: &str = "--ginkgo.timeout=10m";
 

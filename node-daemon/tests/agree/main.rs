@@ -47,7 +47,7 @@ const FRESH: usize = 40_000;
 #[test]
 fn the_kernel_decides_as_the_naive_evaluator_does_while_the_cluster_changes() {
     on_a_node(2 * VETHS, |node| {
-        let extent = Extent::from_env(FLOWS);
+        let extent = Extent::from_env(FLOWS).unwrap();
         println!("seed {}", extent.seed);
         let (own, spare) = node.veths.split_at(VETHS);
         let changing = node.beside("changing", own);

@@ -240,3 +240,112 @@ pub fn read_all(folder: &Path) -> Result<Vec<(PathBuf, Case)>, CaseError> {
     cases.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(cases)
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule};
+
+    use super::*;
+    use crate::oracle::Direction;
+    use crate::oracle::generate::Generator;
+
+    /// What the case is about; all else in it was generated.
+    fn cause() -> (ObjectMeta, Pod, NetworkPolicy) {
+        let metadata = ObjectMeta {
+            namespace: Some("cause".to_owned()),
+            name: Some("it".to_owned()),
+            ..ObjectMeta::default()
+        };
+        let rule = |cidr: &str| NetworkPolicyIngressRule {
+            from: Some(serde_yaml::from_str(&format!("[{{ipBlock: {{cidr: {cidr}}}}}]")).unwrap()),
+            ports: Some(serde_yaml::from_str("[{port: 80}, {port: 81}]").unwrap()),
+        };
+        let spec = NetworkPolicySpec {
+            ingress: Some(vec![rule("10.0.0.0/8"), rule("192.0.2.0/24")]),
+            ..NetworkPolicySpec::default()
+        };
+        let policy = NetworkPolicy {
+            metadata: metadata.clone(),
+            spec: Some(spec),
+        };
+        let pod = Pod {
+            metadata: metadata.clone(),
+            ..Pod::default()
+        };
+        (metadata, pod, policy)
+    }
+
+    /// It needs the pod where the flow was opened, and port 81 of the second rule where it is judged.
+    fn fails(case: &Case) -> bool {
+        let (metadata, ..) = cause();
+        let opened_in = &case.clusters[case.opened_in.unwrap()];
+        let policies = &case.clusters.last().unwrap().policies;
+        let is_there = opened_in.pods.iter().any(|pod| is_same(&pod.metadata, &metadata));
+        is_there
+            && policies
+                .iter()
+                .filter(|policy| is_same(&policy.metadata, &metadata))
+                .flat_map(|policy| policy.spec.iter().flat_map(|spec| spec.ingress.iter().flatten()))
+                .any(|rule| {
+                    let yaml = serde_yaml::to_string(rule).unwrap();
+                    yaml.contains("192.0.2.0/24") && yaml.contains("port: 81")
+                })
+    }
+
+    #[test]
+    fn what_a_case_does_not_need_is_taken_away() {
+        let (_, pod, policy) = cause();
+        let mut generator = Generator::new(1);
+        let mut clusters: Vec<Cluster> = (0..6).map(|_| generator.cluster()).collect();
+        clusters[3].pods.push(pod.clone());
+        clusters[5].policies.push(policy.clone());
+        let case = Case {
+            why: String::new(),
+            flow: Flow {
+                pod: "cause/it".to_owned(),
+                direction: Direction::Ingress,
+                remote: [10, 0, 0, 1].into(),
+                protocol: 6,
+                port: 81,
+                from_node: false,
+            },
+            opened_in: Some(3),
+            clusters,
+        };
+        assert!(fails(&case));
+        let smallest = case.shrink(fails);
+        let mut needed = policy;
+        let rules = needed.spec.as_mut().unwrap().ingress.as_mut().unwrap();
+        rules.remove(0);
+        rules[0].ports.as_mut().unwrap().remove(0);
+        let with_pod = Cluster {
+            pods: vec![pod],
+            ..Cluster::default()
+        };
+        let with_policy = Cluster {
+            policies: vec![needed],
+            ..Cluster::default()
+        };
+        let expected = Case {
+            opened_in: Some(0),
+            clusters: vec![with_pod, with_policy],
+            ..case
+        };
+        assert_eq!(smallest, expected);
+    }
+
+    #[test]
+    fn a_case_that_needs_everything_stays_as_it_is() {
+        let mut generator = Generator::new(2);
+        let clusters = vec![generator.cluster()];
+        let flow = generator.flow(&clusters[0]);
+        let case = Case {
+            why: String::new(),
+            flow: flow.unwrap(),
+            opened_in: None,
+            clusters,
+        };
+        assert_eq!(case.shrink(|smaller| *smaller == case), case);
+    }
+}

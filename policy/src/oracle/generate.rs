@@ -28,7 +28,8 @@ const OTHER_NODE_ADDRESSES: [&str; 2] = ["192.168.77.2", "fd00:77::2"];
 
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 const KEYS: [&str; 2] = ["app", "tier"];
-const VALUES: [&str; 3] = ["x", "y", "z"];
+/// A label may have an empty value, which is not the same as not to be there.
+const VALUES: [&str; 4] = ["x", "y", "z", ""];
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 const PORT_NAMES: [&str; 2] = ["http", "dns"];
 /// Both ends of the port space, and some that stand together.

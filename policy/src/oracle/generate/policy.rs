@@ -147,16 +147,24 @@ impl Generator {
     fn selector_of(&mut self, keys: &[&str], values: &[&str]) -> LabelSelector {
         let mut selector = LabelSelector::default();
         for key in keys {
-            match self.weighted(&[45, 30, 25]) {
-                0 => {
-                    let labels = selector.match_labels.get_or_insert_default();
-                    labels.insert((*key).to_owned(), self.one_of(values).to_owned());
-                }
-                1 => {
-                    let requirement = self.requirement(key, values);
-                    selector.match_expressions.get_or_insert_default().push(requirement);
-                }
-                _ => {}
+            // What is asked of one key may be several things.
+            let (is_label, requirements) = self.one_of(&[
+                (true, 0),
+                (true, 0),
+                (true, 0),
+                (false, 1),
+                (false, 1),
+                (false, 2),
+                (true, 1),
+                (false, 0),
+            ]);
+            if is_label {
+                let labels = selector.match_labels.get_or_insert_default();
+                labels.insert((*key).to_owned(), self.one_of(values).to_owned());
+            }
+            for _ in 0..requirements {
+                let requirement = self.requirement(key, values);
+                selector.match_expressions.get_or_insert_default().push(requirement);
             }
         }
         selector
