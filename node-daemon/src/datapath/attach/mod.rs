@@ -170,6 +170,10 @@ fn detach(program: At, ifindex: u32, direction: Direction) {
 }
 
 fn detach_filter(ifindex: u32, direction: Direction) {
+    // It went with its interface; to ask for it would wait for whoever changes another one.
+    if nix::net::if_::if_indextoname(ifindex).is_err() {
+        return;
+    }
     if let Err(error) = clsact::detach(ifindex, direction) {
         tracing::warn!(ifindex, ?direction, %error, "failed to detach a program");
     }
