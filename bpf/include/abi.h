@@ -136,7 +136,7 @@ struct near_endpoint {
 /* --- conntrack ------------------------------------------------------------------------------------------------ */
 
 enum conntrack_state {
-	CONNTRACK_OPENING = 0, /* only the initiator was seen */
+	CONNTRACK_OPENING = 0, /* only the initiator was seen; TCP: it has not gone on after an answer */
 	CONNTRACK_OPEN = 1,    /* both sides were seen */
 	CONNTRACK_CLOSING = 2, /* TCP: both FINs, or a RST */
 	CONNTRACK_DENIED = 3,  /* was open, and a policy change denies it now */
@@ -145,10 +145,10 @@ enum conntrack_state {
 };
 
 enum conntrack_flag {
-	CONNTRACK_FIN_INITIATOR = 1,
+	CONNTRACK_FIN_INITIATOR = 1, /* or a RST, in its name */
 	CONNTRACK_FIN_RESPONDER = 2,
 	CONNTRACK_MIDSTREAM = 4, /* the direction is a guess */
-	CONNTRACK_ANSWERED = 16, /* in mid-stream: the first packet seen was the responder's, or what looked like it */
+	CONNTRACK_ANSWERED = 16, /* the responder was seen */
 	CONNTRACK_LOCAL = 8,     /* a socket of this node sent the first packet: proof that later ones cannot give */
 	CONNTRACK_TRANSLATED = 32, /* goes to a Service, which the pod sees in place of the backend */
 	CONNTRACK_ALIAS = 64,    /* no flow of its own: leads from the Service to the backend, under which the flow is */
@@ -156,7 +156,7 @@ enum conntrack_flag {
 };
 
 /*
- * ICMP echo: the identifier is the initiator's port, the responder's is 0. Other protocols: ports are 0.
+ * ICMP echo: the identifier is the initiator's port, the next number the responder's. Other protocols: ports are 0.
  *
  * A flow to a Service has two entries, so that a packet of either direction needs one lookup:
  *

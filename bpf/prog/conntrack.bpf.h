@@ -4,9 +4,9 @@
 /*
  * Flows that were judged before.
  *
- *   OPENING --reply--> OPEN --FIN both ways, or RST--> CLOSING
- *      \                 |
- *       \----- policy changes, denied now -----> DENIED (until another change allows it, or it expires)
+ *   OPENING --reply; TCP: and the initiator goes on--> OPEN --FIN both ways, or RST--> CLOSING
+ *      \                                                 |
+ *       \----- policy changes, denied now ----------------'--> DENIED (until another change allows it, or it expires)
  *
  * Entries are written by key, never through the pointer of a lookup: a preallocated hash hands a deleted element to
  * another flow at once, and a late write would land there. Two CPUs that write one entry at the same moment may lose
@@ -90,36 +90,59 @@ static __always_inline bool same_key(const struct conntrack_key *a, const struct
 }
 
 /*
- * Does this packet open a connection in place of the one that the entry is about? A SYN does, unless a live
- * connection's own initiator repeats it.
+ * Does this packet open a connection in place of the one that the entry is about? A SYN does, unless it is the one that
+ * the entry was made for, repeated: who uses its port again has nothing to do with the old connection any more, whether
+ * its end was seen or not.
  */
 static __always_inline bool opens_anew(const struct conntrack_entry *entry, const struct flow *flow)
 {
 	if (!is_lone_syn(flow))
 		return false;
-	return entry->state == CONNTRACK_CLOSING || entry->state == CONNTRACK_DENIED ||
+	return entry->state != CONNTRACK_OPENING || (entry->flags & CONNTRACK_MIDSTREAM) ||
 	       entry->initiator != flow->direction;
+}
+
+/*
+ * A server answers every SYN, and the one that says it sent it may never hear of that: only when the initiator goes on
+ * have both sides opened the connection. Else a flood of SYNs would hold entries for hours.
+ */
+static __always_inline bool is_handshake_over(const struct conntrack_entry *entry, const struct flow *flow)
+{
+	return flow->key.protocol == IP_TCP && (entry->flags & CONNTRACK_ANSWERED) && !is_lone_syn(flow);
+}
+
+/* What the packet says of the end of its TCP connection; `side` is the flag of whoever sent it. */
+static __always_inline void advance_end(struct conntrack_entry *entry, const struct flow *flow, __u8 side)
+{
+	const __u8 both = CONNTRACK_FIN_INITIATOR | CONNTRACK_FIN_RESPONDER;
+
+	if (flow->tcp_flags & (TCP_FIN | TCP_RST)) {
+		entry->flags |= side;
+	} else if (entry->state == CONNTRACK_CLOSING && (entry->flags & both) == side &&
+		   (entry->flags & CONNTRACK_ANSWERED)) {
+		/* Who goes on sending has not reset it: somebody else did in its name. */
+		entry->flags &= ~side;
+		entry->state = CONNTRACK_OPEN;
+	}
+	if ((flow->tcp_flags & TCP_RST) || (entry->flags & both) == both)
+		entry->state = CONNTRACK_CLOSING;
 }
 
 /* What the packet does to its entry. */
 static __always_inline void advance(struct conntrack_entry *entry, const struct flow *flow)
 {
 	bool initiator = entry->initiator == flow->direction;
-	bool answered = entry->flags & CONNTRACK_ANSWERED;
+	bool opens = initiator ? is_handshake_over(entry, flow) : flow->key.protocol != IP_TCP;
 
-	/*
-	 * It takes both sides to open a connection. One that was found in mid-stream by its responder's packet waits
-	 * for the initiator's: else a stranger's lone packets would hold entries for hours.
-	 */
-	if (entry->state == CONNTRACK_OPENING && initiator == answered)
+	if (entry->state == CONNTRACK_OPENING && opens)
 		entry->state = CONNTRACK_OPEN;
 	/* A server of many short questions, as DNS is, must not hold an entry for minutes for each of them. */
 	else if (entry->state == CONNTRACK_OPEN && flow->key.protocol == IP_UDP && entry->last_seen != flow->tick)
 		entry->state = CONNTRACK_STREAM;
-	if (flow->tcp_flags & TCP_FIN)
-		entry->flags |= initiator ? CONNTRACK_FIN_INITIATOR : CONNTRACK_FIN_RESPONDER;
-	if ((flow->tcp_flags & TCP_RST) || ((entry->flags & CONNTRACK_FIN_INITIATOR) && (entry->flags & CONNTRACK_FIN_RESPONDER)))
-		entry->state = CONNTRACK_CLOSING;
+	if (!initiator)
+		entry->flags |= CONNTRACK_ANSWERED;
+	if (flow->key.protocol == IP_TCP)
+		advance_end(entry, flow, initiator ? CONNTRACK_FIN_INITIATOR : CONNTRACK_FIN_RESPONDER);
 	entry->last_seen = flow->tick;
 }
 
@@ -152,6 +175,12 @@ static __noinline bool is_being_swept(const struct endpoint *endpoint, const str
 	return usage && usage->is_swept && same_key(&usage->swept, &flow->key);
 }
 
+static __always_inline void count_made(struct usage *usage)
+{
+	if (usage)
+		__sync_fetch_and_add(&usage->made, 1);
+}
+
 /* An entry was made; `former` is the one whose place it took, if any. */
 static __noinline void count_entry(const struct endpoint *endpoint, const struct conntrack_entry *former,
 				   const struct conntrack_entry *entry)
@@ -163,7 +192,7 @@ static __noinline void count_entry(const struct endpoint *endpoint, const struct
 	if (!usage)
 		return;
 	if (!former)
-		__sync_fetch_and_add(&usage->made, 1);
+		count_made(usage);
 	if (half_open && !was_half_open)
 		__sync_fetch_and_add(&usage->half_opened, 1);
 	if (was_half_open && !half_open)
@@ -184,7 +213,7 @@ static __always_inline void rewrite_entry(const struct endpoint *endpoint, const
 		__sync_fetch_and_add(&usage->half_closed, 1);
 }
 
-static __always_inline struct conntrack_entry new_entry(const struct flow *flow, bool midstream)
+static __always_inline struct conntrack_entry new_entry(const struct flow *flow)
 {
 	struct conntrack_entry entry = {
 		.word = flow->word,
@@ -193,10 +222,8 @@ static __always_inline struct conntrack_entry new_entry(const struct flow *flow,
 		.state = CONNTRACK_OPENING,
 	};
 
-	if (midstream)
+	if (flow->midstream)
 		entry.flags |= CONNTRACK_MIDSTREAM;
-	if (midstream && flow->judged != flow->direction)
-		entry.flags |= CONNTRACK_ANSWERED;
 	if (flow->local_socket)
 		entry.flags |= CONNTRACK_LOCAL;
 	advance(&entry, flow);

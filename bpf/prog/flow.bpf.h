@@ -58,6 +58,7 @@ struct flow {
 	__u8 local_socket; /* proven: a socket of this node sent the flow's first packet */
 	__u8 forged;       /* from an address that is not the pod's, where that is only watched for */
 	__u8 due;          /* an allow that asks for a record */
+	__u8 midstream;    /* TCP that belongs to no entry, and opens nothing */
 	/* What follows is not cleared for each packet: who reads it has written it. */
 	struct conntrack_entry entry; /* as it was found */
 	struct service target;        /* the front of ours that a new flow goes to */
@@ -114,6 +115,15 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 static __always_inline bool has_ports(__u8 protocol)
 {
 	return protocol == IP_TCP || protocol == IP_UDP || protocol == IP_SCTP;
+}
+
+/*
+ * What stands for the port of an echo's answerer, whose asker has the identifier: the next one. No two identifiers are
+ * each the other's next, so flows that both sides ask in are never the same.
+ */
+static __always_inline __u16 answerer_of(__u16 id)
+{
+	return bpf_htons(bpf_ntohs(id) + 1);
 }
 
 /* The port that the flow's initiator asked for, where it came in the judged direction. */

@@ -4,13 +4,14 @@
  * Programs of the benchmark and the tests; they ship nowhere. Each hands its packet over to the program under test,
  * which starts as it would on a hook.
  *
- * BPF_PROG_TEST_RUN repeats one packet: `rotate` makes each run another flow, by a new source. What it costs itself is
- * measured by letting it hand over to `empty`. A translated packet stays translated in the next run: `aim` gives it
+ * BPF_PROG_TEST_RUN repeats one packet: `rotate` makes each run another flow, by a new source, and `rotate_answers` answers
+ * those by a new destination. What it costs itself is measured by letting it hand over to `empty`. A translated packet stays translated in the next run: `aim` gives it
  * back the destination that the pod wrote.
  * BPF_PROG_TEST_RUN refuses a frame without a whole IP header: `cut` shortens one that it takes. It knows VLAN tags
  * only inside the frame: `tag` puts one where the receiving side of an interface leaves it, beside the frame.
  */
 
+#include <stdbool.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
@@ -64,23 +65,37 @@ int empty(struct __sk_buff *skb)
 }
 
 /* For frames of TCP over IPv4 without options: the port first, then the address's last byte. */
-SEC("tc")
-int rotate(struct __sk_buff *skb)
+static __always_inline int rotate_client(struct __sk_buff *skb, bool source)
 {
 	struct ipv4_header *ip = (void *)(long)skb->data + ETHERNET_BYTES;
 	struct tcp_header *tcp = (void *)(ip + 1);
 	__u32 zero = 0;
 	struct rotation *rotation = bpf_map_lookup_elem(&rotations, &zero);
-	__u32 flow;
+	__u32 flow, *address;
+	__u16 *port;
 
 	if (!rotation || (void *)(tcp + 1) > (void *)(long)skb->data_end)
 		return -1;
 	flow = rotation->next;
 	rotation->next = flow + 1 < rotation->flows ? flow + 1 : 0;
-	tcp->source = bpf_htons(flow & 0xffff);
-	ip->source = (ip->source & bpf_htonl(0xffffff00)) | bpf_htonl((flow >> 16) & 0xff);
+	port = source ? &tcp->source : &tcp->destination;
+	address = source ? &ip->source : &ip->destination;
+	*port = bpf_htons(flow & 0xffff);
+	*address = (*address & bpf_htonl(0xffffff00)) | bpf_htonl((flow >> 16) & 0xff);
 	bpf_tail_call(skb, &under_test, zero);
 	return -1;
+}
+
+SEC("tc")
+int rotate(struct __sk_buff *skb)
+{
+	return rotate_client(skb, true);
+}
+
+SEC("tc")
+int rotate_answers(struct __sk_buff *skb)
+{
+	return rotate_client(skb, false);
 }
 
 /* For the same frames; checksums are not kept, and nobody here reads them. */

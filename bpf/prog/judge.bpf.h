@@ -32,6 +32,15 @@ static __noinline __u32 judge_midstream(const struct endpoint *endpoint, struct 
 	return reason;
 }
 
+/*
+ * Does what passes in mid-stream make an entry? Not where only the other direction's policy lets it pass: anybody can
+ * send that, and a pod that has such a connection answers in a direction that may open it. Nor does what ends one.
+ */
+static __always_inline bool is_kept(const struct flow *flow)
+{
+	return flow->judged == flow->direction && !(flow->tcp_flags & TCP_RST);
+}
+
 /* The rest of a datagram opens nothing: the entry of its first is gone, or there never was one, as for the pod itself. */
 static __always_inline __u32 judge_left_over(const struct endpoint *endpoint, const struct flow *flow)
 {
@@ -48,19 +57,18 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	struct flow *flow = this_flow();
 	struct conntrack_entry entry;
 	__u32 reason, full;
-	bool midstream;
 	int error;
 
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
 	if (flow->fragment == FRAGMENT_LATER)
 		return judge_left_over(endpoint, flow);
-	midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
+	flow->midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
 	flow->rewrite = REWRITE_NONE;
 	flow->hairpin = false;
 	if (flow->direction == DIRECTION_EGRESS) {
 		/* In mid-stream it has a backend already, and only who gave it knows which. */
-		if (find_front(flow) && (flow->front.flags & SERVICE_TRANSLATE) && !midstream) {
+		if (find_front(flow) && (flow->front.flags & SERVICE_TRANSLATE) && !flow->midstream) {
 			flow->target = flow->front;
 			flow->front = (struct service){};
 			return UNDECIDED;
@@ -69,10 +77,12 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	flow->local_socket = is_from_local_socket(skb, flow);
 	judge_by(endpoint, flow, flow->direction);
 	reason = decide(endpoint, flow);
-	if (midstream && reason == REASON_DEFAULT_DENY)
+	if (flow->midstream && reason == REASON_DEFAULT_DENY)
 		reason = judge_midstream(endpoint, flow);
 	if (reason == REASON_DEFAULT_DENY || reason == REASON_SELF)
 		return reason;
+	if (flow->midstream && !is_kept(flow))
+		return REASON_MIDSTREAM;
 
 	/* An answer to nothing is its sender's own flow: kept as an answer, it would admit the other side's requests. */
 	if (flow->kind == FLOW_ECHO_REPLY) {
@@ -82,13 +92,13 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 		flow->key.remote_port = id;
 	}
 	if (!replace) {
-		if (midstream && is_being_swept(endpoint, flow))
+		if (flow->midstream && is_being_swept(endpoint, flow))
 			return REASON_MIDSTREAM;
 		full = check_quota(endpoint);
 		if (full != UNDECIDED)
 			return full;
 	}
-	entry = new_entry(flow, midstream);
+	entry = new_entry(flow);
 	/* An int: before 6.4 the upper half of what the helper returns is not the sign's. */
 	error = bpf_map_update_elem(&conntrack, &flow->key, &entry, replace ? BPF_ANY : BPF_NOEXIST);
 	/* Another CPU was first, with the same flow and the same policy. */
@@ -98,7 +108,7 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 		return REASON_CONNTRACK_FULL;
 	count_entry(endpoint, replace ? &flow->entry : NULL, &entry);
 	flow->due = reason == REASON_POLICY && is_logged(flow);
-	return midstream ? REASON_MIDSTREAM : reason;
+	return flow->midstream ? REASON_MIDSTREAM : reason;
 }
 
 /*
@@ -155,6 +165,12 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 	return REASON_ESTABLISHED;
 }
 
+/* Until both sides have finished it, each packet of a connection counts for its entry. */
+static __always_inline bool is_handshake(const struct flow *flow)
+{
+	return flow->key.protocol == IP_TCP && flow->entry.state == CONNTRACK_OPENING;
+}
+
 /* By the entry that the alias leads to. UNDECIDED: that counts no more, and neither does the alias. */
 __global __u32 judge_alias(struct __sk_buff *skb)
 {
@@ -173,7 +189,8 @@ __global __u32 judge_alias(struct __sk_buff *skb)
 		    !opens_anew(&flow->entry, flow)) {
 			reason = judge_known(skb, endpoint, flow);
 			if (reason < REASON_DEFAULT_DENY)
-				write_alias(flow, alias_word(endpoint, flow), BPF_EXIST);
+				write_alias(flow, is_handshake(flow) ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow),
+					    BPF_EXIST);
 			return reason;
 		}
 	}
@@ -186,6 +203,12 @@ static __always_inline __u32 judge_new(struct __sk_buff *skb, bool replace)
 	__u32 reason = judge_unknown(skb, replace);
 
 	return reason == UNDECIDED ? judge_service(skb, replace) : reason;
+}
+
+/* What opens a connection through a Service goes by its alias: another SYN is none of its own, and must not end it. */
+static __always_inline bool is_taken(const struct conntrack_entry *entry, const struct flow *flow)
+{
+	return (entry->flags & CONNTRACK_TRANSLATED) && is_alive(entry, flow);
 }
 
 static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
@@ -208,11 +231,12 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 		reason = judge_alias(skb);
 		return reason == UNDECIDED ? judge_new(skb, true) : reason;
 	}
-	if (is_expired(entry, flow->key.protocol, flow->tick) || opens_anew(entry, flow))
+	if (is_expired(entry, flow->key.protocol, flow->tick) || (opens_anew(entry, flow) && !is_taken(entry, flow)))
 		return judge_new(skb, true);
 	if (entry->flags & CONNTRACK_TRANSLATED) {
 		/* From the pod straight to the backend, say, while a connection through a Service has the same ports. */
-		if ((flow->direction == DIRECTION_EGRESS) != ((entry->flags & CONNTRACK_HAIRPIN) != 0))
+		if (is_lone_syn(flow) ||
+		    (flow->direction == DIRECTION_EGRESS) != ((entry->flags & CONNTRACK_HAIRPIN) != 0))
 			return REASON_PORT_TAKEN;
 		come_from_service(flow);
 	}

@@ -46,6 +46,34 @@ static __always_inline bool set_end(struct flow *flow, __u32 length, bool unset,
 	return flow->end <= frame;
 }
 
+/* An option with a source route (RFC 791) names a destination that is not the one in front, which policy would judge. */
+__global __u32 check_options(struct __sk_buff *skb, __u32 bytes)
+{
+	__u8 options[IPV4_OPTION_BYTES + 1] = {};
+	__u32 next = 0;
+
+	if (!bytes || bytes > IPV4_OPTION_BYTES || bpf_skb_load_bytes(skb, ETHERNET_BYTES + IPV4_BYTES, options, bytes))
+		return REASON_MALFORMED;
+	for (__u32 i = 0; i < IPV4_OPTION_BYTES; i++) {
+		if (i < next)
+			continue;
+		switch (options[i]) {
+		case IPV4_OPTION_END:
+			return UNDECIDED;
+		case IPV4_OPTION_NOTHING:
+			break;
+		case IPV4_OPTION_LOOSE_ROUTE:
+		case IPV4_OPTION_STRICT_ROUTE:
+			return REASON_MALFORMED;
+		default:
+			if (options[i + 1] < 2)
+				return REASON_MALFORMED;
+			next = i + options[i + 1];
+		}
+	}
+	return UNDECIDED;
+}
+
 static __always_inline __u32 parse_ipv4(struct __sk_buff *skb, struct flow *flow, struct network *network)
 {
 	const struct ipv4_header *ip = packet_start(skb) + ETHERNET_BYTES;
@@ -73,7 +101,7 @@ static __always_inline __u32 parse_ipv4(struct __sk_buff *skb, struct flow *flow
 		set_fragment(network, (bpf_ntohs(ip->fragment) & 0x1fff) * 8, ip->fragment & bpf_htons(0x2000), ip->id);
 		network->fragment_start = flow->payload;
 	}
-	return UNDECIDED;
+	return header > IPV4_BYTES ? check_options(skb, header - IPV4_BYTES) : UNDECIDED;
 }
 
 static __always_inline __u32 parse_ipv6(struct __sk_buff *skb, struct flow *flow, struct network *network)
@@ -148,9 +176,9 @@ static __always_inline __u32 parse_sctp(struct __sk_buff *skb, struct flow *flow
 static __always_inline void set_echo(struct flow *flow, bool request, __u16 id)
 {
 	if (request)
-		set_ports(flow, id, 0);
+		set_ports(flow, id, answerer_of(id));
 	else
-		set_ports(flow, 0, id);
+		set_ports(flow, answerer_of(id), id);
 }
 
 static __always_inline __u32 parse_icmp(struct __sk_buff *skb, struct flow *flow)

@@ -209,6 +209,22 @@ static __always_inline bool is_itself(const struct endpoint *endpoint, const str
 }
 
 /*
+ * With an address of the pod's own node: is it the node? From the node only what a socket of it made is: masqueraded
+ * traffic wears its address, and in mid-stream may come in either direction's name. To the node, the address says so; except
+ * that anybody on the link may claim one of the link's.
+ */
+__global __u32 is_own_node(__u32 judged)
+{
+	const struct flow *flow = this_flow();
+
+	if (!flow)
+		return false;
+	if (judged == DIRECTION_INGRESS || (flow->midstream && flow->direction == DIRECTION_INGRESS))
+		return flow->local_socket;
+	return !is_link_local(&flow->key.remote);
+}
+
+/*
  * What the policy word flow->word of direction flow->judged says about a new flow. The first that applies:
  *
  *   1. The pod talks to itself, also through a Service              SELF
@@ -216,7 +232,8 @@ static __always_inline bool is_itself(const struct endpoint *endpoint, const str
  *   3. To a front that another proxy translates: steps 4 to 8 for each of its backends, and the first that is denied
  *      denies it. One without backends is judged as the address that it is, and so is one whose address anybody may
  *      have named, after its backends: nobody may translate it, and then the packet goes to the address itself
- *   4. From its node, proven by a socket, or to its node            NODE
+ *   4. From its node, proven by a socket, or to its node, at an
+ *      address that is not the link's                               NODE
  *   5. A rule for the peer's class and exactly this port            POLICY
  *   6. A rule for a range that holds this port, the narrowest       POLICY
  *   7. A rule for any port, or for protocols without ports          POLICY
@@ -245,8 +262,8 @@ static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow
 		if (flow->front.count)
 			return decide_backends(flow);
 	}
-	/* 4: an address alone proves nothing, masqueraded traffic wears the node's. */
-	if ((peer.flags & PEER_LOCAL) && (flow->judged == DIRECTION_EGRESS || flow->local_socket))
+	/* 4 */
+	if ((peer.flags & PEER_LOCAL) && is_own_node(flow->judged))
 		return REASON_NODE;
 	return decide_peer(flow->word, flow->key.protocol, peer.class, destination_port(flow, flow->judged), &flow->rule);
 }

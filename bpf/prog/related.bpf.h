@@ -44,9 +44,9 @@ static __always_inline bool read_quoted_ports(struct __sk_buff *skb, __u32 offse
 	if (bpf_skb_load_bytes(skb, offset, &icmp, sizeof(icmp)))
 		return false;
 	if (icmp.type == ICMP_ECHO_REQUEST || icmp.type == ICMPV6_ECHO_REQUEST)
-		set_quoted_ports(quoted, to_pod, icmp.id, 0);
+		set_quoted_ports(quoted, to_pod, icmp.id, answerer_of(icmp.id));
 	else if (icmp.type == ICMP_ECHO_REPLY || icmp.type == ICMPV6_ECHO_REPLY)
-		set_quoted_ports(quoted, to_pod, 0, icmp.id);
+		set_quoted_ports(quoted, to_pod, answerer_of(icmp.id), icmp.id);
 	return true;
 }
 
@@ -202,6 +202,13 @@ static __always_inline void swap_keys(struct conntrack_key *a, struct conntrack_
 	}
 }
 
+/* With its flow, which is allowed, or denied where that is only watched. */
+static __always_inline bool passes(const struct flow *flow, __u32 reason)
+{
+	return reason == REASON_RELATED ||
+	       (reason == REASON_DEFAULT_DENY && flow->settings.policy == ENFORCEMENT_AUDIT);
+}
+
 /*
  * An error about no flow that we know is judged as what it is, a packet of a protocol without ports; it opens
  * nothing, so it makes no entry and asks for no record of an allow.
@@ -212,7 +219,7 @@ __global __u32 judge_error(struct __sk_buff *skb)
 	struct flow *flow = this_flow();
 	struct conntrack_key quoted = {};
 	__u32 reason, ports = 0;
-	bool to_pod;
+	bool to_pod, to_sender;
 
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
@@ -226,9 +233,12 @@ __global __u32 judge_error(struct __sk_buff *skb)
 	if (reason != UNDECIDED)
 		return reason;
 
+	/* Any router may tell the pod; the pod tells only who sent what it quotes, or could tell anybody anything. */
+	to_sender = same_address(&quoted.pod, &flow->key.pod) &&
+		    (to_pod || same_address(&quoted.remote, &flow->key.remote));
 	swap_keys(&flow->key, &quoted);
-	reason = judge_quoted(endpoint, flow);
-	if (reason == REASON_RELATED && flow->rewrite && rewrite_error(skb, flow, &quoted.remote, ports))
+	reason = to_sender ? judge_quoted(endpoint, flow) : UNDECIDED;
+	if (flow->rewrite && passes(flow, reason) && rewrite_error(skb, flow, &quoted.remote, ports))
 		reason = REASON_MALFORMED;
 	swap_keys(&flow->key, &quoted);
 	/* What was to be rewritten is; a hairpin's error still has to go back. */

@@ -78,7 +78,10 @@ static __always_inline bool is_of_service(const struct conntrack_entry *entry, c
 	       entry->nat_port == flow->service_port && !(entry->flags & CONNTRACK_HAIRPIN) == !flow->hairpin;
 }
 
-/* What the alias of a flow that is denied, and passes since policy is only watched, has for a word: no slot's. */
+/*
+ * The word of an alias that says nothing by itself, and no slot's: of a connection whose handshake is not over, and of a
+ * flow that is denied, and passes since policy is only watched.
+ */
 enum { ALIAS_ALWAYS_ASKS = 0 };
 
 static __always_inline __u64 alias_word(const struct endpoint *endpoint, const struct flow *flow)
@@ -124,12 +127,18 @@ enum opened {
 	OPENED_FULL = 3,
 };
 
-static __noinline enum opened open_entry(const struct endpoint *endpoint, const struct flow *flow, bool denied)
+/* enum opened. */
+__global __u32 open_entry(struct __sk_buff *skb, bool denied)
 {
-	struct conntrack_entry entry = new_entry(flow, false);
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	const struct conntrack_entry *found = NULL;
+	struct flow *flow = this_flow();
+	struct conntrack_entry entry;
 	int error;
 
+	if (!flow || !endpoint)
+		return OPENED_FULL;
+	entry = new_entry(flow);
 	entry.flags |= CONNTRACK_TRANSLATED;
 	if (flow->hairpin)
 		entry.flags |= CONNTRACK_HAIRPIN;
@@ -140,12 +149,16 @@ static __noinline enum opened open_entry(const struct endpoint *endpoint, const 
 	error = bpf_map_update_elem(&conntrack, &flow->key, &entry, BPF_NOEXIST);
 	if (error == -EEXIST) {
 		found = bpf_map_lookup_elem(&conntrack, &flow->key);
-		if (found && is_alive(found, flow))
-			return is_of_service(found, flow) ? OPENED_THERE : OPENED_TAKEN;
+		if (found) {
+			flow->entry = *found;
+			/* This Service's own, whose end nobody saw, gives way too. */
+			if (is_alive(found, flow) && !(is_of_service(found, flow) && opens_anew(found, flow)))
+				return is_of_service(found, flow) ? OPENED_THERE : OPENED_TAKEN;
+		}
 		error = bpf_map_update_elem(&conntrack, &flow->key, &entry, BPF_ANY);
 	}
-	if (!error && !found)
-		count_entry(endpoint, NULL, &entry);
+	if (!error)
+		count_entry(endpoint, found ? &flow->entry : NULL, &entry);
 	return error ? OPENED_FULL : OPENED_NEW;
 }
 
@@ -154,14 +167,18 @@ static __noinline enum opened open_entry(const struct endpoint *endpoint, const 
  * backends must not both get the client's packets. UNDECIDED: the entry that counts is the one that was opened here,
  * whosever the alias is.
  */
-static __noinline __u32 open_alias(struct flow *flow, __u64 word, bool replace, bool is_new)
+static __noinline __u32 open_alias(const struct endpoint *endpoint, struct flow *flow, __u64 word, bool replace,
+				   bool is_new)
 {
 	int error = write_alias(flow, word, replace ? BPF_ANY : BPF_NOEXIST);
 	struct conntrack_key mine = flow->key;
 	const struct conntrack_entry *found;
 
-	if (!error)
+	if (!error) {
+		if (!replace)
+			count_made(find_usage(endpoint));
 		return UNDECIDED;
+	}
 	go_to_service(flow);
 	if (error == -EEXIST) {
 		found = bpf_map_lookup_elem(&conntrack, &flow->key);
@@ -178,8 +195,8 @@ static __noinline __u32 open_alias(struct flow *flow, __u64 word, bool replace, 
 }
 
 /* Gives the flow a backend and an entry under its key. OPENED_TAKEN: with none of those that were tried. */
-static __always_inline __u32 open_backend(const struct endpoint *endpoint, struct flow *flow, enum opened *opened,
-					  bool *favourite)
+static __always_inline __u32 open_backend(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow,
+					  __u32 *opened, bool *favourite)
 {
 	__u32 reason = REASON_PORT_TAKEN, full;
 
@@ -199,7 +216,7 @@ static __always_inline __u32 open_backend(const struct endpoint *endpoint, struc
 			go_to_service(flow);
 			return full;
 		}
-		*opened = open_entry(endpoint, flow, reason == REASON_DEFAULT_DENY);
+		*opened = open_entry(skb, reason == REASON_DEFAULT_DENY);
 		if (*opened != OPENED_TAKEN)
 			return reason;
 		go_to_service(flow);
@@ -212,8 +229,7 @@ __global __u32 judge_service(struct __sk_buff *skb, bool replace)
 {
 	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	struct flow *flow = this_flow();
-	enum opened opened = OPENED_TAKEN;
-	__u32 reason, other;
+	__u32 reason, other, opened = OPENED_TAKEN;
 	bool favourite;
 	__u64 word;
 
@@ -221,15 +237,18 @@ __global __u32 judge_service(struct __sk_buff *skb, bool replace)
 		return REASON_NO_ENDPOINT;
 	if (!flow->target.count)
 		return flow->target.flags & SERVICE_DROP ? REASON_NO_BACKEND : REASON_REFUSED;
-	reason = open_backend(endpoint, flow, &opened, &favourite);
+	reason = open_backend(skb, endpoint, flow, &opened, &favourite);
 	if (opened == OPENED_TAKEN)
 		return reason;
 	if (opened == OPENED_FULL) {
 		go_to_service(flow);
 		return REASON_CONNTRACK_FULL;
 	}
-	word = reason == REASON_DEFAULT_DENY ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow);
-	other = open_alias(flow, word, replace, opened == OPENED_NEW);
+	if (reason == REASON_DEFAULT_DENY || flow->key.protocol == IP_TCP)
+		word = ALIAS_ALWAYS_ASKS;
+	else
+		word = alias_word(endpoint, flow);
+	other = open_alias(endpoint, flow, word, replace, opened == OPENED_NEW);
 	if (other != UNDECIDED)
 		return other;
 	if (flow->target.affinity)

@@ -49,7 +49,7 @@ static __always_inline __u32 judge(struct __sk_buff *skb, const struct endpoint 
 	if (flow->kind == FLOW_ERROR)
 		return judge_error(skb);
 	reason = judge_flow(skb, endpoint, flow);
-	if (flow->fragment == FRAGMENT_FIRST && reason >= REASON_DEFAULT_DENY)
+	if (flow->fragment == FRAGMENT_FIRST && reason >= REASON_DEFAULT_DENY && is_enforced(flow, reason))
 		forget_fragment(endpoint, flow);
 	return reason;
 }

@@ -35,6 +35,13 @@ enum ip_protocol {
 	IP_SHIM6 = 140,
 };
 
+enum ipv4_option {
+	IPV4_OPTION_END = 0,
+	IPV4_OPTION_NOTHING = 1, /* these two are one byte long */
+	IPV4_OPTION_LOOSE_ROUTE = 131,
+	IPV4_OPTION_STRICT_ROUTE = 137,
+};
+
 enum tcp_flag {
 	TCP_FIN = 0x01,
 	TCP_SYN = 0x02,
@@ -177,6 +184,7 @@ struct arp_message {
 enum wire_size {
 	ETHERNET_BYTES = 14,
 	IPV4_BYTES = 20,
+	IPV4_OPTION_BYTES = 40, /* at most */
 	IPV6_BYTES = 40,
 	TCP_BYTES = 20,
 	UDP_BYTES = 8,

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Reason::{ConntrackFull, DefaultDeny, Established, Midstream, NotIsolated, Policy};
 use wardline_bpf::abi::{
-    CONNTRACK_FIN_INITIATOR, CONNTRACK_FIN_RESPONDER, CONNTRACK_MIDSTREAM, ConntrackState, Direction,
+    CONNTRACK_ANSWERED, CONNTRACK_FIN_INITIATOR, CONNTRACK_FIN_RESPONDER, CONNTRACK_MIDSTREAM, ConntrackState,
+    Direction,
 };
 use wardline_bpf::frame::flag::{ACK, FIN, RST, SYN};
 use wardline_bpf::frame::protocol::{TCP, UDP};
@@ -16,16 +17,16 @@ use wardline_bpf::sandbox::Sizes;
 use crate::row::{Row, Table, pass, stop};
 use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, POD, POD_TO_443, STRANGER, World, port};
 
-fn to_pod(source: IpAddr, source_port: u16, pod_port: u16, flags: u8) -> Vec<u8> {
+pub fn to_pod(source: IpAddr, source_port: u16, pod_port: u16, flags: u8) -> Vec<u8> {
     tcp(port(source, source_port), port(POD, pod_port), flags)
 }
 
-fn from_pod(pod_port: u16, remote: IpAddr, remote_port: u16, flags: u8) -> Vec<u8> {
+pub fn from_pod(pod_port: u16, remote: IpAddr, remote_port: u16, flags: u8) -> Vec<u8> {
     tcp(port(POD, pod_port), port(remote, remote_port), flags)
 }
 
 #[track_caller]
-fn assert_entry(world: &World, state: ConntrackState, initiator: Direction, flags: u32) {
+pub fn assert_entry(world: &World, state: ConntrackState, initiator: Direction, flags: u32) {
     let entry = world.entry();
     assert_eq!(ConntrackState::try_from(entry.state), Ok(state), "{entry:?}");
     assert_eq!(Direction::try_from(entry.initiator), Ok(initiator), "{entry:?}");
@@ -33,7 +34,7 @@ fn assert_entry(world: &World, state: ConntrackState, initiator: Direction, flag
 }
 
 pub fn handshake_and_close() -> Vec<Row> {
-    const BOTH: u32 = CONNTRACK_FIN_INITIATOR | CONNTRACK_FIN_RESPONDER;
+    const BOTH: u32 = CONNTRACK_ANSWERED | CONNTRACK_FIN_INITIATOR | CONNTRACK_FIN_RESPONDER;
     vec![
         pass("SYN", Ingress, to_pod(CLIENT, 1, 80, SYN), Policy)
             .event(Ingress, CLIENT_TO_80)
@@ -41,15 +42,25 @@ pub fn handshake_and_close() -> Vec<Row> {
         pass("SYN again", Ingress, to_pod(CLIENT, 1, 80, SYN), Established)
             .after(|world| assert_entry(world, ConntrackState::Opening, Ingress, 0)),
         pass("SYN and ACK", Egress, from_pod(80, CLIENT, 1, SYN | ACK), Established)
-            .after(|world| assert_entry(world, ConntrackState::Open, Ingress, 0)),
-        pass("ACK", Ingress, to_pod(CLIENT, 1, 80, ACK), Established),
+            .after(|world| assert_entry(world, ConntrackState::Opening, Ingress, CONNTRACK_ANSWERED)),
+        pass("SYN once more", Ingress, to_pod(CLIENT, 1, 80, SYN), Established)
+            .after(|world| assert_entry(world, ConntrackState::Opening, Ingress, CONNTRACK_ANSWERED)),
+        pass("ACK", Ingress, to_pod(CLIENT, 1, 80, ACK), Established)
+            .after(|world| assert_entry(world, ConntrackState::Open, Ingress, CONNTRACK_ANSWERED)),
         pass(
             "FIN of the client",
             Ingress,
             to_pod(CLIENT, 1, 80, FIN | ACK),
             Established,
         )
-        .after(|world| assert_entry(world, ConntrackState::Open, Ingress, CONNTRACK_FIN_INITIATOR)),
+        .after(|world| {
+            assert_entry(
+                world,
+                ConntrackState::Open,
+                Ingress,
+                CONNTRACK_ANSWERED | CONNTRACK_FIN_INITIATOR,
+            );
+        }),
         pass(
             "data of the server, still",
             Egress,
@@ -71,13 +82,19 @@ pub fn handshake_and_close() -> Vec<Row> {
 pub fn resets_and_port_reuse() -> Vec<Row> {
     vec![
         pass("SYN", Ingress, to_pod(CLIENT, 1, 80, SYN), Policy).event(Ingress, CLIENT_TO_80),
-        pass("refused", Egress, from_pod(80, CLIENT, 1, RST | ACK), Established)
-            .after(|world| assert_entry(world, ConntrackState::Closing, Ingress, 0)),
+        pass("refused", Egress, from_pod(80, CLIENT, 1, RST | ACK), Established).after(|world| {
+            assert_entry(
+                world,
+                ConntrackState::Closing,
+                Ingress,
+                CONNTRACK_ANSWERED | CONNTRACK_FIN_RESPONDER,
+            );
+        }),
         pass("the same ports again", Ingress, to_pod(CLIENT, 1, 80, SYN), Policy)
             .event(Ingress, CLIENT_TO_80)
             .after(|world| assert_entry(world, ConntrackState::Opening, Ingress, 0)),
         pass("reset by the client", Ingress, to_pod(CLIENT, 1, 80, RST), Established)
-            .after(|world| assert_entry(world, ConntrackState::Closing, Ingress, 0)),
+            .after(|world| assert_entry(world, ConntrackState::Closing, Ingress, CONNTRACK_FIN_INITIATOR)),
         stop(
             "the same ports from the other side",
             Egress,
@@ -85,7 +102,7 @@ pub fn resets_and_port_reuse() -> Vec<Row> {
             DefaultDeny,
         )
         .deny(Egress, CLIENT, TCP, 1)
-        .after(|world| assert_entry(world, ConntrackState::Closing, Ingress, 0)),
+        .after(|world| assert_entry(world, ConntrackState::Closing, Ingress, CONNTRACK_FIN_INITIATOR)),
     ]
 }
 
@@ -106,7 +123,14 @@ pub fn both_sides_open() -> Vec<Row> {
             from_pod(80, CLIENT, 443, SYN | ACK),
             Established,
         )
-        .after(|world| assert_entry(world, ConntrackState::Open, Ingress, 0)),
+        .after(|world| assert_entry(world, ConntrackState::Opening, Ingress, CONNTRACK_ANSWERED)),
+        pass(
+            "and so does its peer, again",
+            Ingress,
+            to_pod(CLIENT, 443, 80, SYN | ACK),
+            Established,
+        )
+        .after(|world| assert_entry(world, ConntrackState::Open, Ingress, CONNTRACK_ANSWERED)),
         stop(
             "who may not open one takes over no live one",
             Egress,
@@ -115,7 +139,7 @@ pub fn both_sides_open() -> Vec<Row> {
         )
         .before(|world| world.change_rule_of_443(false))
         .deny(Egress, CLIENT, TCP, 443)
-        .after(|world| assert_entry(world, ConntrackState::Open, Ingress, 0)),
+        .after(|world| assert_entry(world, ConntrackState::Open, Ingress, CONNTRACK_ANSWERED)),
     ]
 }
 
@@ -129,7 +153,7 @@ pub fn entries_expire() -> Vec<Row> {
             Established,
         )
         .before(|world| world.age(27))
-        .after(|world| assert_entry(world, ConntrackState::Open, Egress, 0)),
+        .after(|world| assert_entry(world, ConntrackState::Open, Egress, CONNTRACK_ANSWERED)),
         pass(
             "it goes on: no mere question and answer",
             Egress,
@@ -137,7 +161,7 @@ pub fn entries_expire() -> Vec<Row> {
             Established,
         )
         .before(|world| world.age(27))
-        .after(|world| assert_entry(world, ConntrackState::Stream, Egress, 0)),
+        .after(|world| assert_entry(world, ConntrackState::Stream, Egress, CONNTRACK_ANSWERED)),
         pass(
             "a stream lasts longer",
             Ingress,
@@ -175,7 +199,7 @@ pub fn questions_expire() -> Vec<Row> {
     vec![
         pass("a question", Ingress, udp(port(CLIENT, 40), port(POD, 53)), Policy).event(Ingress, ANY_UDP),
         pass("its answer", Egress, udp(port(POD, 53), port(CLIENT, 40)), Established)
-            .after(|world| assert_entry(world, ConntrackState::Open, Ingress, 0)),
+            .after(|world| assert_entry(world, ConntrackState::Open, Ingress, CONNTRACK_ANSWERED)),
         pass(
             "the next with the same ports is another one",
             Ingress,
@@ -198,33 +222,59 @@ pub fn mid_stream() -> Vec<Row> {
         )
         .event(Ingress, CLIENT_TO_80)
         .after(|world| assert_entry(world, ConntrackState::Opening, Ingress, CONNTRACK_MIDSTREAM)),
-        pass("its answer", Egress, from_pod(80, CLIENT, 1, ACK), Established)
-            .after(|world| assert_entry(world, ConntrackState::Open, Ingress, CONNTRACK_MIDSTREAM)),
+        pass("its answer", Egress, from_pod(80, CLIENT, 1, ACK), Established).after(|world| {
+            assert_entry(
+                world,
+                ConntrackState::Opening,
+                Ingress,
+                CONNTRACK_MIDSTREAM | CONNTRACK_ANSWERED,
+            );
+        }),
+        pass("and it goes on", Ingress, to_pod(CLIENT, 1, 80, ACK), Established)
+            .after(|world| assert_eq!(world.state_of(1), Some(ConntrackState::Open))),
         pass(
-            "the answer comes first",
+            "allowed in the other direction only: anybody can send that",
             Egress,
             from_pod(80, CLIENT, 2, ACK),
+            Midstream,
+        )
+        .after(|world| world.assert_entries(1)),
+        pass(
+            "whoever has such a connection answers",
+            Ingress,
+            to_pod(CLIENT, 2, 80, ACK),
             Midstream,
         )
         .event(Ingress, CLIENT_TO_80)
         .after(|world| world.assert_entries(2)),
         pass(
-            "more of the same side do not open it",
+            "and the first side is known",
             Egress,
             from_pod(80, CLIENT, 2, ACK),
             Established,
         )
         .after(|world| assert_eq!(world.state_of(2), Some(ConntrackState::Opening))),
-        pass("the other side does", Ingress, to_pod(CLIENT, 2, 80, ACK), Established)
-            .after(|world| assert_eq!(world.state_of(2), Some(ConntrackState::Open))),
         pass(
             "a SYN and ACK without its SYN",
             Ingress,
             to_pod(CLIENT, 443, 3, SYN | ACK),
             Midstream,
+        ),
+        pass(
+            "which the pod confirms",
+            Egress,
+            from_pod(3, CLIENT, 443, ACK),
+            Midstream,
         )
         .event(Egress, POD_TO_443),
-        pass("a last word", Ingress, to_pod(CLIENT, 4, 80, RST), Midstream).event(Ingress, CLIENT_TO_80),
+        pass("a last word", Ingress, to_pod(CLIENT, 4, 80, RST), Midstream).after(|world| world.assert_entries(3)),
+        pass(
+            "a new connection with ports that were found in mid-stream",
+            Ingress,
+            to_pod(CLIENT, 2, 80, SYN),
+            Policy,
+        )
+        .event(Ingress, CLIENT_TO_80),
         pass("without isolation", Egress, from_pod(7, STRANGER, 7, ACK), Midstream)
             .before(|world| world.set_table(Egress, 0)),
     ]

@@ -44,9 +44,20 @@ fn load<'a>(sandbox: &Sandbox, direction: Direction, storage: &'a mut MaybeUnini
     harness
 }
 
-/// As many TCP connections as `flows`, each opened by one SYN: `frame` with another source each time.
-pub fn flood(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, flows: u32) {
+/// Who sends: clients to the pod, or the pod to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Client,
+    Server,
+}
+
+/// A segment of as many TCP connections as `flows`: `frame` with another client each time, the same ones in each call.
+pub fn flood(sandbox: &Sandbox, side: Side, frame: Frame<'_>, flows: u32) {
     let mut storage = MaybeUninit::uninit();
+    let direction = match side {
+        Side::Client => Direction::Ingress,
+        Side::Server => Direction::Egress,
+    };
     let harness = load(sandbox, direction, &mut storage);
     let rotation: Vec<u8> = [0, flows].into_iter().flat_map(u32::to_ne_bytes).collect();
     harness
@@ -54,7 +65,11 @@ pub fn flood(sandbox: &Sandbox, direction: Direction, frame: Frame<'_>, flows: u
         .rotations
         .update(&[0; 4], &rotation, MapFlags::ANY)
         .unwrap();
-    test_run::run(&harness.progs.rotate, frame, flows).unwrap();
+    let program = match side {
+        Side::Client => &harness.progs.rotate,
+        Side::Server => &harness.progs.rotate_answers,
+    };
+    test_run::run(program, frame, flows).unwrap();
 }
 
 /// A frame that reaches the program by way of another one.

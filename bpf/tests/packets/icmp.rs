@@ -8,7 +8,9 @@ use wardline_bpf::frame::protocol::{DESTINATION_OPTIONS, ICMP, ICMPV6, TCP};
 use wardline_bpf::frame::{ETHERNET_BYTES, Echo, echo, extended, fragment, icmp, tcp, udp, unreachable};
 
 use crate::row::{Row, pass, stop};
-use crate::world::{CLIENT, CLIENT_OTHER, CLIENT_TO_80, CLIENT6, POD, POD_TO_443, POD6, STRANGER, STRANGER6, port};
+use crate::world::{
+    ANY_UDP, CLIENT, CLIENT_OTHER, CLIENT_TO_80, CLIENT6, POD, POD_TO_443, POD6, STRANGER, STRANGER6, port,
+};
 
 pub fn echoes() -> Vec<Row> {
     vec![
@@ -50,6 +52,47 @@ pub fn echoes() -> Vec<Row> {
         )
         .deny(Ingress, STRANGER6, ICMPV6, 0),
         pass("another message", Ingress, icmp(CLIENT, POD, 13, &[0; 16]), Policy).event(Ingress, CLIENT_OTHER),
+    ]
+}
+
+/// Both sides may ask with the same identifier; neither's admits the other's.
+pub fn echoes_without_an_identifier() -> Vec<Row> {
+    vec![
+        pass(
+            "the pod asks",
+            Egress,
+            echo(POD, STRANGER, Echo::Request, 0),
+            NotIsolated,
+        )
+        .before(|world| world.set_table(Egress, 0)),
+        stop(
+            "the other side asks",
+            Ingress,
+            echo(STRANGER, POD, Echo::Request, 0),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+        pass("and answers", Ingress, echo(STRANGER, POD, Echo::Reply, 0), Established),
+        pass(
+            "the pod asks with the last one",
+            Egress,
+            echo(POD, STRANGER, Echo::Request, u16::MAX),
+            NotIsolated,
+        ),
+        pass(
+            "which is another flow",
+            Egress,
+            echo(POD, STRANGER, Echo::Request, 1),
+            NotIsolated,
+        )
+        .after(|world| world.assert_entries(3)),
+        stop(
+            "a message that has none",
+            Ingress,
+            icmp(STRANGER, POD, 13, &[0; 16]),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
     ]
 }
 
@@ -149,6 +192,44 @@ pub fn errors_follow_their_flow() -> Vec<Row> {
             DefaultDeny,
         )
         .deny(Egress, CLIENT, ICMP, 0),
+    ]
+}
+
+/// An error about one peer's packet goes to that peer, or it is a message to somebody else.
+pub fn errors_to_somebody_else() -> Vec<Row> {
+    let request = || tcp(port(CLIENT, 1), port(POD, 80), ACK);
+    let request6 = || udp(port(CLIENT6, 1), port(POD6, 7));
+    let answer = || tcp(port(POD, 80), port(CLIENT, 1), ACK);
+    vec![
+        pass("SYN", Ingress, tcp(port(CLIENT, 1), port(POD, 80), SYN), Policy).event(Ingress, CLIENT_TO_80),
+        stop(
+            "of the pod, to a stranger",
+            Egress,
+            unreachable(POD, STRANGER, &request()),
+            DefaultDeny,
+        )
+        .deny(Egress, STRANGER, ICMP, 0),
+        pass(
+            "to whom it is about",
+            Egress,
+            unreachable(POD, CLIENT, &request()),
+            Related,
+        ),
+        pass("a datagram over IPv6", Ingress, request6(), Policy).event(Ingress, ANY_UDP),
+        stop(
+            "of the pod, to a stranger, IPv6",
+            Egress,
+            unreachable(POD6, STRANGER6, &request6()),
+            DefaultDeny,
+        )
+        .deny(Egress, STRANGER6, ICMPV6, 0),
+        stop(
+            "to the pod's multicast group",
+            Ingress,
+            unreachable(STRANGER, "224.0.0.1".parse().unwrap(), &answer()),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
     ]
 }
 

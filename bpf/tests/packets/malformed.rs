@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
-use wardline_bpf::abi::Reason::{Ethertype, Malformed, MappedAddress, Policy, Vlan};
+use wardline_bpf::abi::Reason::{Established, Ethertype, Malformed, MappedAddress, Policy, Vlan};
 use wardline_bpf::frame::flag::{ACK, FIN, RST, SYN};
 use wardline_bpf::frame::protocol::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use wardline_bpf::frame::{ETHERNET_BYTES, Echo, arp, echo, ethernet, icmp, neighbour, sctp, tcp, udp, unreachable};
@@ -110,6 +110,13 @@ pub fn ipv4() -> Vec<Row> {
         frame[IP + 3] += 40;
         frame[L4 + 41] = 2;
     });
+    let with_option = |option: [u8; 4]| {
+        edit(syn(), |frame| {
+            frame.splice(L4..L4, option);
+            frame[IP] = 0x46;
+            frame[IP + 3] += 4;
+        })
+    };
     vec![
         unread("nothing behind Ethernet", syn(), Malformed).by(cut_to(IP)),
         unread("one byte", syn(), Malformed).by(cut_to(IP + 1)),
@@ -125,6 +132,25 @@ pub fn ipv4() -> Vec<Row> {
             Malformed,
         ),
         pass("options", Ingress, options, Policy).event(Ingress, CLIENT_TO_80),
+        pass(
+            "an option with data",
+            Ingress,
+            with_option([0x94, 4, 0, 0]),
+            Established,
+        ),
+        bad("a loose source route", with_option([0x83, 3, 4, 0]), 0),
+        bad(
+            "a strict source route behind another option",
+            with_option([1, 0x89, 3, 4]),
+            0,
+        ),
+        bad("an option of no length", with_option([0x94, 0, 0x83, 3]), 0),
+        pass(
+            "behind the last option nothing is one",
+            Ingress,
+            with_option([0, 0x83, 3, 4]),
+            Established,
+        ),
         pass("as many options as there can be", Ingress, all_options, Policy).event(Ingress, CLIENT_TO_80),
         pass(
             "a padded frame",

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wardline_bpf::abi::Direction;
 
+use crate::services::{SERVICE, SERVICE6};
 use crate::world::{CLIENT, CLIENT6, NODE, NODE6, POD, POD6};
 
 /// Protocol, pod, remote, and their ports.
@@ -54,6 +55,9 @@ fn ipv4(packet: &[u8]) -> Option<Packet<'_>> {
         return None;
     }
     let address = |at| Some(IpAddr::V4(Ipv4Addr::from_bits(be32(packet, at)?)));
+    if has_source_route(packet.get(20..header)?) {
+        return None;
+    }
     let flags = be16(packet, 6)?;
     let payload = packet.get(header..total)?;
     let fragment = Fragment {
@@ -69,6 +73,19 @@ fn ipv4(packet: &[u8]) -> Option<Packet<'_>> {
         fragment: (flags & 0x3fff != 0).then_some(fragment),
         payload,
     })
+}
+
+/// RFC 791: kinds 0 and 1 are single bytes, all others say how long they are. What contradicts itself counts as one.
+fn has_source_route(mut options: &[u8]) -> bool {
+    while let [kind, rest @ ..] = options {
+        options = match (kind, rest) {
+            (0, _) => return false,
+            (1, _) => rest,
+            (131 | 137, _) | (_, [] | [0 | 1, ..]) => return true,
+            (_, [length, ..]) => options.get(usize::from(*length)..).unwrap_or_default(),
+        };
+    }
+    false
 }
 
 /// RFC 8200, with all headers before the transport's.
@@ -131,9 +148,19 @@ fn allows(direction: Direction, remote: IpAddr, protocol: u8, port: u16) -> bool
     }
 }
 
+/// TCP in mid-stream to a Service has a backend already: any of those that [`crate::fuzz`] puts behind it.
+fn allows_midstream(direction: Direction, remote: IpAddr, port: u16) -> bool {
+    match (direction, remote, port) {
+        (Direction::Egress, SERVICE, 80) => allows(direction, CLIENT, 6, 443),
+        (Direction::Egress, SERVICE6, 80) => allows(direction, CLIENT6, 6, 443),
+        _ => allows(direction, remote, 6, port),
+    }
+}
+
 impl Oracle {
-    /// Whether a frame that passed may have.
-    pub fn permits(&mut self, direction: Direction, frame: &[u8]) -> Option<()> {
+    /// Whether a frame that passed may have: as the pod receives it from the network, or the network from the pod.
+    /// `of_node`: a socket of the node made it.
+    pub fn permits(&mut self, direction: Direction, frame: &[u8], of_node: bool) -> Option<()> {
         let packet = match be16(frame, 12)? {
             0x0806 => return permits_arp(direction, frame),
             0x0800 => ipv4(&frame[14..])?,
@@ -144,7 +171,7 @@ impl Oracle {
             Direction::Ingress => (packet.destination, packet.source),
             Direction::Egress => (packet.source, packet.destination),
         };
-        if is_link_control(direction, &packet) {
+        if is_link_control(direction, &packet, of_node) {
             return Some(());
         }
         let is_own = |pod: &IpAddr| [POD, POD6].contains(pod) || is_link_local(pod);
@@ -157,24 +184,26 @@ impl Oracle {
             return firsts.iter().find(is_behind).map(|_| ());
         }
         let (flow, is_new) = flow_of(direction, pod, remote, &packet)?;
-        let asked = |direction, port| allows(direction, remote, packet.protocol, port);
-        let own = if direction == Direction::Ingress {
-            flow.3
-        } else {
-            flow.4
+        let (own, other) = match direction {
+            Direction::Ingress => (flow.3, flow.4),
+            Direction::Egress => (flow.4, flow.3),
         };
-        let other = if direction == Direction::Ingress {
-            flow.4
-        } else {
-            flow.3
-        };
-        let is_known = self.allowed.contains(&flow)
-            || (!is_new && asked(direction.opposite(), other))
-            || self.is_about_known(direction, &packet, pod);
-        if pod != remote && !is_known && !asked(direction, own) {
+        let is_node = [NODE, NODE6].contains(&remote);
+        let is_from_node = direction == Direction::Ingress && is_node && of_node;
+        let is_allowed = pod == remote
+            || is_from_node
+            || allows(direction, remote, packet.protocol, own)
+            || (!is_new && allows_midstream(direction, remote, own));
+        // In mid-stream either direction may allow it; that admits nothing else, and masqueraded traffic is not the node's.
+        let may_be_the_nodes = is_node && direction == Direction::Ingress;
+        let passes_by = !(is_new || may_be_the_nodes) && allows_midstream(direction.opposite(), remote, other);
+        let is_known = self.allowed.contains(&flow) || self.is_about_known(direction, &packet, pod, remote);
+        if !is_allowed && !is_known && !passes_by {
             return None;
         }
-        self.allowed.insert(flow);
+        if is_allowed && !is_known {
+            self.allowed.insert(opened_by(flow, &packet));
+        }
         if let Some(part) = packet.fragment {
             let firsts = self.fragments.entry((direction, pod, remote, part.id)).or_default();
             firsts.push((part.bytes, flow));
@@ -183,7 +212,7 @@ impl Oracle {
     }
 
     /// An ICMP error about a packet of a flow that is allowed.
-    fn is_about_known(&self, direction: Direction, packet: &Packet<'_>, pod: IpAddr) -> bool {
+    fn is_about_known(&self, direction: Direction, packet: &Packet<'_>, pod: IpAddr, remote: IpAddr) -> bool {
         let quoted = packet.payload.get(8..).unwrap_or_default();
         let is_error = match packet.protocol {
             1 => matches!(packet.payload.first(), Some(3 | 11 | 12)),
@@ -201,7 +230,8 @@ impl Oracle {
                     IpAddr::V6(v6) => v6.octets().to_vec(),
                 };
                 let pair = [bytes(source), bytes(destination)].concat();
-                (*of_pod == pod || direction == Direction::Ingress) && quoted.windows(pair.len()).any(|at| at == pair)
+                let is_to_sender = direction == Direction::Ingress || *of_remote == remote;
+                *of_pod == pod && is_to_sender && quoted.windows(pair.len()).any(|at| at == pair)
             })
     }
 }
@@ -238,8 +268,8 @@ fn flow_of(direction: Direction, pod: IpAddr, remote: IpAddr, packet: &Packet<'_
             payload.get(..8)?;
             let id = be16(payload, 4)?;
             match payload[0] {
-                8 | 128 => (id, 0, true),
-                0 | 129 => (0, id, true),
+                8 | 128 => (id, id.wrapping_add(1), true),
+                0 | 129 => (id.wrapping_add(1), id, true),
                 _ => (0, 0, true),
             }
         }
@@ -252,6 +282,14 @@ fn flow_of(direction: Direction, pod: IpAddr, remote: IpAddr, packet: &Packet<'_
     Some(((packet.protocol, pod, remote, pod_port, remote_port), is_new))
 }
 
+/// An echo's reply to nothing opens what its sender's request would.
+fn opened_by((protocol, pod, remote, pod_port, remote_port): Flow, packet: &Packet<'_>) -> Flow {
+    match (protocol, packet.payload.first()) {
+        (1, Some(0)) | (58, Some(129)) => (protocol, pod, remote, remote_port, pod_port),
+        _ => (protocol, pod, remote, pod_port, remote_port),
+    }
+}
+
 /// RFC 826: of the pod only about itself.
 fn permits_arp(direction: Direction, frame: &[u8]) -> Option<()> {
     let sender = IpAddr::V4(Ipv4Addr::from_bits(be32(frame, 28)?));
@@ -261,17 +299,19 @@ fn permits_arp(direction: Direction, frame: &[u8]) -> Option<()> {
 }
 
 /// RFC 4861, RFC 3810, RFC 3376: of this link, and of the pod nothing that is a router's.
-fn is_link_control(direction: Direction, packet: &Packet<'_>) -> bool {
+fn is_link_control(direction: Direction, packet: &Packet<'_>, of_node: bool) -> bool {
     let kind = packet.payload.first().copied().unwrap_or_default();
     let egress = direction == Direction::Egress;
     match packet.protocol {
         58 if packet.fragment.is_none() => match kind {
             133 | 135 | 136 => packet.hop_limit == 255,
             134 => packet.hop_limit == 255 && !egress,
+            137 => packet.hop_limit == 255 && !egress && of_node,
             130 => packet.hop_limit == 1 && !egress,
             131 | 132 | 143 => packet.hop_limit == 1,
             _ => false,
         },
+        1 => packet.fragment.is_none() && kind == 5 && !egress && of_node,
         2 => packet.hop_limit == 1 && packet.destination.is_multicast() && !(egress && kind == 0x11),
         _ => false,
     }

@@ -3,8 +3,9 @@
 
 use wardline_bpf::PolicyWord;
 use wardline_bpf::abi::Direction::{Egress, Ingress};
-use wardline_bpf::abi::Reason::{DefaultDeny, Established, Node, NotIsolated, Policy, Self_};
-use wardline_bpf::frame::flag::SYN;
+use wardline_bpf::abi::Reason::{DefaultDeny, Established, Midstream, Node, NotIsolated, Policy, Self_};
+use wardline_bpf::abi::{PEER_LOCAL, Peer};
+use wardline_bpf::frame::flag::{ACK, SYN};
 use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::frame::{ip, sctp, tcp, udp};
 
@@ -204,6 +205,39 @@ pub fn own_node() -> Vec<Row> {
             udp(port(POD6, 4), port(NODE6, 53)),
             Node,
         ),
+        stop(
+            "in mid-stream, forwarded",
+            Ingress,
+            tcp(port(NODE, 5), port(POD, 1234), ACK),
+            DefaultDeny,
+        )
+        .deny(Ingress, NODE, TCP, 1234),
+        pass(
+            "in mid-stream, from a socket",
+            Ingress,
+            tcp(port(NODE, 5), port(POD, 1234), ACK),
+            Midstream,
+        )
+        .sent_by_node(),
+    ]
+}
+
+/// Whoever is on the link may say that an address of it is theirs.
+pub fn own_node_on_the_link() -> Vec<Row> {
+    let node: std::net::IpAddr = "fe80::1".parse().unwrap();
+    let probe = move || udp(port(node, 1), port(POD6, 53));
+    vec![
+        stop("to the node", Egress, udp(port(POD6, 4), port(node, 53)), DefaultDeny)
+            .before(|world| {
+                let own = Peer {
+                    class: 0,
+                    flags: PEER_LOCAL,
+                };
+                world.sandbox.set_peer(PEERS, "fe80::1".parse().unwrap(), own).unwrap();
+                world.change_rule_of_udp(false);
+            })
+            .deny(Egress, node, UDP, 53),
+        pass("from a socket of it", Ingress, probe(), Node).sent_by_node(),
     ]
 }
 

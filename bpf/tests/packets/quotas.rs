@@ -2,7 +2,7 @@
 //! Shares of the connection table: whoever floods fills its own, and no other's.
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
-use wardline_bpf::abi::Reason::{ConnectionQuota, Established, HalfOpenQuota, Policy};
+use wardline_bpf::abi::Reason::{ConnectionQuota, Established, HalfOpenQuota, Midstream, Policy};
 use wardline_bpf::abi::{Endpoint, Reason, Verdict};
 use wardline_bpf::frame::flag::{ACK, RST, SYN};
 use wardline_bpf::frame::protocol::{TCP, UDP};
@@ -10,9 +10,10 @@ use wardline_bpf::frame::{tcp, udp};
 use wardline_bpf::sandbox::Sizes;
 use wardline_bpf::test_run::Frame;
 
-use crate::harness;
+use crate::harness::{self, Side};
 use crate::row::{Table, pass, stop};
-use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, IFINDEX, POD, SLOT, STRANGER, UID, World, port};
+use crate::services::{SERVICE, one_backend, segment};
+use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, IFINDEX, POD, POD_TO_443, SLOT, STRANGER, UID, World, port};
 
 fn to_pod(source_port: u16, flags: u8) -> Vec<u8> {
     tcp(port(CLIENT, source_port), port(POD, 80), flags)
@@ -53,6 +54,8 @@ pub fn half_open_connections_of_one_pod() -> Table {
         pass("a datagram", Ingress, udp(port(CLIENT, 2), port(POD, 2)), Policy).event(Ingress, ANY_UDP),
         stop("one too many", Ingress, to_pod(3, SYN), HalfOpenQuota).deny(Ingress, CLIENT, TCP, 80),
         pass("the first is answered", Egress, from_pod(1, SYN | ACK), Established),
+        stop("which any SYN is", Ingress, to_pod(3, SYN), HalfOpenQuota).deny(Ingress, CLIENT, TCP, 80),
+        pass("its client goes on", Ingress, to_pod(1, ACK), Established),
         pass("now it has room", Ingress, to_pod(3, SYN), Policy).event(Ingress, CLIENT_TO_80),
         stop("and is full again", Ingress, to_pod(4, SYN), HalfOpenQuota).deny(Ingress, CLIENT, TCP, 80),
         pass("an answered one ends", Ingress, to_pod(1, RST), Established),
@@ -70,6 +73,49 @@ pub fn half_open_connections_of_one_pod() -> Table {
     Table {
         sizes: Sizes {
             half_open_quota: 2,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}
+
+/// To a pod that may send anywhere, from somebody who may send it nothing.
+pub fn strays_of_a_stranger() -> Table {
+    let stray = |source_port| tcp(port(STRANGER, source_port), port(POD, 80), ACK);
+    let reset = |remote_port| tcp(port(POD, 80), port(STRANGER, remote_port), RST);
+    let rows = vec![
+        pass("one", Ingress, stray(1), Midstream).before(|world| world.set_table(Egress, 0)),
+        pass("the pod knows of none", Egress, reset(1), Midstream),
+        pass("two", Ingress, stray(2), Midstream),
+        pass("nor of that", Egress, reset(2), Midstream).after(|world| world.assert_entries(0)),
+        pass("a client", Ingress, to_pod(1, SYN), Policy).event(Ingress, CLIENT_TO_80),
+    ];
+    Table {
+        sizes: Sizes {
+            connection_quota: 1,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}
+
+/// Each takes two entries: the backend's and the Service's.
+pub fn connections_through_a_service() -> Table {
+    let to_service = |source_port| segment(port(POD, source_port), port(SERVICE, 80), SYN);
+    let to_backend = |source_port| segment(port(POD, source_port), port(CLIENT, 443), SYN);
+    let rows = vec![
+        pass("one", Egress, to_service(1), Policy)
+            .before(one_backend)
+            .becomes(to_backend(1))
+            .event(Egress, POD_TO_443),
+        pass("two", Egress, to_service(2), Policy)
+            .becomes(to_backend(2))
+            .event(Egress, POD_TO_443),
+        stop("one too many", Egress, to_service(3), ConnectionQuota).deny(Egress, SERVICE, TCP, 80),
+    ];
+    Table {
+        sizes: Sizes {
+            connection_quota: 3,
             ..Sizes::default()
         },
         rows,
@@ -116,10 +162,17 @@ fn a_million_half_open_connections_leave_room_for_others() {
             .unwrap()
             .passed()
     };
-    assert!(send(Ingress, &to_pod(1, SYN)) && send(Egress, &from_pod(1, SYN | ACK)));
+    assert!(send(Ingress, &to_pod(1, SYN)) && send(Egress, &from_pod(1, SYN | ACK)) && send(Ingress, &to_pod(1, ACK)));
 
     let syn = tcp(port(STRANGER, 1), port(POD, 9000), SYN);
-    harness::flood(&world.sandbox, Ingress, Frame::forwarded(&syn, IFINDEX), FLOOD);
+    let answer = tcp(port(POD, 9000), port(STRANGER, 1), SYN | ACK);
+    let flood = |side, frame: &[u8], flows| {
+        harness::flood(&world.sandbox, side, Frame::forwarded(frame, IFINDEX), flows);
+    };
+    flood(Side::Client, &syn, FLOOD);
+    // A listening port answers what gets through to it, and that makes no connection of it either.
+    flood(Side::Server, &answer, QUOTA);
+    flood(Side::Client, &syn, FLOOD);
     let counters = world.sandbox.counters(world.settings.generation).unwrap();
     let counted = |reason: Reason| counters.packets[Ingress.index()][reason as usize];
     assert_eq!(
@@ -129,9 +182,10 @@ fn a_million_half_open_connections_leave_room_for_others() {
     );
     assert_eq!(
         counted(HalfOpenQuota),
-        u64::from(FLOOD - QUOTA),
+        u64::from(FLOOD - QUOTA) * 2,
         "the rest is dropped, and counted"
     );
+    assert_eq!(counted(Established), u64::from(QUOTA) + 1, "SYNs that come again");
     let denies = world.sandbox.denies().unwrap();
     let told: u64 = denies.iter().map(|(_, entry)| entry.count).sum();
     let lost = world

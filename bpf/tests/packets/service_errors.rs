@@ -24,7 +24,7 @@ fn checksum_at(frame: &[u8]) -> usize {
 }
 
 /// `frame` as it is quoted after its addresses were exchanged: with the checksum of `sent`.
-fn as_quoted(mut frame: Vec<u8>, sent: &[u8]) -> Vec<u8> {
+pub fn as_quoted(mut frame: Vec<u8>, sent: &[u8]) -> Vec<u8> {
     let at = checksum_at(&frame);
     frame[at..at + 2].copy_from_slice(&sent[at..at + 2]);
     frame
