@@ -285,7 +285,11 @@ impl Control {
                 self.waiting.push(network, bound, answer);
                 false
             }
-            Call::Detach(attachment) => self.index.detach(&attachment),
+            Call::Detach { attachment, answer } => {
+                // Who asked may have given up.
+                let _ = answer.send(self.index.announced(&attachment));
+                self.index.detach(&attachment)
+            }
             Call::Collect(valid) => self.index.collect(&valid),
             Call::Check { network, answer } => {
                 let at = self.index.attached_at(&network);

@@ -47,7 +47,7 @@ impl Announcer {
         self.patch(pod, uid, condition).await
     }
 
-    /// The pod's ADD failed after it was announced: its addresses may be another pod's next. Where this fails too, the
+    /// The pod's ADD, or its sandbox, failed after it was announced: its addresses may be another pod's next. Where this fails too, the
     /// claim stands until the next ADD of the pod, and the address is nobody's on other nodes while two claim it.
     pub async fn withdraw(&self, pod: &PodId, uid: &str) {
         let condition = json!({"status": "False", "reason": "AddFailed", "message": ""});

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use wardline_cni::Code;
-use wardline_cni::protocol::{Attachment, Network};
+use wardline_cni::protocol::{Attachment, Network, PodId};
 
 pub use self::announce::Announcer;
 pub use self::install::{InstallError, Installer, Removed};
@@ -59,7 +59,11 @@ pub enum Call {
         bound: oneshot::Sender<Arc<str>>,
         answer: oneshot::Sender<Result<(), Refusal>>,
     },
-    Detach(Attachment),
+    Detach {
+        attachment: Attachment,
+        /// Told the pod whose announcement nobody will follow up.
+        answer: oneshot::Sender<Option<PodId>>,
+    },
     Check {
         network: Network,
         answer: oneshot::Sender<Result<(), Refusal>>,

@@ -137,7 +137,7 @@ impl Server {
                 check(&network)?;
                 self.add(network).await
             }
-            Command::Del { attachment } => self.send(Call::Detach(attachment)).await,
+            Command::Del { attachment } => self.del(attachment).await,
             Command::Gc { attachments } => self.send(Call::Collect(attachments)).await,
             Command::Check(network) => {
                 check(&network)?;
@@ -180,8 +180,8 @@ impl Server {
         match (in_force, result) {
             (Ok(()), Ok(())) => Ok(()),
             (Ok(()), Err(error)) => {
-                // Other nodes may still hold its address for another pod's.
-                self.send(Call::Detach(network.attachment)).await?;
+                // Other nodes may still hold its address for another pod's. The runtime takes the sandbox down with DEL,
+                // which also takes back what the API server may have been told all the same.
                 let pod = format!("{}/{}", network.pod.namespace, network.pod.name);
                 let message = format!("failed to tell the API server of the addresses of Pod {pod}: {error}");
                 Err(Refusal::new(Code::TryAgainLater, message))
@@ -193,6 +193,17 @@ impl Server {
                 Err(refusal)
             }
         }
+    }
+
+    /// Where kubelet has not written the pod's addresses, its sandbox failed after the ADD: they may be another pod's
+    /// next, and other nodes must not count the claim against that one.
+    async fn del(&self, attachment: Attachment) -> Result<(), Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Call::Detach { attachment, answer }).await?;
+        if let Ok(Ok(Some(pod))) = tokio::time::timeout(ANSWER_TIMEOUT, answered).await {
+            self.announcer.withdraw(&pod, &pod.uid).await;
+        }
+        Ok(())
     }
 
     /// Announces the pod's addresses once it is bound to its interface; None where it never is.

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use wardline_cni::protocol::{Attachment, Network};
+use wardline_cni::protocol::{Attachment, Network, PodId};
 use wardline_policy::model::{ObjectName, Pod};
 
 use super::{EndpointSpec, Index, PodInfo};
@@ -154,6 +154,18 @@ impl Index {
         }
         self.refresh(&freed);
         !freed.is_empty()
+    }
+
+    /// The pod of an attachment, by the uid of its object, if other nodes know its addresses from the announcement alone.
+    pub fn announced(&self, attachment: &Attachment) -> Option<PodId> {
+        let mut known = self.attachments.0.values();
+        let Attached { pod, pod_uid, .. } = known.find(|attached| attached.attachment.as_ref() == Some(attachment))?;
+        let told = self.told(pod)?;
+        (told.uid == *pod_uid && !told.is_written).then(|| PodId {
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+            uid: pod_uid.to_string(),
+        })
     }
 
     /// The pod's containers have ended. Its interface is guarded until it is gone. Returns whether anything changed.

@@ -102,6 +102,8 @@ pub struct PodInfo {
     pub node: Arc<str>,
     /// None where the pod takes no part in policy: on the host network, or finished.
     pub policy: Option<Arc<Pod>>,
+    /// Whether its status has the addresses that kubelet wrote; until then they are those that its node announced.
+    pub is_written: bool,
     pub workload: Option<Workload>,
 }
 

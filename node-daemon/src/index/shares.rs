@@ -141,6 +141,7 @@ mod tests {
                 static_uid: None,
                 node: "node1".into(),
                 policy: Some(Arc::new(pod)),
+                is_written: true,
                 workload: None,
             };
             index.apply(Event::Pod(ObjectName::new(namespace, "pod"), Update::Set(info)));

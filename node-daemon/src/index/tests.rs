@@ -23,6 +23,7 @@ fn pod(uid: &str, node: &str, ip: &str, app: &str) -> PodInfo {
             node: node.into(),
             ports: Vec::<NamedPort>::new(),
         })),
+        is_written: true,
         workload: None,
     }
 }

@@ -72,6 +72,10 @@ pub fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
                 .and_then(|spec| spec.node_name.as_deref())
                 .unwrap_or_default()
                 .into(),
+            is_written: pod
+                .status
+                .as_ref()
+                .is_some_and(|status| status.pod_ip.is_some() || status.pod_ips.iter().flatten().next().is_some()),
             policy: wardline_policy::convert::pod(&pod).map(|(_, pod)| Arc::new(pod)),
             workload: workload(&pod.metadata),
         })

@@ -209,6 +209,7 @@ fn starting(name: &str, app: &str) -> Event {
                 ..Pod::clone(info.policy.as_ref().unwrap())
             };
             info.policy = Some(Arc::new(pod));
+            info.is_written = false;
             Event::Pod(name, Update::Set(info))
         }
         other => panic!("{other:?}"),
@@ -353,6 +354,28 @@ fn an_add_that_cannot_be_guarded_is_announced_no_more() {
             (&condition("gone")["status"], &condition("gone")["message"]),
             (&json!("False"), &json!(""))
         );
+    });
+}
+
+#[test]
+fn an_announcement_is_taken_back_where_the_sandbox_fails_later() {
+    on_a_cluster(Plugin::Ptp, |cluster| {
+        for (pod, host) in [("fails", FIRST), ("runs", FIRST + 1)] {
+            cluster.wire(pod, host);
+        }
+        let api = ApiServer::default();
+        let daemon = Daemon::start(cluster, &api);
+        for (pod, host) in [("fails", FIRST), ("runs", FIRST + 1)] {
+            daemon.tell(starting(pod, "friend"));
+            daemon.must("ADD", pod, host);
+        }
+        daemon.tell(pod_event("runs", "{app: friend}", FIRST + 1, "node1", "Running"));
+        let status = |pod: &str| api.patched.lock().unwrap()[pod]["status"]["conditions"][0]["status"].clone();
+        for (pod, host, expected) in [("fails", FIRST, "False"), ("runs", FIRST + 1, "True")] {
+            assert_eq!(status(pod), "True");
+            daemon.must("DEL", pod, host);
+            assert_eq!(status(pod), expected, "{pod}");
+        }
     });
 }
 

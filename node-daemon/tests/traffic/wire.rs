@@ -320,6 +320,7 @@ pub fn pod_event(name: &str, labels: &str, host: u8, node: &str, phase: &str) ->
         static_uid: None,
         node: node.into(),
         policy: convert::pod(&object).map(|(_, pod)| Arc::new(pod)),
+        is_written: true,
         workload: None,
     };
     Event::Pod(ObjectName::new(NAMESPACE, name), Update::Set(info))
