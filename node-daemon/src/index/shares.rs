@@ -124,7 +124,7 @@ mod tests {
     /// Two namespaces with a pod each; a namespace may take 10 rules, 5 blocks of the policies above.
     fn index() -> Index {
         let mut index = Index::new("node1", true);
-        index.set_room(Room { rules: 80, peers: 8000 });
+        index.set_room(Room { rules: 40, peers: 4000 });
         for namespace in ["shop", "lab"] {
             index.apply(Event::Namespace(
                 namespace.into(),
@@ -166,7 +166,7 @@ mod tests {
             .collect();
         policies.sort();
         let named = index.invalid_objects().map(|object| {
-            assert!(object.cause.starts_with("limits.rules is 80, a namespace may take 10"));
+            assert!(object.cause.starts_with("limits.rules is 40, a namespace may take 10"));
             object.name
         });
         (policies, named.collect())

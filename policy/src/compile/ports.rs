@@ -92,7 +92,7 @@ fn sorted(mut rules: Vec<RuleId>) -> Vec<RuleId> {
 }
 
 /// The fewest prefixes, as {first port, length}, that make up the ports from `first` to `last`: at most 30.
-fn prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
+pub(super) fn prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
     let mut found = Vec::new();
     let (mut next, end) = (u32::from(first), u32::from(last) + 1);
     while next < end {

@@ -20,15 +20,16 @@ use super::cidrs::Cidrs;
 use super::classes::Classes;
 use super::endpoints::{Endpoints, Isolation};
 use super::pods::PodIndex;
+use super::ports::prefixes;
 use super::rules;
 use super::selectors::Selectors;
 use crate::model::{IpBlock, Peer, Policy, Port, Rule};
 
 /// A namespace may take one of so many shares of a table.
-pub const SHARES: usize = 8;
+pub const SHARES: usize = 4;
 
 /// A bound so many times above what there is room for is not counted out: that would take too long.
-const WORTH_COUNTING: usize = 16;
+const WORTH_COUNTING: usize = 32;
 
 /// Entries that a node's tables have room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl fmt::Display for Over {
             let share = share_of(*size);
             write!(
                 f,
-                "{limit} is {size}, a namespace may take {share} of it, and the policies of {namespace} need {needed}"
+                "{limit} is {size}, a namespace may take {share} of it, and the policies of {namespace} need about {needed}"
             )
         } else {
             write!(
@@ -223,12 +224,11 @@ fn bound(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Classes
 
 /// Entries for one class.
 fn ports(rule: &Rule) -> usize {
-    // Each protocol, and those without ports; and the prefixes that a range can come to.
+    // Each protocol, and those without ports.
     const EVERY: usize = 4;
-    const RANGE: usize = 30;
     let Some(ports) = &rule.ports else { return EVERY };
     let entries = ports.iter().map(|port| match port.port {
-        Port::Range(..) => RANGE,
+        Port::Range(first, last) => prefixes(first, last).len(),
         Port::Any | Port::Exact(_) | Port::Named(_) => 1,
     });
     entries.sum()
@@ -292,7 +292,7 @@ mod tests {
 
     const NODE: &str = "n1";
     /// Shares of 10 rules and of 20 peers.
-    const ROOM: Room = Room { rules: 80, peers: 160 };
+    const ROOM: Room = Room { rules: 40, peers: 80 };
 
     /// A policy: its namespace, how many blocks its rule is for (0: every peer), and how many ports.
     type Row = (&'static str, u8, u16);
@@ -347,7 +347,7 @@ mod tests {
         let rules = ("limits.rules", ROOM.rules);
         let peers = ("limits.peers", ROOM.peers);
         let table: [(&str, &[Row], Expected); 8] = [
-            ("nobody", &[("a", 5, 2), ("b", 0, 10)], None),
+            ("nobody", &[("a", 5, 2), ("b", 0, 3)], None),
             ("one policy", &[("a", 4, 3), ("b", 0, 1)], Some(("a", rules, 12, true))),
             (
                 "several of one namespace",

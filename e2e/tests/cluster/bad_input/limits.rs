@@ -163,7 +163,7 @@ async fn until_named(namespace: &TestNamespace, row: &Row, policy: &str, limit: 
         namespace: &namespace.name,
         name: policy,
     };
-    let beginning = format!("limits.{} is {limit}, a namespace may take {}", row.limit, limit / 8);
+    let beginning = format!("limits.{} is {limit}, a namespace may take {}", row.limit, limit / 4);
     let what = format!("DataplaneNode node1 to name {policy} for limits.{}", row.limit);
     wait_until(&what, PATIENCE, async || {
         let message = bad.named_by(node, lab).await?.context("it is not named")?;
