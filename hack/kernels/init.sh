@@ -23,7 +23,7 @@ for test in /tests/*; do
     name=${test##*/}
     echo "--- $name on $(uname -r)"
     read -r start _ < /proc/uptime
-    # Not the test that counts every retransmission and every datagram out of order: slow machines have some. Nor the
+    # Not the test that rewrites policies all the time, which has not been tried on machines as slow as these. Nor the
     # one of sums that a device took, which these kernels' test runs cannot give a packet.
     "$test" --test-threads=2 --skip never_show_a_packet_a_mix --skip the_sum_that_a_device_took
     status=$?

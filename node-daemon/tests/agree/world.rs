@@ -138,6 +138,11 @@ impl<'a> World<'a> {
         self.endpoints.get(pod).copied()
     }
 
+    /// The pods that the daemon manages.
+    pub fn guarded(&self) -> impl Iterator<Item = &String> {
+        self.endpoints.keys()
+    }
+
     pub fn pod(&self, name: &str) -> Option<&Pod> {
         let is_it = |pod: &&Pod| format!("{}/{}", namespace(pod), pod_name(pod)) == name;
         self.cluster.pods.iter().find(is_it)

@@ -144,11 +144,6 @@ impl Node {
         }
     }
 
-    /// Takes away what it left pinned.
-    pub fn remove(self) {
-        std::fs::remove_dir_all(&self.bpffs).unwrap();
-    }
-
     pub fn start(&self, config: &DaemonConfig) -> Life {
         let names = Arc::new(Names::open(&self.state).unwrap());
         let paths = PinPaths::new(&self.bpffs);

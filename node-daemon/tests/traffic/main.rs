@@ -6,9 +6,11 @@
 
 mod atomic;
 mod changes;
+mod control;
 mod flows;
 mod handover;
 mod hostile;
+mod nodes;
 mod own_node;
 mod path_mtu;
 mod plugin;

@@ -13,10 +13,10 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use wardline_node::cni::{Announcer, Server};
-use wardline_node::control::{Control, Message};
+use wardline_node::control::{Control, Message, NodeState};
 use wardline_node::index::{Event, Index, Kind, Update};
 use wardline_node::metrics::Metrics;
 use wardline_policy::model::Pod;
@@ -28,17 +28,25 @@ const SERVER: u8 = 1;
 /// The first of the pods that come at once; each has its own.
 const FIRST: u8 = 10;
 const AT_ONCE: u8 = 22;
-const FROM_FRIENDS: &str =
+pub const FROM_FRIENDS: &str =
     "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]}";
 
 /// Bodies of the patches of Pods' statuses, by name; those of `fails` are refused.
 #[derive(Clone, Default)]
-struct ApiServer {
+pub struct ApiServer {
     patched: Arc<Mutex<BTreeMap<String, Value>>>,
     fails: Option<&'static str>,
 }
 
 impl ApiServer {
+    /// One that has no patches of this pod.
+    pub fn that_refuses(pod: &'static str) -> Self {
+        Self {
+            fails: Some(pod),
+            ..Self::default()
+        }
+    }
+
     fn client(&self) -> Client {
         let server = self.clone();
         Client::new(
@@ -75,7 +83,8 @@ impl ApiServer {
 }
 
 /// A control thread and the plugin's socket, on the cluster's node.
-struct Daemon {
+pub struct Daemon {
+    pub state: watch::Receiver<NodeState>,
     messages: mpsc::Sender<Message>,
     cancel: CancellationToken,
     control: Option<std::thread::JoinHandle<()>>,
@@ -95,7 +104,7 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    fn start(cluster: &mut Cluster, api: &ApiServer) -> Self {
+    pub fn start(cluster: &mut Cluster, api: &ApiServer) -> Self {
         let (daemon, told) = Self::begin(cluster, api);
         let listed = listed(&told);
         for event in told {
@@ -128,7 +137,7 @@ impl Daemon {
         let entered = runtime.enter();
         let server = Server {
             messages: messages.clone(),
-            state,
+            state: state.clone(),
             announcer: Announcer::new(api.client()),
             metrics,
         };
@@ -136,6 +145,7 @@ impl Daemon {
         runtime.spawn(server.serve(listener, cancel.clone()));
         drop(entered);
         let daemon = Self {
+            state,
             messages,
             cancel,
             control: Some(control),
@@ -146,14 +156,19 @@ impl Daemon {
         (daemon, told)
     }
 
-    fn tell(&self, event: Event) {
+    pub fn tell(&self, event: Event) {
         self.runtime
             .block_on(self.messages.send(Message::Cluster(event)))
             .unwrap();
     }
 
     /// Runs the plugin as the runtime would, and returns what it printed and whether it succeeded.
-    fn plugin(&self, command: &str, pod: &str, host: u8) -> (bool, Value) {
+    pub fn plugin(&self, command: &str, pod: &str, host: u8) -> (bool, Value) {
+        self.plugin_with(command, pod, host, &[])
+    }
+
+    /// The same, with the attachments that the runtime has: their sandboxes and interfaces.
+    pub fn plugin_with(&self, command: &str, pod: &str, host: u8, valid: &[(&str, &str)]) -> (bool, Value) {
         let netns = format!("/run/netns/{pod}");
         let variable = |name: &str| {
             Some(match name {
@@ -167,7 +182,9 @@ impl Daemon {
         };
         let input = json!({
             "cniVersion": "1.1.0", "name": "test", "type": "wardline-cni", "socket": self.socket,
-            "cni.dev/valid-attachments": [],
+            "cni.dev/valid-attachments": valid.iter().map(|(sandbox, interface)| json!({
+                "containerID": sandbox, "ifname": interface,
+            })).collect::<Vec<_>>(),
             "prevResult": {
                 "cniVersion": "1.1.0",
                 "interfaces": [{"name": format!("v-{pod}")}, {"name": "eth0", "sandbox": netns}],
@@ -183,7 +200,7 @@ impl Daemon {
     }
 
     #[track_caller]
-    fn must(&self, command: &str, pod: &str, host: u8) {
+    pub fn must(&self, command: &str, pod: &str, host: u8) {
         let (succeeded, said) = self.plugin(command, pod, host);
         assert!(succeeded, "{command} {pod}: {said}");
     }
@@ -193,7 +210,9 @@ impl Daemon {
 fn listed(told: &[Event]) -> BTreeSet<String> {
     let name = |event: &Event| match event {
         Event::Namespace(name, _) => Some(name.to_string()),
-        Event::Pod(name, _) | Event::Policy(name, _) => Some(name.to_string()),
+        Event::Pod(name, _) | Event::Policy(name, _) | Event::Service(name, _) | Event::Slice(name, _) => {
+            Some(name.to_string())
+        }
         Event::Logging(_) => Some("default".to_owned()),
         _ => None,
     };
@@ -201,7 +220,7 @@ fn listed(told: &[Event]) -> BTreeSet<String> {
 }
 
 /// A pod whose status has no address yet.
-fn starting(name: &str, app: &str) -> Event {
+pub fn starting(name: &str, app: &str) -> Event {
     match pod_event(name, &format!("{{app: {app}}}"), 0, "node1", "Pending") {
         Event::Pod(name, Update::Set(mut info)) => {
             let pod = Pod {
@@ -308,11 +327,7 @@ fn an_add_that_cannot_be_announced_fails() {
     on_a_cluster(Plugin::Ptp, |cluster| {
         cluster.pod("server", SERVER);
         cluster.wire("web", FIRST);
-        let api = ApiServer {
-            fails: Some("web"),
-            ..ApiServer::default()
-        };
-        let daemon = Daemon::start(cluster, &api);
+        let daemon = Daemon::start(cluster, &ApiServer::that_refuses("web"));
         daemon.tell(starting("web", "friend"));
         let (succeeded, said) = daemon.plugin("ADD", "web", FIRST);
         assert!(!succeeded && said["code"] == 11, "{said}");

@@ -301,6 +301,19 @@ impl Cluster<'_> {
         self.tell(Event::Slice(ObjectName::new(NAMESPACE, name), event));
     }
 
+    /// Leaves a Service and its slice out of what another life learns: nobody saw them go.
+    pub fn forget_service(&mut self, name: &str) {
+        let (service, slice) = (
+            ObjectName::new(NAMESPACE, name),
+            ObjectName::new(NAMESPACE, format!("{name}-0")),
+        );
+        self.told.retain(|event| match event {
+            Event::Service(told, _) => *told != service,
+            Event::Slice(told, _) => *told != slice,
+            _ => true,
+        });
+    }
+
     pub fn no_policy(&mut self, name: &str) {
         self.tell(Event::Policy(ObjectName::new(NAMESPACE, name), Update::Gone));
     }
