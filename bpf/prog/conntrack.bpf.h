@@ -153,16 +153,20 @@ static __always_inline struct usage *find_usage(const struct endpoint *endpoint)
 	return bpf_map_lookup_elem(&usages, &index);
 }
 
-/* May the endpoint have one more entry? UNDECIDED, or why not. */
-static __noinline __u32 check_quota(const struct endpoint *endpoint)
+/*
+ * May the endpoint have one more entry? UNDECIDED, or why not. What it opens itself has half of the room only: the pod
+ * that it goes to counts it too, and would else have none left for others.
+ */
+static __noinline __u32 check_quota(const struct endpoint *endpoint, const struct flow *flow)
 {
 	const struct usage *usage = find_usage(endpoint);
+	__u32 opening = flow->judged == DIRECTION_EGRESS ? half_open_quota / 2 : half_open_quota;
 
 	if (!usage)
 		return REASON_CONNTRACK_FULL;
 	if ((__s64)(usage->made - usage->gone) >= connection_quota)
 		return REASON_CONNECTION_QUOTA;
-	if ((__s64)(usage->half_opened - usage->half_closed - usage->half_gone) >= half_open_quota)
+	if ((__s64)(usage->half_opened - usage->half_closed - usage->half_gone) >= opening)
 		return REASON_HALF_OPEN_QUOTA;
 	return UNDECIDED;
 }

@@ -94,7 +94,7 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	if (!replace) {
 		if (flow->midstream && is_being_swept(endpoint, flow))
 			return REASON_MIDSTREAM;
-		full = check_quota(endpoint);
+		full = check_quota(endpoint, flow);
 		if (full != UNDECIDED)
 			return full;
 	}

@@ -211,7 +211,7 @@ static __always_inline __u32 open_backend(struct __sk_buff *skb, const struct en
 		/* Where policy is only watched the flow goes on, and its later packets to the same backend. */
 		if (reason == REASON_DEFAULT_DENY && flow->settings.policy != ENFORCEMENT_AUDIT)
 			return reason;
-		full = check_quota(endpoint);
+		full = check_quota(endpoint, flow);
 		if (full != UNDECIDED) {
 			go_to_service(flow);
 			return full;

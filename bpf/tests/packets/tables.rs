@@ -91,6 +91,7 @@ tables! {
     quotas::connections_of_one_pod,
     quotas::connections_through_a_service,
     quotas::half_open_connections_of_one_pod,
+    quotas::half_open_connections_that_a_pod_opens,
     quotas::strays_of_a_stranger,
     policies::precedence,
     policies::egress,

@@ -210,3 +210,23 @@ fn a_flood_of_half_open_connections_fills_its_own_share_only() {
         assert_eq!(cluster.life().log.imbalance(), Some([[0; 2]; 2]));
     });
 }
+
+/// Datagrams to a pod that admits them and answers none, which count for both pods.
+#[test]
+fn a_flood_at_another_pod_leaves_room_there_for_others() {
+    while_others_talk(|cluster| {
+        cluster.no_policy("server");
+        cluster.no_policy("hostile");
+        cluster.apply();
+        let hostile = cluster.program("hostile", Direction::Egress);
+        let server = cluster.program("server", Direction::Ingress);
+        let arrived = (1..=HALF_OPEN)
+            .map(|port| {
+                let from = SocketAddr::new(Family::V4.pod(HOSTILE), port);
+                frame::udp(from, SocketAddr::new(Family::V4.pod(SERVER), 9))
+            })
+            .filter(|frame| hostile.passes(frame) && server.passes(frame))
+            .count();
+        assert!(arrived > 0 && arrived < usize::from(HALF_OPEN) / 2, "{arrived} arrived");
+    });
+}
