@@ -28,6 +28,7 @@ fn open() -> Vec<Row> {
     vec![
         pass("SYN", Ingress, request(SYN), Policy).event(Ingress, CLIENT_TO_80),
         pass("SYN and ACK", Egress, answer(SYN | ACK), Established),
+        pass("ACK", Ingress, request(ACK), Established),
     ]
 }
 
