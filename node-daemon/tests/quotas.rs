@@ -125,6 +125,35 @@ fn a_sweep_makes_room_and_puts_counts_right() {
 }
 
 #[test]
+fn answered_questions_make_room_where_a_pod_is_near_its_quota() {
+    on_a_node(1, |node| {
+        let mut config = DaemonConfig::default();
+        config.limits.connections = u32::from(HALF_OPEN) * 16;
+        let mut life = node.start(&config);
+        life.apply(&node.desired(&server(), NODE));
+        let ingress = life.program(node.veths[0], Direction::Ingress);
+        let egress = life.program(node.veths[0], Direction::Egress);
+        let ask = |ports: std::ops::Range<u16>| {
+            let socket = |address: &str, port| SocketAddr::new(address.parse().unwrap(), port);
+            ports
+                .map(|port| (socket("10.0.1.1", port), socket("10.0.0.1", 53)))
+                .filter(|(client, server)| {
+                    ingress.passes(&frame::udp(*client, *server)) && egress.passes(&frame::udp(*server, *client))
+                })
+                .count()
+        };
+
+        let quota = usize::from(HALF_OPEN) * 4;
+        assert_eq!(ask(1..1000), quota, "the quota holds");
+        let swept = life.conntrack.sweep(monotonic() + A_WHILE).unwrap();
+        assert_eq!(swept.deleted, quota, "their time is not over, but others wait");
+        assert_eq!(ask(1000..1010), 10, "there is room again");
+        let swept = life.conntrack.sweep(monotonic() + A_WHILE).unwrap();
+        assert_eq!(swept.deleted, 0, "without need nothing goes before its time");
+    });
+}
+
+#[test]
 fn a_sweep_spares_connections_that_open_while_it_reads() {
     on_a_node(1, |node| {
         let mut life = node.start(&DaemonConfig::default());

@@ -157,6 +157,18 @@ fn allows_midstream(direction: Direction, remote: IpAddr, port: u16) -> bool {
     }
 }
 
+/// Where the first part of a datagram to `remote` may have gone: a flow to a Service that was open in mid-stream is not
+/// translated, and one that takes its place is, or the other way round.
+fn originals(remote: IpAddr) -> Vec<IpAddr> {
+    match remote {
+        SERVICE => vec![SERVICE, CLIENT, POD],
+        SERVICE6 => vec![SERVICE6, CLIENT6],
+        CLIENT => vec![CLIENT, SERVICE],
+        CLIENT6 => vec![CLIENT6, SERVICE6],
+        other => vec![other],
+    }
+}
+
 impl Oracle {
     /// Whether a frame that passed may have: as the pod receives it from the network, or the network from the pod.
     /// `of_node`: a socket of the node made it.
@@ -179,9 +191,12 @@ impl Oracle {
             return None;
         }
         if let Some(part) = packet.fragment.as_ref().filter(|part| part.offset > 0) {
-            let firsts = self.fragments.get(&(direction, pod, remote, part.id))?;
-            let is_behind = |(end, _): &&(usize, Flow)| part.offset >= *end;
-            return firsts.iter().find(is_behind).map(|_| ());
+            let is_behind = |(end, _): &(usize, Flow)| part.offset >= *end;
+            return originals(remote)
+                .iter()
+                .filter_map(|remote| self.fragments.get(&(direction, pod, *remote, part.id)))
+                .any(|firsts| firsts.iter().any(is_behind))
+                .then_some(());
         }
         let (flow, is_new) = flow_of(direction, pod, remote, &packet)?;
         let (own, other) = match direction {

@@ -32,9 +32,12 @@ pub struct ConntrackSweeper {
     quotas: Quotas,
 }
 
-/// Ticks after which what nobody answered goes where an endpoint comes near its quota: a handshake takes less, and a
-/// peer that repeats itself within them stays.
+/// Ticks after which what nobody answered, and what was only a question and its answer, goes where an endpoint comes
+/// near its quota: a handshake takes less, and a peer that repeats itself within them stays.
 const PRESSED_TICKS: u64 = 5;
+
+/// IANA protocol number.
+const UDP: u8 = 17;
 
 /// An endpoint while the table is read.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +98,7 @@ impl ConntrackSweeper {
             owners.insert(key.endpoint);
             let reading = readings.get_mut(&key.endpoint);
             let is_pressed = reading.as_ref().is_some_and(|reading| reading.is_pressed);
-            let is_early = is_pressed && is_unanswered(&entry, tick);
+            let is_early = is_pressed && gives_way(&key, &entry, tick);
             let is_stale = is_early || self.is_expired(&key, &entry, tick);
             if translated::is_alias(&entry) || translated::is_translated(&entry) {
                 if is_settled(&entry, tick) {
@@ -104,9 +107,11 @@ impl ConntrackSweeper {
             } else if is_stale {
                 stale.push((key, is_early));
             }
-            if let Some(reading) = reading.filter(|_| !is_stale && !translated::is_alias(&entry)) {
+            // An alias takes a place of its own, and says nothing about the flow.
+            let is_alias = translated::is_alias(&entry);
+            if let Some(reading) = reading.filter(|_| !is_stale || is_alias) {
                 reading.there.entries += 1;
-                reading.there.half_open += u64::from(is_half_open(&entry));
+                reading.there.half_open += u64::from(is_half_open(&entry) && !is_alias);
             }
         })?;
         let read = readings
@@ -146,7 +151,7 @@ impl ConntrackSweeper {
 
     /// Whether an entry of this key has had its time, or gives way early.
     fn is_stale(&self, key: &ConntrackKey, is_early: bool, tick: u64) -> impl Fn(&ConntrackEntry) -> bool {
-        move |entry| self.is_expired(key, entry, tick) || (is_early && is_unanswered(entry, tick))
+        move |entry| self.is_expired(key, entry, tick) || (is_early && gives_way(key, entry, tick))
     }
 
     /// Takes out an entry that is still stale. A new connection may have taken its place since the table was read, or
@@ -231,8 +236,10 @@ fn is_half_open(entry: &ConntrackEntry) -> bool {
     entry.state == u8::from(abi::ConntrackState::Opening)
 }
 
-fn is_unanswered(entry: &ConntrackEntry, tick: u64) -> bool {
-    is_half_open(entry) && tick.saturating_sub(u64::from(entry.last_seen)) > PRESSED_TICKS
+/// What is opening still, and questions over UDP that have their answer: a server of many holds little else.
+fn gives_way(key: &ConntrackKey, entry: &ConntrackEntry, tick: u64) -> bool {
+    let is_answered = key.protocol == UDP && entry.state == u8::from(abi::ConntrackState::Open);
+    (is_half_open(entry) || is_answered) && tick.saturating_sub(u64::from(entry.last_seen)) > PRESSED_TICKS
 }
 
 /// Not of this moment: both halves of a flow to a Service are written within one packet.
