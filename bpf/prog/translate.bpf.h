@@ -127,6 +127,13 @@ enum opened {
 	OPENED_FULL = 3,
 };
 
+/* A pod that reaches itself, where all three ports are one: alias and entry would have the same key. */
+static __always_inline bool is_one_key(const struct flow *flow)
+{
+	return flow->hairpin && flow->key.pod_port == flow->key.remote_port &&
+	       flow->key.remote_port == flow->service_port;
+}
+
 /* enum opened. */
 __global __u32 open_entry(struct __sk_buff *skb, bool denied)
 {
@@ -138,6 +145,8 @@ __global __u32 open_entry(struct __sk_buff *skb, bool denied)
 
 	if (!flow || !endpoint)
 		return OPENED_FULL;
+	if (is_one_key(flow))
+		return OPENED_TAKEN;
 	entry = new_entry(flow);
 	entry.flags |= CONNTRACK_TRANSLATED;
 	if (flow->hairpin)

@@ -130,6 +130,14 @@ pub fn a_pod_that_reaches_itself() -> Vec<Row> {
         back("SYN and ACK", answer(1, SYN | ACK), Established, returns(1, SYN | ACK)),
         back("ACK", request(1, ACK), Established, arrives(1, ACK)),
         back("another client", request(2, SYN), Self_, arrives(2, SYN)).after(|world| world.assert_entries(4)),
+        stop(
+            "from the port that it serves and the Service has",
+            Egress,
+            segment(port(POD, 90), port(SERVICE, 90), SYN),
+            PortTaken,
+        )
+        .before(|world| world.set_service(TCP, port(SERVICE, 90), SERVICE_TRANSLATE, &[port(POD, 90)]))
+        .after(|world| world.assert_entries(4)),
         back("its answer", answer(2, SYN | ACK), Established, returns(2, SYN | ACK)),
         back("later", request(1, ACK), Established, arrives(1, ACK)).before(|world| world.age(3)),
         back("policy changes", answer(1, ACK), Revalidated, returns(1, ACK)).before(|world| {
