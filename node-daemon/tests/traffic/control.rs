@@ -2,7 +2,7 @@
 //! What the control thread does besides following the watches: it takes away what it was told is no more, and tries
 //! again what did not fit.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use wardline_node::index::{Event, Update};
@@ -27,9 +27,13 @@ fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Whether a pod is taken for a friend of the server; its status does not have its address yet.
-fn is_friend(pod: &str) -> bool {
-    inside(pod, || TcpStream::connect_timeout(&servers(SERVER)[0], SILENCE).is_ok())
+/// Whether a pod gets through to the server, whose queue of connections is left empty.
+fn reaches(pod: &str, to: SocketAddr, server: &TcpListener) -> bool {
+    let is_open = inside(pod, || TcpStream::connect_timeout(&to, SILENCE).is_ok());
+    if is_open {
+        server.accept().unwrap();
+    }
+    is_open
 }
 
 #[test]
@@ -37,7 +41,9 @@ fn what_the_runtime_no_longer_has_is_collected() {
     on_a_cluster(Plugin::Ptp, |cluster| {
         cluster.pod("server", SERVER);
         cluster.policy("from-friends", FROM_FRIENDS);
-        let _listener = listener("server");
+        let listener = listener("server");
+        // The pods' statuses do not have their addresses yet.
+        let is_friend = |pod: &str| reaches(pod, servers(SERVER)[0], &listener);
         for (pod, host) in [("stays", FIRST), ("goes", FIRST + 1)] {
             cluster.wire(pod, host);
         }
@@ -55,16 +61,22 @@ fn what_the_runtime_no_longer_has_is_collected() {
 }
 
 #[test]
-fn an_add_that_cannot_be_announced_leaves_nothing_behind() {
+fn an_add_that_cannot_be_announced_leaves_nothing_behind_when_it_is_deleted() {
     on_a_cluster(Plugin::Ptp, |cluster| {
         cluster.pod("server", SERVER);
         cluster.policy("from-friends", FROM_FRIENDS);
-        let _listener = listener("server");
+        let listener = listener("server");
+        let is_friend = |pod: &str| reaches(pod, servers(SERVER)[0], &listener);
         cluster.wire("web", FIRST);
         let daemon = Daemon::start(cluster, &ApiServer::that_refuses("web"));
         daemon.tell(starting("web", "friend"));
         let (succeeded, said) = daemon.plugin("ADD", "web", FIRST);
         assert!(!succeeded, "{said}");
+        assert!(
+            is_friend("web"),
+            "guarded as what it is until the runtime takes it down"
+        );
+        daemon.must("DEL", "web", FIRST);
         wait_for("its address is nobody's", || !is_friend("web"));
     });
 }
@@ -75,7 +87,7 @@ fn a_service_that_went_while_the_daemon_was_away_goes() {
         for (name, host) in [("server", SERVER), ("client", CLIENT)] {
             cluster.pod(name, host);
         }
-        let _listener = listener("server");
+        let listener = listener("server");
         for (name, address) in [("stays", "10.96.0.10"), ("goes", "10.96.0.11")] {
             cluster.service(
                 name,
@@ -88,10 +100,7 @@ fn a_service_that_went_while_the_daemon_was_away_goes() {
             cluster.slice(&format!("{name}-0"), &slice);
         }
         cluster.apply();
-        let reaches = |address: &str| {
-            let to = format!("{address}:{PORT}").parse().unwrap();
-            inside("client", || TcpStream::connect_timeout(&to, SILENCE).is_ok())
-        };
+        let reaches = |address: &str| reaches("client", format!("{address}:{PORT}").parse().unwrap(), &listener);
         assert!(reaches("10.96.0.10") && reaches("10.96.0.11"));
         cluster.forget_service("goes");
         cluster.restart();
