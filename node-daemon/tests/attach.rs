@@ -285,6 +285,27 @@ fn where_others_are_already_links_come_at_once() {
     }
 }
 
+/// It takes filters for both hooks of clsact, and has one.
+#[test]
+fn where_there_is_an_ingress_qdisc_and_no_links_a_pod_is_not_managed() {
+    on_each_node(1, |node| {
+        if node.attach == AttachKind::Tcx {
+            return;
+        }
+        output("tc", &["qdisc", "add", "dev", "v0", "ingress"]);
+        let mut life = node.start(&DaemonConfig::default());
+        let applied = life.apply(&desired(node));
+        let causes: Vec<&String> = applied.failed.values().collect();
+        assert!(matches!(causes[..], [cause] if cause.contains("ingress")), "{causes:?}");
+        // Another's clsact will do.
+        output("tc", &["qdisc", "del", "dev", "v0", "ingress"]);
+        output("tc", &["qdisc", "add", "dev", "v0", "clsact"]);
+        let applied = life.apply(&desired(node));
+        assert!(applied.failed.is_empty(), "{:?}", applied.failed);
+        assert_one_each(node, node.veths[0]);
+    });
+}
+
 /// Detaches the programs of all pods behind the daemon's back.
 fn take_off(node: &Node, bpffs: &std::path::Path) {
     match node.attach {

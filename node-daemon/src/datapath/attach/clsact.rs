@@ -49,7 +49,9 @@ impl Filter {
         let options = options.into_iter().map(TcOption::Bpf).collect();
         message.attributes.push(TcAttribute::Options(options));
         let mut netlink = Netlink::open()?;
-        add_qdisc(&mut netlink, ifindex)?;
+        if !add_qdisc(&mut netlink, ifindex)? {
+            check_qdisc(&mut netlink, ifindex)?;
+        }
         netlink.change(
             RouteNetlinkMessage::NewTrafficFilter(message),
             NLM_F_CREATE | NLM_F_REPLACE,
@@ -114,6 +116,29 @@ fn is_absent(error: &io::Error) -> bool {
 
 /// Returns whether there was none.
 fn add_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
+    match netlink.change(qdisc(ifindex)?, NLM_F_CREATE | NLM_F_EXCL) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// An `ingress` has the same handle, and takes filters for both hooks: into the one that it has, where the second program
+/// would take the place of the first. Asked to change into another kind, the kernel refuses (`tc_modify_qdisc` in
+/// `net/sched/sch_api.c`); where it is clsact already, nothing changes.
+fn check_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<()> {
+    netlink.change(qdisc(ifindex)?, 0).map_err(|error| {
+        if error.raw_os_error() == Some(libc::EINVAL) {
+            return io::Error::new(
+                error.kind(),
+                "the interface has a qdisc other than clsact, `ingress` probably",
+            );
+        }
+        error
+    })
+}
+
+fn qdisc(ifindex: u32) -> io::Result<RouteNetlinkMessage> {
     let mut message = TcMessage::with_index(index(ifindex)?);
     message.header.handle = TcHandle {
         major: TcHandle::CLSACT.major,
@@ -121,14 +146,7 @@ fn add_qdisc(netlink: &mut Netlink, ifindex: u32) -> io::Result<bool> {
     };
     message.header.parent = TcHandle::CLSACT;
     message.attributes.push(TcAttribute::Kind(QDISC.to_owned()));
-    match netlink.change(
-        RouteNetlinkMessage::NewQueueDiscipline(message),
-        NLM_F_CREATE | NLM_F_EXCL,
-    ) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(RouteNetlinkMessage::NewQueueDiscipline(message))
 }
 
 /// What names our filter at a hook.
