@@ -16,7 +16,7 @@
  * A TCP packet that opens nothing and belongs to nothing is part of a connection that is older than the entry that
  * it lacks, and its direction is unknown. Where the policy of its own direction denies it, the other's may let it pass.
  */
-static __noinline __u32 judge_midstream(const struct endpoint *endpoint, struct flow *flow)
+static __noinline __u32 judge_midstream(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	__u64 word = flow->word;
 	__u32 reason;
@@ -24,7 +24,7 @@ static __noinline __u32 judge_midstream(const struct endpoint *endpoint, struct 
 	judge_by(endpoint, flow, !flow->direction);
 	if (flow->judged == DIRECTION_EGRESS)
 		find_front(flow);
-	reason = decide_rare(endpoint, flow);
+	reason = decide_rare(skb);
 	if (reason == REASON_DEFAULT_DENY) {
 		flow->judged = flow->direction;
 		flow->word = word;
@@ -47,43 +47,17 @@ static __always_inline __u32 judge_left_over(const struct endpoint *endpoint, co
 	return is_itself(endpoint, flow) ? REASON_SELF : REASON_FRAGMENT;
 }
 
-/*
- * A flow without an entry that counts; where one is in its place, it is replaced only by a flow that is allowed.
- * UNDECIDED: it is to be given a backend.
- */
-__global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
+/* Makes the entry of a flow that is allowed, for this reason. */
+__global __u32 open_flow(struct __sk_buff *skb, __u32 reason, bool replace)
 {
 	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	struct flow *flow = this_flow();
 	struct conntrack_entry entry;
-	__u32 reason, full;
+	__u32 full;
 	int error;
 
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
-	if (flow->fragment == FRAGMENT_LATER)
-		return judge_left_over(endpoint, flow);
-	flow->midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
-	flow->rewrite = REWRITE_NONE;
-	flow->hairpin = false;
-	if (flow->direction == DIRECTION_EGRESS) {
-		/* In mid-stream it has a backend already, and only who gave it knows which. */
-		if (find_front(flow) && (flow->front.flags & SERVICE_TRANSLATE) && !flow->midstream) {
-			flow->target = flow->front;
-			flow->front = (struct service){};
-			return UNDECIDED;
-		}
-	}
-	flow->local_socket = is_from_local_socket(skb, flow);
-	judge_by(endpoint, flow, flow->direction);
-	reason = decide(endpoint, flow);
-	if (flow->midstream && reason == REASON_DEFAULT_DENY)
-		reason = judge_midstream(endpoint, flow);
-	if (reason == REASON_DEFAULT_DENY || reason == REASON_SELF)
-		return reason;
-	if (flow->midstream && !is_kept(flow))
-		return REASON_MIDSTREAM;
-
 	/* An answer to nothing is its sender's own flow: kept as an answer, it would admit the other side's requests. */
 	if (flow->kind == FLOW_ECHO_REPLY) {
 		__u16 id = flow->key.pod_port;
@@ -112,6 +86,44 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 }
 
 /*
+ * A flow without an entry that counts; where one is in its place, it is replaced only by a flow that is allowed.
+ * UNDECIDED: it is to be given a backend.
+ */
+__global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
+{
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+	__u32 reason;
+
+	if (!flow || !endpoint)
+		return REASON_NO_ENDPOINT;
+	if (flow->fragment == FRAGMENT_LATER)
+		return judge_left_over(endpoint, flow);
+	flow->midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
+	flow->rewrite = REWRITE_NONE;
+	flow->hairpin = false;
+	if (flow->direction == DIRECTION_EGRESS) {
+		/* In mid-stream it has a backend already, and only who gave it knows which. */
+		if (find_front(flow) && (flow->front.flags & SERVICE_TRANSLATE) && !flow->midstream) {
+			flow->target = flow->front;
+			flow->front = (struct service){};
+			return UNDECIDED;
+		}
+	}
+	flow->local_socket = is_from_local_socket(skb, flow);
+	judge_by(endpoint, flow, flow->direction);
+	reason = decide(endpoint, flow);
+	if (flow->midstream && reason == REASON_DEFAULT_DENY)
+		reason = judge_midstream(skb, endpoint, flow);
+	if (reason == REASON_DEFAULT_DENY || reason == REASON_SELF)
+		return reason;
+	if (flow->midstream && !is_kept(flow))
+		return REASON_MIDSTREAM;
+
+	return open_flow(skb, reason, replace);
+}
+
+/*
  * The policy that allowed the flow is no longer the slot's, or denied it before: judge it again in the direction in
  * which it was opened. A flow that is denied keeps an entry that says so; were it deleted, an answer from the other
  * side would be taken for a new flow of the other direction, or for mid-stream, and bring the connection back.
@@ -133,7 +145,7 @@ __global __u32 judge_again(struct __sk_buff *skb)
 
 	if (flow->judged == DIRECTION_EGRESS && !flow->rewrite)
 		find_front(flow);
-	reason = decide_rare(endpoint, flow);
+	reason = decide_rare(skb);
 	entry.word = flow->word;
 	if (reason == REASON_DEFAULT_DENY) {
 		entry.state = CONNTRACK_DENIED;

@@ -52,7 +52,11 @@ __global __u32 check_options(struct __sk_buff *skb, __u32 bytes)
 	__u8 options[IPV4_OPTION_BYTES + 1] = {};
 	__u32 next = 0;
 
-	if (!bytes || bytes > IPV4_OPTION_BYTES || bpf_skb_load_bytes(skb, ETHERNET_BYTES + IPV4_BYTES, options, bytes))
+	if (bytes < sizeof(__u32))
+		return REASON_MALFORMED;
+	/* Two comparisons, of which old verifiers learn both bounds. */
+	barrier_var(bytes);
+	if (bytes > IPV4_OPTION_BYTES || bpf_skb_load_bytes(skb, ETHERNET_BYTES + IPV4_BYTES, options, bytes))
 		return REASON_MALFORMED;
 	for (__u32 i = 0; i < IPV4_OPTION_BYTES; i++) {
 		if (i < next)

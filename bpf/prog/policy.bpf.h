@@ -269,9 +269,12 @@ static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow
 }
 
 /* Each return costs as much as a lookup of an array where the CPU needs "safe returns": inline for what is common. */
-static __noinline __u32 decide_rare(const struct endpoint *endpoint, struct flow *flow)
+__global __u32 decide_rare(struct __sk_buff *skb)
 {
-	return decide(endpoint, flow);
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+
+	return flow && endpoint ? decide(endpoint, flow) : REASON_DEFAULT_DENY;
 }
 
 /* Reads the word once: what judges after this goes by it alone. */

@@ -131,7 +131,7 @@ static __always_inline bool find_quoted(struct flow *flow)
 }
 
 /* Is there a flow of this key that is allowed now? UNDECIDED: there is no such flow. */
-static __always_inline __u32 judge_quoted(const struct endpoint *endpoint, struct flow *flow)
+static __always_inline __u32 judge_quoted(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *entry = &flow->entry;
 
@@ -145,7 +145,7 @@ static __always_inline __u32 judge_quoted(const struct endpoint *endpoint, struc
 	flow->local_socket = entry->flags & CONNTRACK_LOCAL;
 	if (flow->judged == DIRECTION_EGRESS && !flow->rewrite)
 		find_front(flow);
-	return decide_rare(endpoint, flow) == REASON_DEFAULT_DENY ? REASON_DEFAULT_DENY : REASON_RELATED;
+	return decide_rare(skb) == REASON_DEFAULT_DENY ? REASON_DEFAULT_DENY : REASON_RELATED;
 }
 
 /* An address and port of the quoted packet. Its own checksum over what is cut off here nobody can verify. */
@@ -237,7 +237,7 @@ __global __u32 judge_error(struct __sk_buff *skb)
 	to_sender = same_address(&quoted.pod, &flow->key.pod) &&
 		    (to_pod || same_address(&quoted.remote, &flow->key.remote));
 	swap_keys(&flow->key, &quoted);
-	reason = to_sender ? judge_quoted(endpoint, flow) : UNDECIDED;
+	reason = to_sender ? judge_quoted(skb, endpoint, flow) : UNDECIDED;
 	if (flow->rewrite && passes(flow, reason) && rewrite_error(skb, flow, &quoted.remote, ports))
 		reason = REASON_MALFORMED;
 	swap_keys(&flow->key, &quoted);
@@ -252,5 +252,5 @@ __global __u32 judge_error(struct __sk_buff *skb)
 	flow->local_socket = is_from_local_socket(skb, flow);
 	judge_by(endpoint, flow, flow->direction);
 	/* Denied with its flow, it is reported as what it is. */
-	return reason == UNDECIDED ? decide_rare(endpoint, flow) : reason;
+	return reason == UNDECIDED ? decide_rare(skb) : reason;
 }

@@ -216,7 +216,7 @@ static __always_inline __u32 open_backend(struct __sk_buff *skb, const struct en
 		flow->hairpin = same_address(&flow->backend.address, &flow->key.pod);
 		go_to_backend(flow, &flow->backend.address, flow->backend.port);
 		judge_by(endpoint, flow, flow->direction);
-		reason = decide_rare(endpoint, flow);
+		reason = decide_rare(skb);
 		/* Where policy is only watched the flow goes on, and its later packets to the same backend. */
 		if (reason == REASON_DEFAULT_DENY && flow->settings.policy != ENFORCEMENT_AUDIT)
 			return reason;
