@@ -16,7 +16,7 @@ use wardline_policy::model::{
     Selector,
 };
 
-use support::{Life, Node, on_each_node};
+use support::{Life, Node, monotonic, on_each_node};
 
 const NODE: &str = "node1";
 const SERVER: &str = "10.0.0.1";
@@ -288,11 +288,6 @@ fn a_change_that_does_not_fit_is_refused_whole() {
         life.apply(&node.desired(&objects, NODE));
         assert!(!edge.leaks(A) && edge.connect(B), "the next change that fits is taken");
     });
-}
-
-fn monotonic() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
 }
 
 #[test]

@@ -15,7 +15,7 @@ use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::PinPaths;
 use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
 
-use support::{Program, on_a_node};
+use support::{Program, monotonic, on_a_node};
 
 const NODE: &str = "node1";
 /// Of the table below a sixteenth.
@@ -51,9 +51,11 @@ fn server() -> Objects {
     objects
 }
 
-fn monotonic() -> u64 {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
-    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
+/// A table of which a pod may fill [`HALF_OPEN`] places with connections that are opening.
+fn small_table() -> DaemonConfig {
+    let mut config = DaemonConfig::default();
+    config.limits.connections = u32::from(HALF_OPEN) * 16;
+    config
 }
 
 fn open(ingress: &Program, ports: std::ops::Range<u16>) -> usize {
@@ -63,8 +65,7 @@ fn open(ingress: &Program, ports: std::ops::Range<u16>) -> usize {
 #[test]
 fn a_table_that_keeps_its_size_keeps_its_quotas() {
     on_a_node(1, |node| {
-        let mut config = DaemonConfig::default();
-        config.limits.connections = u32::from(HALF_OPEN) * 16;
+        let mut config = small_table();
         drop(node.start(&config));
         config.limits.connections *= 16;
         let mut life = node.start(&config);
@@ -81,8 +82,7 @@ fn a_table_that_keeps_its_size_keeps_its_quotas() {
 #[test]
 fn a_sweep_makes_room_and_puts_counts_right() {
     on_a_node(1, |node| {
-        let mut config = DaemonConfig::default();
-        config.limits.connections = u32::from(HALF_OPEN) * 16;
+        let config = small_table();
         let mut life = node.start(&config);
         life.apply(&node.desired(&server(), NODE));
         let ingress = life.program(node.veths[0], Direction::Ingress);
@@ -127,8 +127,7 @@ fn a_sweep_makes_room_and_puts_counts_right() {
 #[test]
 fn answered_questions_make_room_where_a_pod_is_near_its_quota() {
     on_a_node(1, |node| {
-        let mut config = DaemonConfig::default();
-        config.limits.connections = u32::from(HALF_OPEN) * 16;
+        let config = small_table();
         let mut life = node.start(&config);
         life.apply(&node.desired(&server(), NODE));
         let ingress = life.program(node.veths[0], Direction::Ingress);

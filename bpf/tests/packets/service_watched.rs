@@ -18,16 +18,21 @@ fn watch(world: &mut World) {
     world.change_settings(|settings| settings.policy = Enforcement::Audit.into());
 }
 
+/// To its backend.
+fn denied_and_goes_on() -> Row {
+    pass("denied, and goes on to its backend", Egress, request(SYN), DefaultDeny)
+        .before(|world| {
+            one_backend(world);
+            world.change_rule_of_443(false);
+            watch(world);
+        })
+        .becomes(forwarded(SYN))
+        .deny(Egress, CLIENT, TCP, 443)
+}
+
 pub fn policy_is_only_watched() -> Vec<Row> {
     vec![
-        pass("denied, and goes on to its backend", Egress, request(SYN), DefaultDeny)
-            .before(|world| {
-                one_backend(world);
-                world.change_rule_of_443(false);
-                watch(world);
-            })
-            .becomes(forwarded(SYN))
-            .deny(Egress, CLIENT, TCP, 443),
+        denied_and_goes_on(),
         pass("its answer", Ingress, answer(SYN | ACK), DefaultDeny)
             .becomes(returned(SYN | ACK))
             .deny(Egress, CLIENT, TCP, 443),
@@ -63,14 +68,7 @@ pub fn parts_where_policy_is_only_watched() -> Vec<Row> {
 pub fn errors_where_policy_is_only_watched() -> Vec<Row> {
     let error = |about: &[u8]| with_checksums(unreachable(STRANGER, POD, about));
     vec![
-        pass("denied, and goes on to its backend", Egress, request(SYN), DefaultDeny)
-            .before(|world| {
-                one_backend(world);
-                world.change_rule_of_443(false);
-                watch(world);
-            })
-            .becomes(forwarded(SYN))
-            .deny(Egress, CLIENT, TCP, 443),
+        denied_and_goes_on(),
         pass("a router on the way", Ingress, error(&forwarded(SYN)), DefaultDeny)
             .becomes(error(&as_quoted(request(SYN), &forwarded(SYN))))
             .deny(Ingress, STRANGER, ICMP, 0),

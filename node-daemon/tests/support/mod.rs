@@ -54,6 +54,12 @@ pub fn on_each_node(veths: usize, test: impl Fn(&Node) + Send + Sync) {
     on_a_node_with(AttachKind::Clsact, veths, &test);
 }
 
+/// Nanoseconds of the clock that packets are stamped with.
+pub fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    u64::try_from(now.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap()
+}
+
 fn on_a_node_with(attach: AttachKind, veths: usize, test: impl FnOnce(&Node) + Send) {
     println!("attached by {attach:?}");
     std::thread::scope(|scope| {
