@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{Api, AttachParams, AttachedProcess};
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 
 use crate::layout::Layout;
-use crate::progress::wait_until;
+use crate::progress::{step, wait_until};
 use crate::{images, network};
 
 /// What a client speaks.
@@ -181,8 +182,9 @@ impl std::fmt::Debug for Running {
 impl Running {
     /// Starts it; `name` is what messages call it.
     pub(crate) async fn start(pods: &Api<Pod>, pod: &str, name: String, command: &[&str]) -> Result<Self> {
-        let streams = AttachParams::default().stdin(true).stdout(true).stderr(false);
+        let streams = AttachParams::default().stdin(true).stdout(true).stderr(true);
         let mut process = attach(pods, pod, command, &streams).await?;
+        tokio::spawn(complain(name.clone(), process.stderr(), process.take_status()));
         let stdout = process.stdout();
         let stdout = stdout.with_context(|| format!("failed to follow {name}: it has no output"))?;
         let stdin = process
@@ -230,6 +232,31 @@ impl Running {
         .await?;
         self.process.abort();
         Ok((sent, self.events()))
+    }
+}
+
+/// Shows what a client has to say beside its events, and how it ended where it failed: whoever waits for an event of it
+/// does not know.
+async fn complain(
+    name: String,
+    stderr: Option<impl AsyncRead + Unpin>,
+    status: Option<impl Future<Output = Option<Status>>>,
+) {
+    if let Some(stderr) = stderr {
+        let mut lines = BufReader::new(stderr).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            step(&format!("    {name} says: {line}"));
+        }
+    }
+    let Some(status) = status else { return };
+    if let Some(Status {
+        status: Some(how),
+        message,
+        ..
+    }) = status.await
+        && how != "Success"
+    {
+        step(&format!("    {name} failed: {}", message.unwrap_or(how)));
     }
 }
 

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -37,8 +38,8 @@ const INTERVAL: Duration = Duration::from_millis(2);
 /// Pods that hand their addresses on at the same time, and how often that happens in each way.
 const AT_ONCE: u8 = 10;
 const BATCHES: u8 = 2;
-/// The last part of the first address that is handed on, far from those that pods have by turns.
-const FIRST: u8 = 150;
+/// The last parts of a node's addresses that pods have: from its bridge's on, and before the one of everybody.
+const LAST_PARTS: Range<u8> = 2..255;
 /// As long as an ADD may wait for the daemon: the other nodes are told before it ends, and containers start after it.
 const ADD: Duration = Duration::from_secs(8);
 
@@ -87,12 +88,13 @@ async fn an_address_is_not_taken_for_the_former_pods() -> Result<()> {
         }
         namespace.on_host("prober", NODE).await?;
         namespace.ready().await?;
-        let mut first = FIRST;
+        let mut below = LAST_PARTS.end;
         for way in [Way::Deleted, Way::StillListed] {
             let mut handovers = Vec::new();
             for _ in 0..BATCHES {
-                handovers.extend(Batch { namespace, first, way }.run().await?);
-                first += AT_ONCE;
+                let batch = Batch::below(namespace, way, below)?;
+                handovers.extend(batch.run().await?);
+                below = batch.first;
             }
             step(&report(way, &handovers));
             check(way, &handovers)?;
@@ -150,55 +152,80 @@ fn report(way: Way, handovers: &[Handover]) -> String {
 /// Some addresses that are handed on at the same time.
 struct Batch<'a> {
     namespace: &'a TestNamespace,
+    /// The last part of the first address.
     first: u8,
     way: Way,
+    node: LabNode<'a>,
+    ipam: Ipam,
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
+    /// Of addresses that nobody has, next to each other: pods get them by turns. The servers have two of the node's.
+    fn below(namespace: &'a TestNamespace, way: Way, below: u8) -> Result<Self> {
+        let node = namespace.lab.node(NODE)?;
+        let ipam = Ipam::of(namespace.lab.layout(), node.spec);
+        let taken = ipam.taken()?;
+        let is_free = |number| {
+            ![address(number), address6(number)]
+                .iter()
+                .any(|ip| taken.contains_key(ip))
+        };
+        let mut firsts = (LAST_PARTS.start..=below.saturating_sub(AT_ONCE)).rev();
+        let first = firsts.find(|first| (*first..*first + AT_ONCE).all(is_free));
+        let first =
+            first.with_context(|| format!("{NODE} has no {AT_ONCE} free addresses side by side below {below}"))?;
+        Ok(Self {
+            namespace,
+            first,
+            way,
+            node,
+            ipam,
+        })
+    }
+
     async fn run(&self) -> Result<Vec<Handover>> {
-        let node = self.namespace.lab.node(NODE)?;
-        let ipam = Ipam::of(self.namespace.lab.layout(), node.spec);
-        self.create("old", &ipam).await?;
+        self.create("old").await?;
         self.namespace.ready().await?;
+        self.check_given("old").await?;
         let (pods, watched) = (self.namespace.pods(), self.addresses());
         let near = Watcher::start(&pods, "near", PROBED).await?;
         let far = Watcher::start(&pods, "far", PROBED).await?;
         let prober = Sender::start(&pods, "prober", &self.probes().await?, INTERVAL).await?;
-        for watcher in [&near, &far] {
-            wait_until("all addresses to be the old pods'", PATIENCE, async || {
+        for (name, watcher) in [("near", &near), ("far", &far)] {
+            let what = format!("{name} to take all addresses for the old pods' ({:?})", self.way);
+            wait_until(&what, PATIENCE, async || {
                 let seen = watcher.seen();
-                Ok(watched.iter().all(|ip| seen.contains_key(ip)).then_some(()))
+                let missing: Vec<_> = watched.iter().filter(|ip| !seen.contains_key(ip)).collect();
+                ensure!(missing.is_empty(), "nothing came from {missing:?}");
+                Ok(Some(()))
             })
             .await?;
         }
-        let freed = self.free(node, &ipam).await?;
-        self.create("new", &ipam).await?;
-        let given = self.given(&ipam).await?;
+        let freed = self.free().await?;
+        self.create("new").await?;
+        let given = self.given().await?;
         let mut verdicts = BTreeMap::new();
         for number in 0..AT_ONCE {
-            let pod = ended(self.namespace, &format!("new-{}", self.first + number)).await?;
-            let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref());
-            let ip: IpAddr = ip
-                .unwrap_or_default()
-                .parse()
-                .context("failed to parse a pod's address")?;
-            verdicts.insert(ip, admitted(&pod)?);
+            let name = format!("new-{}", self.first + number);
+            let pod = ended(self.namespace, &name).await?;
+            verdicts.insert(self.namespace.ip(&name).await?, admitted(&pod)?);
         }
+        self.check_given("new").await?;
         prober.finish().await?;
         let (near, far) = (near.finish().await?, far.finish().await?);
         self.remove().await?;
         let handover = |ip: &IpAddr| {
-            let verdicts = verdicts.get(ip).with_context(|| format!("no new pod got {ip}"))?;
-            Ok(Handover {
+            let verdicts = &verdicts[ip];
+            Handover {
                 freed,
                 given: given[ip],
                 last_near: near[ip].last_us,
                 last_far: far[ip].last_us,
                 near_admitted: verdicts["near"],
                 far_admitted: verdicts["far"],
-            })
+            }
         };
-        watched.iter().map(handover).collect()
+        Ok(watched.iter().map(handover).collect())
     }
 
     /// The addresses that are handed on.
@@ -207,7 +234,7 @@ impl Batch<'_> {
     }
 
     /// Pods that get these addresses; new ones are clients of both servers, too.
-    async fn create(&self, role: &str, ipam: &Ipam) -> Result<()> {
+    async fn create(&self, role: &str) -> Result<()> {
         // The new ones stay too, so that their addresses stay theirs.
         let mut containers = vec![server()];
         if role == "new" {
@@ -215,9 +242,25 @@ impl Batch<'_> {
                 containers.push(client(name, SocketAddr::new(self.namespace.ip(name).await?, PORT)));
             }
         }
-        ipam.begin_after([address(self.first - 1), address6(self.first - 1)])?;
+        self.ipam
+            .begin_after([address(self.first - 1), address6(self.first - 1)])?;
         for number in self.first..self.first + AT_ONCE {
             create(self.namespace, &format!("{role}-{number}"), role, NODE, &containers).await?;
+        }
+        Ok(())
+    }
+
+    /// The pods of a role have the addresses that are handed on, and not others.
+    async fn check_given(&self, role: &str) -> Result<()> {
+        for number in self.first..self.first + AT_ONCE {
+            let name = format!("{role}-{number}");
+            let ip = self.namespace.ip(&name).await?;
+            ensure!(
+                self.addresses().contains(&ip),
+                "{name} was given {ip}, none of {:?}: who else takes addresses of {NODE} now? ({:?})",
+                self.addresses(),
+                self.way
+            );
         }
         Ok(())
     }
@@ -234,17 +277,19 @@ impl Batch<'_> {
     }
 
     /// Frees the old pods' addresses; returns when the last was free.
-    async fn free(&self, node: LabNode<'_>, ipam: &Ipam) -> Result<u64> {
+    async fn free(&self) -> Result<u64> {
         if self.way == Way::StillListed {
             for number in self.first..self.first + AT_ONCE {
-                let route = node.run(&["ip", "-oneline", "route", "get", &address(number).to_string()])?;
+                let route = self
+                    .node
+                    .run(&["ip", "-oneline", "route", "get", &address(number).to_string()])?;
                 let mut words = route.split_whitespace().skip_while(|word| *word != "dev");
                 let link = words
                     .nth(1)
                     .with_context(|| format!("failed to find a pod's link in `{route}`"))?;
-                node.run(&["ip", "link", "delete", link])?;
-                ipam.release(address(number))?;
-                ipam.release(address6(number))?;
+                self.node.run(&["ip", "link", "delete", link])?;
+                self.ipam.release(address(number))?;
+                self.ipam.release(address6(number))?;
             }
             return Ok(microseconds(SystemTime::now()));
         }
@@ -259,18 +304,18 @@ impl Batch<'_> {
         until(|| {
             Ok(addresses
                 .iter()
-                .all(|ip| !ipam.taken().is_ok_and(|taken| taken.contains_key(ip))))
+                .all(|ip| !self.ipam.taken().is_ok_and(|taken| taken.contains_key(ip))))
         })
         .await?;
         Ok(microseconds(SystemTime::now()))
     }
 
     /// When each address was given to its new pod.
-    async fn given(&self, ipam: &Ipam) -> Result<BTreeMap<IpAddr, u64>> {
+    async fn given(&self) -> Result<BTreeMap<IpAddr, u64>> {
         let mut given = BTreeMap::new();
         let addresses = self.addresses();
         until(|| {
-            let taken = ipam.taken()?;
+            let taken = self.ipam.taken()?;
             let times = addresses
                 .iter()
                 .filter_map(|ip| Some((*ip, microseconds(*taken.get(ip)?))));
