@@ -59,6 +59,7 @@ __global __u32 check_options(struct __sk_buff *skb, __u32 bytes)
 	if (bytes > IPV4_OPTION_BYTES || bpf_skb_load_bytes(skb, ETHERNET_BYTES + IPV4_BYTES, options, bytes))
 		return REASON_MALFORMED;
 	for (__u32 i = 0; i < IPV4_OPTION_BYTES; i++) {
+		next = unknown(skb, next);
 		if (i < next)
 			continue;
 		switch (options[i]) {
