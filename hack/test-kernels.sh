@@ -12,9 +12,9 @@ mkdir -p "$work"
 kernels=('5.10 bullseye' '6.1 bookworm' '6.12 trixie')
 modules=(veth bridge sch_ingress cls_bpf sctp nft_chain_nat nft_nat nft_masq nft_ct)
 programs=(busybox ethtool ip nft tc)
-tests=(attach datapath interfaces packets sctp traffic)
+tests=(agree attach datapath interfaces packets quotas sctp services traffic)
 # Longer than the slowest machine takes; one that hangs ends here.
-limit=${KERNEL_TEST_SECONDS:-2400}
+limit=${KERNEL_TEST_SECONDS:-3600}
 
 if [ "$#" -eq 0 ]; then
     set -- $(printf '%s\n' "${kernels[@]}" | cut -d' ' -f1)
@@ -100,10 +100,10 @@ build_all_tests() {
     rm -rf "$work"/tests-{plain,early}
     build_tests plain wardline-bpf --test packets
     build_tests plain wardline-node --features sctp-tests \
-        --test attach --test datapath --test interfaces --test sctp --test traffic
+        --test agree --test attach --test datapath --test interfaces --test quotas --test sctp --test services --test traffic
     # Before 5.16 test runs need programs of their own (bpf/prog/ingress_ifindex_from_mark.h).
     build_tests early wardline-bpf --test packets "${early[@]}"
-    build_tests early wardline-node --test datapath "${early[@]}"
+    build_tests early wardline-node --test agree --test datapath "${early[@]}"
 }
 
 make_initramfs() {

@@ -78,15 +78,10 @@ static __always_inline bool is_alive(const struct conntrack_entry *entry, const 
 	       entry->state != CONNTRACK_DENIED;
 }
 
-/* By words, of which a key has no loose ends. */
+/* A key has no loose ends between its words. */
 static __always_inline bool same_key(const struct conntrack_key *a, const struct conntrack_key *b)
 {
-	const __u32 *left = (const __u32 *)a, *right = (const __u32 *)b;
-	__u32 differs = 0;
-
-	for (int i = 0; i < (int)(sizeof(*a) / sizeof(__u32)); i++)
-		differs |= left[i] ^ right[i];
-	return !differs;
+	return same_words((const __u32 *)a, (const __u32 *)b, sizeof(*a) / sizeof(__u32));
 }
 
 /*

@@ -134,10 +134,24 @@ static __always_inline __u16 destination_port(const struct flow *flow, __u32 dir
 	return direction == DIRECTION_INGRESS ? flow->key.pod_port : flow->key.remote_port;
 }
 
+/*
+ * Two values that are made of as many words. Were it not told otherwise, the compiler would compare word by word, and
+ * the verifier walk all that the comparisons may say together.
+ */
+static __always_inline bool same_words(const __u32 *a, const __u32 *b, const int words)
+{
+	__u32 differs = 0;
+
+	for (int i = 0; i < words; i++) {
+		differs |= a[i] ^ b[i];
+		barrier_var(differs);
+	}
+	return !differs;
+}
+
 static __always_inline bool same_address(const struct address *a, const struct address *b)
 {
-	return !((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) |
-		 (a->word[3] ^ b->word[3]));
+	return same_words(a->word, b->word, 4);
 }
 
 static __always_inline bool is_unspecified(const struct address *a)

@@ -38,4 +38,5 @@ mod service_reuse;
 mod service_watched;
 mod services;
 mod tables;
+mod verifier;
 mod world;
