@@ -121,6 +121,9 @@ make_initramfs() {
     done
     cp "$work"/tests-plain/* "$root/tests/"
     [ "$version" != 5.10 ] || cp "$work"/tests-early/* "$root/tests/"
+    # Where the tests look for the clusters that disagreed once.
+    mkdir -p "$root$PWD/policy/tests" "$root$PWD/node-daemon"
+    cp -r policy/tests/cases "$root$PWD/policy/tests/"
     for program in "${programs[@]}"; do
         cp -L "$(command -v "$program")" "$root/bin/"
     done
