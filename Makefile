@@ -20,7 +20,7 @@ CONFORMANCE ?=
 FLOWS ?= 1000000
 SEED ?= $(shell date +%s)
 # Tests that make namespaces or load programs need root; these crates have none.
-UNPRIVILEGED := --package=wardline-policy --package=wardline-cli --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
+UNPRIVILEGED := --package=wardline-policy --package=wardline-record --package=wardline-cli --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
 	--package=wardline-traffic --package=wardline-cni
 
 .PHONY: help

@@ -5,10 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use wardline_policy::model::Direction;
 use wardline_policy::tables::{Attribution, PolicyRef};
+use wardline_record::Timestamp;
 
 use super::observed::{Lost, Observed, Verdict};
 use crate::names::{Names, Party, PodName};
@@ -268,16 +267,6 @@ impl Serialize for Protocol {
             132 => serializer.serialize_str("sctp"),
             other => serializer.collect_str(&other),
         }
-    }
-}
-
-/// Nanoseconds since the epoch, written as RFC 3339 in UTC.
-struct Timestamp(u64);
-
-impl Serialize for Timestamp {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0)).map_err(serde::ser::Error::custom)?;
-        serializer.serialize_str(&time.format(&Rfc3339).map_err(serde::ser::Error::custom)?)
     }
 }
 

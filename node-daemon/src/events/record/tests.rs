@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use wardline_policy::model::ObjectName;
 use wardline_policy::tables::Allowing;
+use wardline_record::Record;
 
 use super::*;
 use crate::index::Workload;
@@ -101,12 +102,21 @@ fn line(seen: &Observed) -> Value {
         cluster: None,
     };
     write_verdict(&mut bytes, seen, "s", &names(directory.path()), &origin);
+    read(&bytes)
+}
+
+/// The one line that is there; it holds what readers know of a record, and nothing else.
+#[track_caller]
+fn read(bytes: &[u8]) -> Value {
     assert_eq!(
         bytes.iter().position(|b| *b == b'\n'),
         Some(bytes.len() - 1),
         "one line"
     );
-    serde_json::from_slice(&bytes).unwrap()
+    let line: Value = serde_json::from_slice(bytes).unwrap();
+    let record: Record = serde_json::from_slice(bytes).unwrap();
+    assert_eq!(serde_json::to_value(record).unwrap(), line);
+    line
 }
 
 #[test]
@@ -220,7 +230,7 @@ fn a_loss_is_a_line() {
         },
     );
     assert_eq!(
-        serde_json::from_slice::<Value>(&bytes).unwrap(),
+        read(&bytes),
         json!({"disposition": "lost", "connection": {"direction": "ingress"},
                "lost": {"disposition": "allow", "why": "ring-full"}, "count": 12, "node_name": "node1",
                "cluster_name": "prod", "timestamp": "1970-01-01T00:00:01Z", "last_timestamp": "1970-01-01T00:00:02Z",
