@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A line of the policy log, for whoever reads it: docs/events.md.
+//! The policy log for whoever reads it: docs/events.md, docs/observe.md.
 //!
 //! ```text
-//! node daemon: events/record.rs --borrowed, in one pass--> line --serde--> Record
+//! node daemon: events/record.rs --borrowed, in one pass--> line --serde--> Record --filter--> shown
+//!
+//! files: the log and what was rotated, in time order     history: their last lines, from the end
+//! stream: the daemon's socket, on which it hands out what it has just written
 //! ```
 //!
 //! The daemon writes its lines from what it holds, and its tests read each of them back into these types: a field that
@@ -12,6 +15,12 @@
 // The comments on types and fields are the descriptions of the JSON Schema: plain text, not markdown.
 #![allow(clippy::doc_markdown)]
 
+pub mod files;
+pub mod filter;
+pub mod history;
+#[cfg(test)]
+mod samples;
+pub mod stream;
 mod timestamp;
 
 use std::net::IpAddr;
@@ -155,4 +164,61 @@ pub enum Party {
     Node { node_name: String, workload_kind: String },
     /// Neither: its address.
     Instance { instance: IpAddr },
+}
+
+impl Record {
+    /// The node whose daemon wrote the line.
+    pub fn node(&self) -> &str {
+        match self {
+            Self::Allow(verdict) | Self::Deny(verdict) => &verdict.node_name,
+            Self::Lost(loss) => &loss.node_name,
+        }
+    }
+
+    pub fn direction(&self) -> Direction {
+        match self {
+            Self::Allow(verdict) | Self::Deny(verdict) => verdict.connection.direction,
+            Self::Lost(loss) => loss.connection.direction,
+        }
+    }
+
+    /// Time of the first packet.
+    pub fn first(&self) -> Timestamp {
+        match self {
+            Self::Allow(verdict) | Self::Deny(verdict) => verdict.timestamp,
+            Self::Lost(loss) => loss.timestamp,
+        }
+    }
+
+    /// Time of the last packet.
+    pub fn last(&self) -> Timestamp {
+        match self {
+            Self::Allow(verdict) | Self::Deny(verdict) => verdict.last_timestamp.unwrap_or(verdict.timestamp),
+            Self::Lost(loss) => loss.last_timestamp,
+        }
+    }
+
+    /// Connections allowed, packets denied, or records lost.
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::Allow(verdict) | Self::Deny(verdict) => verdict.count,
+            Self::Lost(loss) => loss.count,
+        }
+    }
+}
+
+impl Verdict {
+    /// The policies that decided: those that allowed it, or those that isolate the pod.
+    pub fn deciding(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.iter().chain(&self.isolated_by)
+    }
+}
+
+impl Direction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
 }

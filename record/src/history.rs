@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The last lines of a log, found from its end.
+
+use std::collections::VecDeque;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use crate::Record;
+use crate::files::{self, FilesError, LogPart};
+use crate::filter::Filter;
+use crate::stream::Position;
+
+/// Bytes that are read at once.
+const BLOCK: u64 = 256 << 10;
+/// How far back lines are looked for that fit: a filter that nothing fits must not read for minutes.
+pub const FARTHEST: u64 = 256 << 20;
+/// No line of the log is as long; what is longer is no line.
+const LONGEST: usize = 1 << 20;
+
+/// The last `number` lines before `position` that fit, the oldest first, without their line feeds.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn last(log: &Path, position: &Position, number: usize, filter: &Filter) -> Result<Vec<Vec<u8>>, FilesError> {
+    let mut found = VecDeque::new();
+    if number == 0 {
+        return Ok(Vec::new());
+    }
+    let mut parts = files::open(log)?;
+    // What was begun since belongs to the stream.
+    if let Some(current) = parts.iter().position(|part| part.inode == position.inode) {
+        parts.truncate(current + 1);
+        parts[current].size = parts[current].size.min(position.size);
+    }
+    let mut room = FARTHEST;
+    for part in parts.iter().rev() {
+        let whole = backwards(part, &mut room, |line| {
+            if serde_json::from_slice(line).is_ok_and(|record: Record| filter.fits(&record)) {
+                found.push_front(line.to_vec());
+            }
+            found.len() < number
+        })?;
+        if !whole {
+            break;
+        }
+    }
+    Ok(found.into())
+}
+
+/// Calls `each` with the lines of a file, the last first, until it returns false. Returns whether all were read.
+fn backwards(part: &LogPart, room: &mut u64, mut each: impl FnMut(&[u8]) -> bool) -> Result<bool, FilesError> {
+    let mut end = part.size;
+    // The beginning of a line whose end was in the block behind.
+    let mut rest: Vec<u8> = Vec::new();
+    while end > 0 {
+        let length = end.min(BLOCK).min(*room);
+        if length == 0 {
+            return Ok(false);
+        }
+        *room -= length;
+        end -= length;
+        let mut block = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        part.file
+            .read_exact_at(&mut block, end)
+            .map_err(FilesError::of("read", &part.path))?;
+        if rest.len() < LONGEST {
+            block.append(&mut rest);
+        }
+        let mut lines = block.rsplit(|byte| *byte == b'\n').peekable();
+        while let Some(line) = lines.next() {
+            if lines.peek().is_none() && end > 0 {
+                rest = line.to_vec();
+            } else if !line.is_empty() && !each(line) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::samples::{ALLOW, DENY};
+
+    fn numbered(from: usize, to: usize) -> String {
+        (from..to)
+            .map(|i| ALLOW.replace("-r144", &format!("-r{i}")) + "\n")
+            .collect()
+    }
+
+    fn sequences(lines: &[Vec<u8>]) -> Vec<String> {
+        let seq = |line: &Vec<u8>| match serde_json::from_slice(line).unwrap() {
+            Record::Allow(verdict) | Record::Deny(verdict) => verdict.seq,
+            Record::Lost(loss) => loss.seq,
+        };
+        lines
+            .iter()
+            .map(|line| seq(line).rsplit('-').next().unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_last_lines_that_fit_over_files_and_blocks() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("p.log");
+        let old = directory.path().join("p-2026-06-13T21-29-31.445836.log");
+        fs::write(&old, format!("{DENY}\n{}", numbered(0, 5000))).unwrap();
+        fs::write(
+            &log,
+            format!("{}no record\n{}", numbered(5000, 9000), numbered(9000, 9010)),
+        )
+        .unwrap();
+        let part = files::open(&log).unwrap().pop().unwrap();
+        let all = Position {
+            inode: part.inode,
+            size: part.size,
+        };
+        let everything = Filter::default();
+        let take = |position: &Position, number| sequences(&last(&log, position, number, &everything).unwrap());
+        assert_eq!(take(&all, 3), ["r9007", "r9008", "r9009"]);
+        assert_eq!(take(&all, 0), Vec::<String>::new());
+        assert_eq!(take(&all, 12)[..2], ["r8998", "r8999"], "what is no record is left out");
+        let long = take(&all, 7000);
+        let expected: Vec<String> = (2010..9010).map(|i| format!("r{i}")).collect();
+        assert_eq!(long, expected);
+        assert_eq!(take(&all, 100_000).len(), 9011);
+
+        let line = numbered(5000, 5001).len() as u64;
+        let before = Position { size: 10 * line, ..all };
+        assert_eq!(take(&before, 2), ["r5008", "r5009"], "not what came after the position");
+        let former = Position {
+            inode: fs::metadata(&old)
+                .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
+                .unwrap(),
+            size: u64::MAX,
+        };
+        assert_eq!(take(&former, 1), ["r4999"], "not what was begun after the position");
+
+        let denies = Filter {
+            verdicts: vec![crate::filter::Decided::Deny],
+            ..Filter::default()
+        };
+        assert_eq!(sequences(&last(&log, &all, 5, &denies).unwrap()), ["g6.0"]);
+    }
+}

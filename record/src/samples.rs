@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Lines for tests: one of each disposition.
+
+pub(crate) const ALLOW: &str = r#"{"connection":{"src_ip":"10.244.1.7","dest_ip":"10.244.0.11","src_port":55644,"dest_port":8080,"protocol":"tcp","direction":"ingress"},"disposition":"allow","policies":[{"kind":"NetworkPolicy","namespace":"shop","name":"admit-web","generation":2,"rules":[0,2]}],"src":{"pod_name":"web-5d9","pod_namespace":"shop","namespace":"shop","workload_kind":"Deployment","workload_name":"web"},"dest":{"pod_name":"db-0","pod_namespace":"shop","namespace":"shop","workload_kind":"StatefulSet","workload_name":"db"},"count":1,"node_name":"node1","timestamp":"2026-06-13T21:29:31.445836587Z","seq":"18e9e1d4923b5272-r144"}"#;
+
+pub(crate) const DENY: &str = r#"{"connection":{"src_ip":"10.244.1.9","dest_ip":"10.244.0.11","src_port":40112,"dest_port":8080,"protocol":"udp","direction":"ingress"},"disposition":"deny","reason":"default-deny","isolated_by":[{"kind":"NetworkPolicy","namespace":"shop","name":"db-isolate","generation":4}],"src":{"pod_name":"batch-x1","pod_namespace":"batch","namespace":"batch"},"dest":{"pod_name":"db-0","pod_namespace":"shop","namespace":"shop","workload_kind":"StatefulSet","workload_name":"db"},"count":3,"node_name":"node2","timestamp":"2026-06-13T21:29:31.445836587Z","last_timestamp":"2026-06-13T21:29:33.1Z","seq":"18e9e1d4923b5272-g6.0"}"#;
+
+pub(crate) const LOST: &str = r#"{"disposition":"lost","connection":{"direction":"ingress"},"lost":{"disposition":"allow","why":"ring-full"},"count":12,"node_name":"node1","timestamp":"2026-06-13T21:29:31Z","last_timestamp":"2026-06-13T21:29:36Z","seq":"18e9e1d4923b5272-g6.1"}"#;
