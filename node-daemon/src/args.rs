@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
-use clap::builder::ArgPredicate;
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use wardline_record::filter::Filter;
+use wardline_record::stream::DEFAULT_SOCKET;
 
 /// Enforces NetworkPolicy at the edge of each pod of this node and logs its verdicts.
 ///
@@ -14,18 +15,18 @@ use clap::builder::ArgPredicate;
 #[command(
     name = "wardline-node",
     version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  wardline-node --node-name node1 --config /etc/wardline/config.yaml\n  \
-                  wardline-node --node-name node1 --check    # only check what the node has"
+                  wardline-node --node-name node1 --check    # only check what the node has\n  \
+                  wardline-node observe --last 5             # what it logged, as `wardline observe` asks it"
 )]
 pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Name of the Node that this is.
-    #[arg(
-        long,
-        env = "NODE_NAME",
-        value_name = "NAME",
-        default_value_if("remove_cni", ArgPredicate::IsPresent, "")
-    )]
-    pub node_name: String,
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present = "remove_cni")]
+    pub node_name: Option<String>,
     /// Configuration file; without one everything has its default.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -42,4 +43,57 @@ pub struct Args {
     /// that Wardline leaves: a daemon that still runs there puts it back.
     #[arg(long, value_name = "ROOT")]
     pub remove_cni: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Print this node's records as JSON, a line each: asks the daemon that runs on it.
+    Observe(ObserveArgs),
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+pub struct ObserveArgs {
+    /// Socket of the daemon.
+    #[arg(long, default_value = DEFAULT_SOCKET, value_name = "FILE")]
+    pub socket: PathBuf,
+    /// Records of the past.
+    #[arg(long, default_value_t = 20, value_name = "NUMBER")]
+    pub last: usize,
+    /// Go on with those that come.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Stop when standard input ends, as it does when `kubectl exec -i` is cut off.
+    #[arg(long)]
+    pub while_stdin: bool,
+    #[command(flatten)]
+    pub filter: Filter,
+}
+
+impl Args {
+    /// The daemon always has one: the command line is refused without.
+    pub fn node_name(&self) -> &str {
+        self.node_name.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+        for (arguments, is_good) in [
+            ("--node-name n", true),
+            ("--remove-cni /", true),
+            ("observe --last 3 -f -n shop --while-stdin", true),
+            ("--node-name n observe", false),
+            ("observe --verdict maybe", false),
+        ] {
+            let parsed = Args::try_parse_from(["wardline-node"].into_iter().chain(arguments.split(' ')));
+            assert_eq!(parsed.is_ok(), is_good, "{arguments}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use wardline_cni::Code;
 
 use crate::cni::{Bound, Call, Refusal, Waiting};
 use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit, Restored, ServiceCounts};
-use crate::index::{Desired, Event, Index, InvalidObject};
+use crate::index::{Desired, Event, Index, InvalidObject, LoggingSpec};
 use crate::interfaces;
 use crate::metrics::Metrics;
 use crate::names::{Names, PodName};
@@ -57,7 +57,8 @@ pub struct NodeState {
     /// Services that could not be brought in force as they are, and why.
     pub refused_services: BTreeMap<ObjectName, String>,
     pub services: ServiceCounts,
-    pub logging_generation: i64,
+    /// None while there is no NetworkLogging.
+    pub logging: Option<LoggingSpec>,
     /// Why a change is not in force, or what else is wrong; empty where all is well.
     pub problems: Vec<String>,
     /// Pods that another program could pass packets by.
@@ -366,7 +367,7 @@ impl Control {
             Ok(applied) => {
                 state.synced = true;
                 state.managed = applied.managed;
-                state.logging_generation = self.index.logging_generation().unwrap_or(0);
+                state.logging = self.index.logging();
                 state.unmanaged.extend(applied.failed);
                 if applied.changed || state.last_applied.is_none() {
                     state.last_applied = Some(std::time::SystemTime::now());

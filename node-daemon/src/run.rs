@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use wardline_crds::config::{DaemonConfig, LogFormat};
 use wardline_crds::{AttachKind, ServicesMode};
 
-use crate::args::Args;
+use crate::args::{Args, Command};
 use crate::cni::{Announcer, Call, Installer, Server};
 use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
@@ -28,9 +28,10 @@ use crate::events::{FileOptions, LogFile, Origin, PolicyLog, follow_events, mono
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
+use crate::observe::{ObserveServer, Observers, Source};
 use crate::preflight::NodeKernel;
 use crate::status::StatusWriter;
-use crate::{api, interfaces, preflight, programs, watch};
+use crate::{api, interfaces, observe, preflight, programs, socket, watch};
 
 /// Messages that wait for the control thread; the watches wait when it is full.
 const MESSAGES: usize = 4096;
@@ -47,12 +48,16 @@ const RETRY: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the node lacks something, or a part of the daemon ends with an error.
 pub async fn run(args: Args) -> Result<()> {
+    if let Some(Command::Observe(args)) = &args.command {
+        return Ok(observe::copy(args)?);
+    }
     let config = match &args.config {
         Some(path) => DaemonConfig::from_file(path)?,
         None => DaemonConfig::default(),
     };
     if let Some(root) = &args.remove_cni {
-        let installer = Installer::new(&config, &socket(&args), root).context("failed to find this program's file")?;
+        let installer =
+            Installer::new(&config, &plugin_socket(&args), root).context("failed to find this program's file")?;
         let removed = installer.uninstall()?;
         for file in removed.files {
             println!("{}", file.display());
@@ -73,7 +78,7 @@ pub async fn run(args: Args) -> Result<()> {
     }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        node = args.node_name,
+        node = args.node_name(),
         kernel = %node,
         "starting"
     );
@@ -169,13 +174,14 @@ impl Daemon {
         } = handles;
         let translates_services = self.config.services_mode == ServicesMode::PodEdge;
         let (control, state) = Control::new(
-            Index::new(&self.args.node_name, translates_services),
+            Index::new(self.args.node_name(), translates_services),
             datapath,
             Arc::clone(&self.names),
             Arc::clone(&self.metrics),
             kept_limits,
         );
-        let log = self.open_log(accounts)?;
+        let mut log = self.open_log(accounts)?;
+        log.hand_to(self.start_observing(state.clone())?);
         let (messages, inbox) = mpsc::channel(MESSAGES);
         let cancel = self.parts.cancel.clone();
 
@@ -203,7 +209,7 @@ impl Daemon {
         });
         self.start_plugin(&messages, state.clone())?;
         drop(messages);
-        let writer = StatusWriter::new(self.client.clone(), &self.args.node_name, self.node.clone());
+        let writer = StatusWriter::new(self.client.clone(), self.args.node_name(), self.node.clone());
         self.parts
             .task("status writer", writer.run(state.clone(), cancel.clone()).map(Ok));
         self.parts.task(
@@ -227,7 +233,7 @@ impl Daemon {
         let path = options.path.display().to_string();
         let file = LogFile::open(options).with_context(|| format!("failed to open policy log {path}"))?;
         let origin = Origin {
-            node: self.args.node_name.as_str().into(),
+            node: self.args.node_name().into(),
             cluster: (!logging.cluster_name.is_empty()).then(|| logging.cluster_name.as_str().into()),
         };
         let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.into());
@@ -262,10 +268,26 @@ impl Daemon {
         });
     }
 
+    /// Serves those who watch the log.
+    fn start_observing(&self, state: watch_channel::Receiver<NodeState>) -> Result<Arc<Observers>> {
+        let listener = socket::listen(&self.args.state_dir.join("observe.sock"))?;
+        let observers = Arc::<Observers>::default();
+        let source = Source {
+            node: self.args.node_name().into(),
+            log: self.config.logging.file.path.clone(),
+            state,
+        };
+        let server = ObserveServer::new(Arc::clone(&observers), source);
+        let cancel = self.parts.cancel.clone();
+        self.parts
+            .task("observe server", server.serve(listener, cancel).map(Ok));
+        Ok(observers)
+    }
+
     /// Serves the CNI plugin, and installs it once it would be served well.
     fn start_plugin(&self, messages: &mpsc::Sender<Message>, state: watch_channel::Receiver<NodeState>) -> Result<()> {
-        let (path, cancel) = (socket(&self.args), self.parts.cancel.clone());
-        let listener = Server::listen(&path)?;
+        let (path, cancel) = (plugin_socket(&self.args), self.parts.cancel.clone());
+        let listener = socket::listen(&path)?;
         let server = Server {
             messages: messages.clone(),
             state: state.clone(),
@@ -274,7 +296,10 @@ impl Daemon {
         };
         self.parts.task("CNI server", {
             let cancel = cancel.clone();
-            async move { Ok(server.serve(listener, cancel).await?) }
+            async move {
+                server.serve(listener, cancel).await;
+                Ok(())
+            }
         });
         let installer =
             Installer::new(&self.config, &path, Path::new("/")).context("failed to find this program's file")?;
@@ -352,7 +377,7 @@ impl Daemon {
 }
 
 /// Where the CNI plugin finds the daemon: beside what else belongs to the node's life.
-fn socket(args: &Args) -> PathBuf {
+fn plugin_socket(args: &Args) -> PathBuf {
     args.state_dir.join("cni.sock")
 }
 

@@ -112,7 +112,7 @@ impl StatusWriter {
                 last_applied_time: state.last_applied.and_then(whole_seconds),
             },
             logging: NodeLoggingStatus {
-                applied_generation: state.logging_generation,
+                applied_generation: state.logging.map_or(0, |logging| logging.generation),
             },
             invalid_objects: invalid_objects.collect(),
             conditions: self.conditions.clone(),

@@ -25,7 +25,7 @@ use wardline_cni::protocol::{Attachment, Network, PodId};
 
 pub use self::announce::Announcer;
 pub use self::install::{InstallError, Installer, Removed};
-pub use self::server::{Server, ServerError};
+pub use self::server::Server;
 pub(crate) use self::waiting::{Bound, Waiting};
 
 /// Why the plugin is told no.

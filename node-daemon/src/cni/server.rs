@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The socket that the plugin asks. Only root of the node can reach it; what it says is checked all the same.
 
-use std::fs::{self, Permissions};
-use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use wardline_cni::Code;
 use wardline_cni::protocol::{
     self, ANSWER_TIMEOUT, Attachment, Command, MAX_MESSAGE, Network, PROTOCOL, Request, Response,
@@ -30,16 +25,6 @@ const TALKING: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 256;
 /// Interfaces of the node that belong to one attachment.
 const MAX_INTERFACES: usize = 16;
-
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    #[error("failed to {action} {path}: {cause}", path = path.display())]
-    Socket {
-        action: &'static str,
-        path: PathBuf,
-        cause: io::Error,
-    },
-}
 
 /// What a connection needs.
 #[derive(Clone)]
@@ -61,51 +46,13 @@ struct Announced {
 }
 
 impl Server {
-    /// Makes the socket, in place of one that an earlier life left.
-    pub fn listen(path: &Path) -> Result<UnixListener, ServerError> {
-        let failed = |action, path: &Path| {
-            let path = path.to_owned();
-            move |cause| ServerError::Socket { action, path, cause }
-        };
-        if let Some(directory) = path.parent() {
-            // Nobody can connect between making the socket and closing it to others.
-            fs::create_dir_all(directory).map_err(failed("make", directory))?;
-            fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(failed("close", directory))?;
-        }
-        match fs::remove_file(path) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(cause)),
-            _ => Ok(()),
-        }?;
-        let listener = UnixListener::bind(path).map_err(failed("listen at", path))?;
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed("close", path))?;
-        Ok(listener)
-    }
-
     /// Serves until cancelled; requests that are being served are finished.
-    pub async fn serve(self, listener: UnixListener, cancel: CancellationToken) -> io::Result<()> {
-        let (tasks, places) = (TaskTracker::new(), Arc::new(Semaphore::new(AT_ONCE)));
-        while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Too many open files, mostly: what is being served closes some.
-                    tracing::warn!(%error, "failed to accept a request of the CNI plugin; trying again");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                break;
-            };
+    pub async fn serve(self, listener: UnixListener, cancel: CancellationToken) {
+        crate::socket::serve(listener, "the CNI plugin", AT_ONCE, cancel, move |stream| {
             let server = self.clone();
-            tasks.spawn(async move {
-                server.converse(stream).await;
-                drop(place);
-            });
-        }
-        tasks.close();
-        tasks.wait().await;
-        Ok(())
+            async move { server.converse(stream).await }
+        })
+        .await;
     }
 
     async fn converse(&self, mut stream: UnixStream) {
@@ -364,16 +311,5 @@ mod tests {
                 "{refusal}"
             );
         }
-    }
-
-    #[tokio::test]
-    async fn the_socket_is_roots_alone_and_takes_the_place_of_an_old_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run/cni.sock");
-        for _ in 0..2 {
-            drop(Server::listen(&path).unwrap());
-        }
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime};
+use wardline_record::stream::Position;
 
 /// How far back the last sequence numbers are looked for: more than the largest batch that is written at once.
 const TAIL: u64 = 64 << 20;
@@ -73,6 +74,14 @@ impl LogFile {
         }
         self.size += lines.len() as u64;
         Ok(())
+    }
+
+    /// Where the next line will stand.
+    pub fn position(&self) -> Position {
+        Position {
+            inode: self.inode,
+            size: self.size,
+        }
     }
 
     /// Files begun because the one before was full.

@@ -28,6 +28,7 @@ pub fn follow(mut log: PolicyLog, metrics: &Metrics, cancel: &CancellationToken)
     )?;
     let (mut looked, mut shown) = (Instant::now(), None::<Instant>);
     while !cancel.is_cancelled() {
+        log.admit_observers();
         let now = Instant::now();
         let look = now.duration_since(looked) >= LOOK;
         if look {

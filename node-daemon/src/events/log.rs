@@ -27,6 +27,7 @@ use super::ring::Ring;
 use super::sequence::{Sequence, Written};
 use crate::datapath::{Accounts, Closed, Ledger, MapError, add};
 use crate::names::Names;
+use crate::observe::Observers;
 
 /// Records that are written at once.
 const BATCH: usize = 4096;
@@ -58,6 +59,8 @@ pub struct PolicyLog {
     accounts: Accounts,
     ring: Ring,
     file: LogFile,
+    /// Who reads along.
+    observers: Arc<Observers>,
     names: Arc<Names>,
     origin: Origin,
     aggregation: Duration,
@@ -104,6 +107,7 @@ impl PolicyLog {
             accounts,
             ring,
             file,
+            observers: Arc::default(),
             names,
             origin,
             aggregation,
@@ -121,6 +125,16 @@ impl PolicyLog {
             log.accounts.clear(before, &closed.denies)?;
         }
         Ok(log)
+    }
+
+    /// Hands what is written to observers too.
+    pub fn hand_to(&mut self, observers: Arc<Observers>) {
+        self.observers = observers;
+    }
+
+    /// Lets observers in that came since.
+    pub fn admit_observers(&self) {
+        self.observers.admit(self.file.position());
     }
 
     /// Writes what is there. Returns whether more may be.
@@ -166,6 +180,7 @@ impl PolicyLog {
             })
             .map_err(LogError::Ring)?;
         self.file.append(buffer).map_err(LogError::Write)?;
+        self.observers.tell(buffer);
         // Should the ledger fail, the batch is counted again and not written again.
         written.ring = Some(end);
         let mut next = *ledger;
@@ -309,6 +324,7 @@ impl PolicyLog {
     fn append_closing(&mut self, generation: u32, last: usize) -> Result<(), LogError> {
         if !self.buffer.is_empty() {
             self.file.append(&self.buffer).map_err(LogError::Write)?;
+            self.observers.tell(&self.buffer);
             self.buffer.clear();
             self.written.closing = Some((generation, last));
         }

@@ -100,8 +100,8 @@ impl Index {
     }
 
     /// The NetworkLogging generation in force; None without an object.
-    pub fn logging_generation(&self) -> Option<i64> {
-        self.logging.as_ref().map(|logging| logging.generation)
+    pub fn logging(&self) -> Option<LoggingSpec> {
+        self.logging
     }
 
     /// What Services mean for this node, and what of it has changed.

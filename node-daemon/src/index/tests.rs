@@ -368,7 +368,7 @@ fn logging_off_without_an_object_and_last_good_with_a_bad_one() {
             deny: Logged::Delegated
         }
     );
-    assert_eq!(index.logging_generation(), Some(3));
+    assert_eq!(index.logging().map(|logging| logging.generation), Some(3));
     index.apply(Event::Logging(Update::Gone));
     assert_eq!(index.desired().log_modes, off);
 }

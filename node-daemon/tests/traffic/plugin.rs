@@ -19,6 +19,7 @@ use wardline_node::cni::{Announcer, Server};
 use wardline_node::control::{Control, Message, NodeState};
 use wardline_node::index::{Event, Index, Kind, Update};
 use wardline_node::metrics::Metrics;
+use wardline_node::socket::listen;
 use wardline_policy::model::Pod;
 
 use crate::support::Life;
@@ -141,7 +142,7 @@ impl Daemon {
             announcer: Announcer::new(api.client()),
             metrics,
         };
-        let listener = Server::listen(&socket).unwrap();
+        let listener = listen(&socket).unwrap();
         runtime.spawn(server.serve(listener, cancel.clone()));
         drop(entered);
         let daemon = Self {
