@@ -36,7 +36,8 @@ pub const MAX_LISTED: usize = 16;
 )]
 pub struct DataplaneNodeSpec {}
 
-/// What the daemon says: written on change, at most every 10 s, without running counters.
+/// What the daemon says: written on change, at most every 10 s once it has started, without running
+/// counters.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct DataplaneNodeStatus {

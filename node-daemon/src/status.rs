@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The node's own `DataplaneNode`: written when it changes, at most every ten seconds.
+//! The node's own `DataplaneNode`: written when it changes, at most every ten seconds once the daemon has started.
 
 use std::time::Duration;
 
@@ -53,26 +53,19 @@ impl StatusWriter {
         loop {
             let seen = state.borrow_and_update().clone();
             let status = self.status(&seen);
-            let mut pause = INTERVAL;
+            let mut is_written = true;
             if written.as_ref() != Some(&status) {
                 match self.write(&status).await {
                     Ok(()) => written = Some(status),
                     Err(error) => {
                         tracing::warn!(%error, "failed to write DataplaneNode status; trying again");
-                        pause = RETRY;
+                        is_written = false;
                     }
                 }
             }
-            let is_written = pause == INTERVAL;
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-            if is_written {
-                tokio::select! {
-                    () = cancel.cancelled() => return,
-                    changed = state.changed() => if changed.is_err() { return },
-                }
+            let due = cancel.run_until_cancelled(until_due(&mut state, is_in_force(&seen), is_written));
+            if due.await != Some(true) {
+                return;
             }
         }
     }
@@ -191,6 +184,21 @@ impl StatusWriter {
     }
 }
 
+/// Whether this life of the daemon has brought policies in force.
+fn is_in_force(state: &NodeState) -> bool {
+    state.last_applied.is_some()
+}
+
+/// Waits until the state is to be written again; false where there will be no other. The end of a daemon's start comes
+/// once, and whoever rolls daemons out waits for it: it is due at once.
+async fn until_due(state: &mut watch::Receiver<NodeState>, was_in_force: bool, is_written: bool) -> bool {
+    tokio::select! {
+        () = tokio::time::sleep(if is_written { INTERVAL } else { RETRY }) => {}
+        started = state.wait_for(is_in_force), if !was_in_force => return started.is_ok(),
+    }
+    !is_written || state.changed().await.is_ok()
+}
+
 /// Reason and message of `Degraded`; no message where nothing is wrong.
 fn problems(state: &NodeState) -> (&'static str, String) {
     let mut messages = state.problems.clone();
@@ -241,6 +249,24 @@ mod tests {
 
     use super::*;
     use crate::index::Kind;
+
+    #[tokio::test]
+    async fn the_end_of_the_start_is_due_at_once() {
+        let (sender, mut state) = watch::channel(NodeState::default());
+        let soon = Duration::from_millis(100);
+        for (was_in_force, managed, last_applied, is_due) in [
+            (false, 1, None, false),
+            (false, 2, Some(std::time::UNIX_EPOCH), true),
+            (true, 3, Some(std::time::UNIX_EPOCH), false),
+        ] {
+            sender.send_modify(|state| {
+                state.managed = managed;
+                state.last_applied = last_applied;
+            });
+            let due = tokio::time::timeout(soon, until_due(&mut state, was_in_force, true)).await;
+            assert_eq!(due.ok(), is_due.then_some(true), "change {managed}");
+        }
+    }
 
     #[test]
     fn degraded_says_what_is_wrong() {
