@@ -23,6 +23,9 @@ SEED ?= $(shell date +%s)
 UNPRIVILEGED := --package=wardline-policy --package=wardline-record --package=wardline-cli --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
 	--package=wardline-traffic --package=wardline-cni
 
+# They wait for each other where they have to, and for the cluster most of the time.
+CLUSTER_TESTS := --nocapture --test-threads=32
+
 .PHONY: help
 help: ## list the targets
 	@echo "Wardline. Targets:"
@@ -89,7 +92,7 @@ beside-kube-proxy: deps tool ## the tests of Services and node ports in a cluste
 	@status=0
 	$(LAB) down
 	$(LAB) up --kube-proxy && $(LAB) install && \
-		hack/named-tests.sh --package wardline-e2e --features cluster-tests --test cluster -- --nocapture services:: node_port:: || status=1
+		hack/named-tests.sh --package wardline-e2e --features cluster-tests --test cluster -- $(CLUSTER_TESTS) services:: node_port:: || status=1
 	$(LAB) down || status=1
 	exit $$status
 
@@ -146,7 +149,7 @@ cluster-sections: tool
 		hack/section.sh 'chart' target/lab/bin/helm lint --quiet charts/wardline || status=1
 		hack/section.sh 'Wardline is installed' $(LAB) install || status=1
 		hack/section.sh 'CRDs in an API server' cargo test --quiet --package wardline-crds --features apiserver-tests --test cel || status=1
-		hack/section.sh 'on the cluster' cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- --nocapture || status=1
+		hack/section.sh 'on the cluster' cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- $(CLUSTER_TESTS) || status=1
 		hack/section.sh 'benchmark runs' $(LAB) bench --quick --output target/bench-quick.json || status=1
 	} || status=1
 	hack/section.sh 'nothing is left' $(LAB) down || status=1

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -32,7 +33,12 @@ impl Ipam {
     pub fn taken(&self) -> Result<BTreeMap<IpAddr, SystemTime>> {
         let shown = self.folder.display();
         let mut taken = BTreeMap::new();
-        for entry in fs::read_dir(&self.folder).with_context(|| format!("failed to read {shown}"))? {
+        let entries = match fs::read_dir(&self.folder) {
+            // Made for the first pod of the node.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(taken),
+            entries => entries.with_context(|| format!("failed to read {shown}"))?,
+        };
+        for entry in entries {
             let entry = entry.with_context(|| format!("failed to read {shown}"))?;
             let Some(address) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;

@@ -4,10 +4,27 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::cluster::Lab;
 use crate::layout::NODES;
+use crate::namespace::write_last;
 use crate::progress::wait_until;
+
+/// Held for reading by tests that need the log, for writing by those that switch it.
+static LOG: RwLock<()> = RwLock::const_new(());
+
+/// Switches the log on, and lets no test of this process switch it as long as the guard is kept.
+pub async fn on(lab: &Lab) -> Result<RwLockReadGuard<'static, ()>> {
+    let on = LOG.read().await;
+    set(lab, true).await?;
+    Ok(on)
+}
+
+/// Waits until no other test of this process needs the log; it may be [`set`] as long as the guard is kept.
+pub async fn alone() -> RwLockWriteGuard<'static, ()> {
+    write_last(&LOG).await
+}
 
 /// Logs every allow and every deny, or nothing; waits until every node does as it is told.
 pub async fn set(lab: &Lab, log: bool) -> Result<()> {

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A namespace for one test: made with a name of its own, removed at the end, and full of evidence when the test fails.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodIP, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use serde_json::json;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit};
 
 use crate::cluster::Lab;
 use crate::evidence;
+use crate::ipam::Ipam;
 use crate::layout::TRAFFIC_IMAGE;
 use crate::progress::{step, wait_until};
 use crate::records::Record;
@@ -33,18 +35,81 @@ pub struct TestNamespace {
     pub name: String,
 }
 
-/// Waits until no other test of this process runs, until the guard is dropped.
-///
-/// Tests switch the cluster's log and kill daemons, so they cannot run side by side, whatever `--test-threads` says.
-pub async fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::const_new(());
-    ALONE.lock().await
+/// Held for reading by tests that leave the cluster as it is, for writing by those that do not.
+static CLUSTER: RwLock<()> = RwLock::const_new(());
+/// For as many tests side by side as the machine bears.
+static PLACES: Semaphore = Semaphore::const_new(SIDE_BY_SIDE);
+const SIDE_BY_SIDE: usize = 7;
+
+/// A test's place beside others; see [`beside`].
+#[derive(Debug)]
+pub struct Place {
+    _place: SemaphorePermit<'static>,
+    _cluster: RwLockReadGuard<'static, ()>,
 }
 
-/// Runs a test in a namespace of its own. Prints evidence if it fails, and removes the namespace either way.
+/// Waits until no test of this process has the cluster for itself. None will as long as the place is kept.
+pub async fn beside() -> Result<Place> {
+    Ok(Place {
+        _place: PLACES.acquire().await.context("failed to wait for other tests")?,
+        _cluster: CLUSTER.read().await,
+    })
+}
+
+/// Waits until no other test of this process runs, and what they had is gone from the nodes. None will as long as the
+/// guard is kept.
+pub async fn alone(lab: &Lab) -> Result<RwLockWriteGuard<'static, ()>> {
+    let alone = write_last(&CLUSTER).await;
+    wait_until("deleted pods to leave their nodes", PATIENCE, async || {
+        let pods: Api<Pod> = Api::all(lab.client().clone());
+        let pods = pods.list(&ListParams::default()).await?.items;
+        let leaving = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some());
+        ensure!(leaving.count() == 0, "some are being deleted");
+        let status = pods.into_iter().filter_map(|pod| pod.status);
+        let ips = status.flat_map(|status| status.pod_ips.unwrap_or_default());
+        let known: BTreeSet<IpAddr> = ips.filter_map(|ip| ip.ip.parse().ok()).collect();
+        for node in lab.nodes() {
+            let mut taken = Ipam::of(lab.layout(), node.spec).taken()?;
+            taken.retain(|ip, _| !known.contains(ip));
+            ensure!(
+                taken.is_empty(),
+                "{} has addresses of no pod: {taken:?}",
+                node.spec.name
+            );
+        }
+        Ok(Some(()))
+    })
+    .await?;
+    Ok(alone)
+}
+
+/// Waits until nobody reads, and lets everybody read meanwhile: tests that can stand side by side shall.
+pub(crate) async fn write_last(lock: &'static RwLock<()>) -> RwLockWriteGuard<'static, ()> {
+    loop {
+        if let Ok(guard) = lock.try_write() {
+            return guard;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Runs a test in a namespace of its own, beside others. Prints evidence if it fails, and removes the namespace either
+/// way.
 pub async fn with_namespace(hint: &str, test: impl AsyncFnOnce(&TestNamespace) -> Result<()>) -> Result<()> {
-    let _alone = alone().await;
+    let _place = beside().await?;
+    in_namespace(Lab::connect().await?, hint, test).await
+}
+
+/// Like [`with_namespace`], for a test that needs the cluster for itself: it ends daemons, changes the Dataplane, counts
+/// what nodes do, or measures.
+pub async fn with_namespace_alone(hint: &str, test: impl AsyncFnOnce(&TestNamespace) -> Result<()>) -> Result<()> {
     let lab = Lab::connect().await?;
+    let _alone = alone(&lab).await?;
+    in_namespace(lab, hint, test).await
+}
+
+async fn in_namespace(lab: Lab, hint: &str, test: impl AsyncFnOnce(&TestNamespace) -> Result<()>) -> Result<()> {
+    let began = Instant::now();
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .context("failed to read the clock")?;
@@ -58,6 +123,8 @@ pub async fn with_namespace(hint: &str, test: impl AsyncFnOnce(&TestNamespace) -
         eprintln!("{}", evidence::collect(&namespace.lab, &namespace.name).await);
     }
     let removed = namespace.remove().await;
+    let ended = if result.is_ok() { "passed" } else { "failed" };
+    step(&format!("{ended} after {:.1} s", began.elapsed().as_secs_f64()));
     result.and(removed)
 }
 
@@ -81,7 +148,7 @@ impl TestNamespace {
         .await
     }
 
-    /// Deletes it, and waits until its pods are gone, so that the next test finds a quiet node.
+    /// Deletes it. Kubernetes takes some seconds for that, which nobody needs to wait for.
     pub async fn remove(&self) -> Result<()> {
         let pods = self.pods();
         let at_once = DeleteParams {
@@ -96,11 +163,7 @@ impl TestNamespace {
             .delete(&self.name, &DeleteParams::default())
             .await
             .with_context(|| format!("failed to delete Namespace {}", self.name))?;
-        let what = format!("namespace {} to be gone", self.name);
-        wait_until(&what, PATIENCE * 2, async || {
-            Ok(namespaces.get_opt(&self.name).await?.is_none().then_some(()))
-        })
-        .await
+        Ok(())
     }
 
     /// Its pods.

@@ -14,9 +14,13 @@ fn elapsed() -> f64 {
     START.get_or_init(Instant::now).elapsed().as_secs_f64()
 }
 
-/// Prints a line with the time since the start.
+/// Prints a line with the time since the start, and which test it is of: several run side by side, each in a thread that
+/// is called by its module and name.
 pub fn step(text: &str) {
-    eprintln!("[{:6.1} s] {text}", elapsed());
+    let thread = std::thread::current();
+    let test = thread.name().and_then(|name| name.rsplit_once("::"));
+    let module = test.map(|(module, _)| format!("{module}: ")).unwrap_or_default();
+    eprintln!("[{:6.1} s] {module}{text}", elapsed());
 }
 
 /// Waits until `condition` gives a value, asking five times a second; says what it waits for, and for how long it did.

@@ -35,7 +35,7 @@ use crate::cluster::Lab;
 use crate::container::ContainerProcess;
 use crate::images::{self, Options};
 use crate::layout::Layout;
-use crate::namespace::{TestNamespace, with_namespace};
+use crate::namespace::{TestNamespace, with_namespace_alone};
 use crate::progress::step;
 use crate::{down, logging, up, wardline};
 use connections::Setting;
@@ -132,7 +132,7 @@ async fn on_cluster(layout: &Layout, images: &Options, options: &BenchOptions) -
     };
     let effort = if options.quick { &QUICK } else { &FULL };
     let mut figures = Vec::new();
-    with_namespace("bench", async |namespace: &TestNamespace| {
+    with_namespace_alone("bench", async |namespace: &TestNamespace| {
         figures = in_namespace(namespace, &traffic, effort).await?;
         Ok(())
     })

@@ -12,7 +12,7 @@ use serde_json::json;
 use wardline_e2e::cluster::LabNode;
 use wardline_e2e::dataplane;
 use wardline_e2e::ipam::Ipam;
-use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace};
+use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
 
 use crate::first_packet::{admitted, client, create, ended, server};
@@ -54,7 +54,7 @@ impl Taken {
 
 #[tokio::test]
 async fn without_the_daemon_pods_wait_and_nothing_is_half_done() -> Result<()> {
-    with_namespace("away", async |namespace: &TestNamespace| {
+    with_namespace_alone("away", async |namespace: &TestNamespace| {
         namespace.apply(WEB_TAKES_FRIENDS).await?;
         create(namespace, "web", "web", NODE, &[server()]).await?;
         namespace.ready().await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use wardline_e2e::cluster::LabNode;
 use wardline_e2e::fence::Fences;
-use wardline_e2e::namespace::{TestNamespace, with_namespace};
+use wardline_e2e::namespace::{TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
 use wardline_e2e::records::Record;
 use wardline_e2e::traffic::{Protocol, Summary};
@@ -24,8 +24,8 @@ const RETRANSMISSION: u64 = 200;
 
 #[tokio::test]
 async fn a_killed_daemon_changes_no_verdict_and_its_account_balances_afterwards() -> Result<()> {
-    with_namespace("killed", async |namespace: &TestNamespace| {
-        logging::set(&namespace.lab, true).await?;
+    with_namespace_alone("killed", async |namespace: &TestNamespace| {
+        let _logged = logging::on(&namespace.lab).await?;
         let fences = Fences::create(namespace).await?;
         namespace.server("web", "node1").await?;
         for (client, node) in [
@@ -75,7 +75,7 @@ async fn a_killed_daemon_changes_no_verdict_and_its_account_balances_afterwards(
 
 #[tokio::test]
 async fn policies_that_change_while_the_daemon_is_dead_wait_for_it() -> Result<()> {
-    with_namespace("changed", async |namespace: &TestNamespace| {
+    with_namespace_alone("changed", async |namespace: &TestNamespace| {
         // On the other node than the test above, and on its plugin.
         namespace.server("web", "node2").await?;
         for (client, node) in [("was", "node1"), ("both", "node2"), ("will", "node1")] {

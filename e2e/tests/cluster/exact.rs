@@ -67,7 +67,7 @@ const ROWS: [Row; 5] = [
 #[tokio::test]
 async fn admitted_and_refused_clients_leave_exactly_their_records() -> Result<()> {
     with_namespace("exact", async |namespace: &TestNamespace| {
-        logging::set(&namespace.lab, true).await?;
+        let _logged = logging::on(&namespace.lab).await?;
         let fences = Fences::create(namespace).await?;
         namespace.stateful_server("web", "node1").await?;
         for row in &ROWS {
@@ -246,7 +246,7 @@ fn pod(namespace: &TestNamespace, name: &str, set: Option<&str>) -> Side {
 #[tokio::test]
 async fn without_a_policy_everything_passes_and_nothing_is_logged() -> Result<()> {
     with_namespace("open", async |namespace: &TestNamespace| {
-        logging::set(&namespace.lab, true).await?;
+        let _logged = logging::on(&namespace.lab).await?;
         let fences = Fences::create(namespace).await?;
         namespace.server("web", "node1").await?;
         namespace.client("near", "node1").await?;
@@ -272,6 +272,7 @@ async fn without_a_policy_everything_passes_and_nothing_is_logged() -> Result<()
 #[tokio::test]
 async fn with_logging_off_policies_are_enforced_and_nothing_is_logged() -> Result<()> {
     with_namespace("silent", async |namespace: &TestNamespace| {
+        let _switched = logging::alone().await;
         logging::set(&namespace.lab, true).await?;
         let fences = Fences::create(namespace).await?;
         namespace.server("web", "node1").await?;

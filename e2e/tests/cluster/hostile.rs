@@ -11,7 +11,7 @@ use wardline_bpf::frame::{self, ETHERNET_BYTES, flag, protocol};
 use wardline_e2e::cluster::{LabNode, Metrics};
 use wardline_e2e::container::ContainerProcess;
 use wardline_e2e::layout::{API_SERVICE, NODES, OUTSIDE};
-use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace};
+use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
 use wardline_e2e::raw::{self, Flood, Watcher};
 use wardline_e2e::traffic::Protocol;
@@ -35,7 +35,7 @@ const TIMES: u64 = 100;
 const FLOOD: Flood = Flood {
     rate: 50_000,
     ports: u16::MAX,
-    duration: Duration::from_secs(20),
+    duration: Duration::from_secs(10),
 };
 /// How much the daemon's memory, and that of its maps, may grow, in MiB. The ring of events is mapped twice, 8 MiB each,
 /// and counts as it is gone through; the maps that are not allocated in advance hold no connections.
@@ -49,7 +49,7 @@ const ADMITTED: [(&str, &str); 2] = [("friend1", "node1"), ("friend2", "node2")]
 
 #[tokio::test]
 async fn a_hostile_pod_gets_nowhere_and_its_neighbours_do_not_notice() -> Result<()> {
-    with_namespace("hostile", async |namespace: &TestNamespace| {
+    with_namespace_alone("hostile", async |namespace: &TestNamespace| {
         let lab = &namespace.lab;
         let enforce = json!({"policy": {"sourceAddressCheck": "Enforce"}});
         let audit = json!({"policy": {"sourceAddressCheck": "Audit"}});
@@ -66,7 +66,7 @@ async fn a_hostile_pod_gets_nowhere_and_its_neighbours_do_not_notice() -> Result
 }
 
 async fn attacked(namespace: &TestNamespace) -> Result<()> {
-    logging::set(&namespace.lab, true).await?;
+    let _logged = logging::on(&namespace.lab).await?;
     for (pod, node) in [("web", "node1"), ("open", "node2"), ("hostile", "node1")] {
         namespace.server(pod, node).await?;
     }

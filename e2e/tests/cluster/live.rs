@@ -53,7 +53,7 @@ async fn traffic_flows_when_the_policy_is_deleted() -> Result<()> {
 #[tokio::test]
 async fn an_open_connection_stops_when_an_edited_policy_no_longer_admits_it() -> Result<()> {
     with_namespace("edited", async |namespace: &TestNamespace| {
-        logging::set(&namespace.lab, true).await?;
+        let _logged = logging::on(&namespace.lab).await?;
         let fences = Fences::create(namespace).await?;
         web_and_clients(namespace, &[("friend1", "node1"), ("friend2", "node2")]).await?;
         fences.ready().await?;

@@ -22,7 +22,7 @@ use kube::api::{DeleteParams, ListParams};
 use wardline_bpf::frame::{self, ETHERNET_BYTES};
 use wardline_e2e::cluster::LabNode;
 use wardline_e2e::ipam::Ipam;
-use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace};
+use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::{step, wait_until};
 use wardline_e2e::raw::{Sender, Watcher};
 
@@ -35,9 +35,8 @@ const SERVERS: [(&str, &str); 2] = [("near", "node1"), ("far", "node2")];
 /// Where nobody listens.
 const PROBED: u16 = 9;
 const INTERVAL: Duration = Duration::from_millis(2);
-/// Pods that hand their addresses on at the same time, and how often that happens in each way.
-const AT_ONCE: u8 = 10;
-const BATCHES: u8 = 2;
+/// Pods that hand their addresses on at the same time.
+const AT_ONCE: u8 = 15;
 /// The last parts of a node's addresses that pods have: from its bridge's on, and before the one of everybody.
 const LAST_PARTS: Range<u8> = 2..255;
 /// As long as an ADD may wait for the daemon: the other nodes are told before it ends, and containers start after it.
@@ -81,7 +80,7 @@ struct Handover {
 
 #[tokio::test]
 async fn an_address_is_not_taken_for_the_former_pods() -> Result<()> {
-    with_namespace("reuse", async |namespace: &TestNamespace| {
+    with_namespace_alone("reuse", async |namespace: &TestNamespace| {
         namespace.apply(SERVERS_TAKE_OLD).await?;
         for (name, node) in SERVERS {
             create(namespace, name, "server", node, &[server()]).await?;
@@ -90,12 +89,9 @@ async fn an_address_is_not_taken_for_the_former_pods() -> Result<()> {
         namespace.ready().await?;
         let mut below = LAST_PARTS.end;
         for way in [Way::Deleted, Way::StillListed] {
-            let mut handovers = Vec::new();
-            for _ in 0..BATCHES {
-                let batch = Batch::below(namespace, way, below)?;
-                handovers.extend(batch.run().await?);
-                below = batch.first;
-            }
+            let batch = Batch::below(namespace, way, below)?;
+            let handovers = batch.run().await?;
+            below = batch.first;
             step(&report(way, &handovers));
             check(way, &handovers)?;
         }

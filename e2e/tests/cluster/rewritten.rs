@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
-use wardline_e2e::namespace::{TestNamespace, with_namespace};
+use wardline_e2e::namespace::{TestNamespace, with_namespace_alone};
 use wardline_e2e::traffic::{Held, Protocol};
 
 /// Between messages of a flow.
@@ -94,7 +94,7 @@ async fn connect(namespace: &TestNamespace) -> Result<u32> {
 
 #[tokio::test]
 async fn flows_that_policies_agree_on_do_not_notice_that_they_are_rewritten() -> Result<()> {
-    with_namespace("rewritten", async |namespace: &TestNamespace| {
+    with_namespace_alone("rewritten", async |namespace: &TestNamespace| {
         namespace.server("web", "node1").await?;
         for (client, node) in CLIENTS {
             namespace.client(client, node).await?;

@@ -78,7 +78,10 @@ impl<'a> Shop<'a> {
     /// Makes these pods the Service's backends, and waits until clients on both nodes are served, or refused where there
     /// are none.
     async fn serve(&self, pods: &[&str]) -> Result<()> {
-        for pod in ["web1", "web2"] {
+        // Who serves from now on comes first, so that the Service is without a backend at no time.
+        let mut all = ["web1", "web2"];
+        all.sort_by_key(|pod| !pods.contains(pod));
+        for pod in all {
             let role = if pods.contains(&pod) { "web" } else { "none" };
             let labels = format!("{{apiVersion: v1, kind: Pod, metadata: {{name: {pod}, labels: {{role: {role}}}}}}}");
             self.namespace.apply(&labels).await?;

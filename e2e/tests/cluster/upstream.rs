@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use wardline_e2e::cluster::Lab;
-use wardline_e2e::{conformance, kube_proxy, logging};
+use wardline_e2e::{conformance, kube_proxy, namespace};
 
 /// What each case is here for, and its name.
 const CASES: [(&str, &str); 9] = [
@@ -50,9 +50,7 @@ const CASES: [(&str, &str); 9] = [
 #[tokio::test]
 async fn cases_of_the_upstream_suite_pass() -> Result<()> {
     let lab = Lab::connect().await?;
-    let _alone = wardline_e2e::namespace::alone().await;
-    // The suite's own probes are many, and nobody reads their records.
-    logging::set(&lab, false).await?;
+    let _place = namespace::beside().await?;
     kube_proxy::stop(lab.layout())?;
     let all = conformance::cases(lab.layout()).await?;
     let mut chosen = Vec::new();

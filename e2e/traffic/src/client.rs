@@ -3,6 +3,8 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,6 +15,8 @@ use crate::Target;
 
 /// How long `hold` tries to connect; longer than a few retransmissions of a SYN.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long it waits for echoes that are under way when it is told to end: on a busy machine that may be several.
+const LAST: Duration = Duration::from_secs(1);
 
 /// Prints `{"event":"result","ok":…,"stage":…,"local_port":…,"error":…}` and fails if the echo did not come.
 pub(crate) fn connect(target: &Target, timeout: Duration) -> io::Result<()> {
@@ -51,18 +55,23 @@ fn attempt(target: &Target, timeout: Duration, local_port: &mut Option<u16>) -> 
 /// Sends numbered messages and prints `{"event":"echo","seq":…,"at_ms":…}` for each that comes back.
 ///
 /// Starts with `{"event":"connected","local_port":…}`, and ends with `{"event":"done","sent":…}` when the standard
-/// input does. Over TCP a lost packet shows as a gap between echoes, over UDP as a number that never comes.
+/// input does and the last echo has come, or has not for a while. Over TCP a lost packet shows as a gap between echoes, over UDP as a number that never comes.
 pub(crate) fn hold(target: &Target, interval: Duration) -> io::Result<()> {
+    let echoed = Arc::new(AtomicU64::new(0));
     let sent = if target.udp {
-        hold_udp(target, interval)?
+        hold_udp(target, interval, Arc::clone(&echoed))?
     } else {
-        hold_tcp(target, interval)?
+        hold_tcp(target, interval, Arc::clone(&echoed))?
     };
+    let ended = Instant::now();
+    while echoed.load(Ordering::Relaxed) < sent && ended.elapsed() < LAST {
+        thread::sleep(Duration::from_millis(5));
+    }
     say(&json!({"event": "done", "sent": sent}));
     Ok(())
 }
 
-fn hold_tcp(target: &Target, interval: Duration) -> io::Result<u64> {
+fn hold_tcp(target: &Target, interval: Duration, echoed: Arc<AtomicU64>) -> io::Result<u64> {
     let mut stream = TcpStream::connect_timeout(&target.server, CONNECT)?;
     stream.set_nodelay(true)?;
     say(&json!({"event": "connected", "local_port": port(stream.local_addr())}));
@@ -70,7 +79,7 @@ fn hold_tcp(target: &Target, interval: Duration) -> io::Result<u64> {
     thread::spawn(move || {
         for line in answers.lines() {
             match line {
-                Ok(line) => say_echo(&line),
+                Ok(line) => say_echo(&line, &echoed),
                 Err(error) => say(&json!({"event": "error", "error": error.to_string()})),
             }
         }
@@ -79,7 +88,7 @@ fn hold_tcp(target: &Target, interval: Duration) -> io::Result<u64> {
     send_each(interval, |seq| stream.write_all(format!("{seq}\n").as_bytes()))
 }
 
-fn hold_udp(target: &Target, interval: Duration) -> io::Result<u64> {
+fn hold_udp(target: &Target, interval: Duration, echoed: Arc<AtomicU64>) -> io::Result<u64> {
     let socket = udp_socket(target)?;
     say(&json!({"event": "connected", "local_port": port(socket.local_addr())}));
     let answers = socket.try_clone()?;
@@ -87,7 +96,7 @@ fn hold_udp(target: &Target, interval: Duration) -> io::Result<u64> {
         let mut buffer = [0; 64];
         loop {
             match answers.recv(&mut buffer) {
-                Ok(length) => say_echo(&String::from_utf8_lossy(&buffer[..length])),
+                Ok(length) => say_echo(&String::from_utf8_lossy(&buffer[..length]), &echoed),
                 Err(error) => say(&json!({"event": "error", "error": error.to_string()})),
             }
         }
@@ -137,11 +146,13 @@ fn port(address: io::Result<SocketAddr>) -> Option<u16> {
     address.ok().map(|address| address.port())
 }
 
-fn say_echo(seq: &str) {
+fn say_echo(seq: &str, echoed: &AtomicU64) {
+    let seq = seq.parse::<u64>().ok();
     let at = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis());
-    say(&json!({"event": "echo", "seq": seq.parse::<u64>().ok(), "at_ms": u64::try_from(at).ok()}));
+    say(&json!({"event": "echo", "seq": seq, "at_ms": u64::try_from(at).ok()}));
+    echoed.fetch_max(seq.unwrap_or(0), Ordering::Relaxed);
 }
 
 pub(crate) fn say(line: &Value) {

@@ -8,7 +8,7 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, PostParams};
 use serde_json::{Value, json};
 use wardline_e2e::cluster::Lab;
-use wardline_e2e::namespace::{TestNamespace, with_namespace};
+use wardline_e2e::namespace::{TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
 use wardline_e2e::traffic::{Held, Protocol};
 use wardline_e2e::wardline::is_true;
@@ -69,7 +69,7 @@ fn exceptions(limit: u64) -> Vec<Value> {
 
 #[tokio::test]
 async fn policies_that_would_overflow_a_table_give_way_alone() -> Result<()> {
-    with_namespace("overflow", async |namespace: &TestNamespace| {
+    with_namespace_alone("overflow", async |namespace: &TestNamespace| {
         for server in ["web", "other"] {
             namespace.server(server, "node1").await?;
         }

@@ -91,6 +91,7 @@ impl Daemons {
 async fn a_dataplane_and_a_network_logging_that_do_not_decode_change_nothing_that_is_in_force() -> Result<()> {
     with_namespace("badobject", async |namespace: &TestNamespace| {
         let lab = &namespace.lab;
+        let _switched = logging::alone().await;
         logging::set(lab, true).await?;
         let fences = Fences::create(namespace).await?;
         namespace.server("web", "node1").await?;
