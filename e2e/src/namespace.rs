@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Namespace, Pod, PodIP, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::core::ObjectMeta;
 use serde_json::json;
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore, SemaphorePermit};
 
@@ -61,9 +62,16 @@ pub async fn beside() -> Result<Place> {
 pub async fn alone(lab: &Lab) -> Result<RwLockWriteGuard<'static, ()>> {
     let alone = write_last(&CLUSTER).await;
     wait_until("deleted pods to leave their nodes", PATIENCE, async || {
+        let namespaces: Api<Namespace> = Api::all(lab.client().clone());
+        let namespaces = namespaces.list(&ListParams::default()).await?.items;
         let pods: Api<Pod> = Api::all(lab.client().clone());
         let pods = pods.list(&ListParams::default()).await?.items;
-        let leaving = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some());
+        let is_leaving = |meta: &ObjectMeta| meta.deletion_timestamp.is_some();
+        let goes_with = |pod: &Pod| {
+            let mut gone = namespaces.iter().filter(|one| is_leaving(&one.metadata));
+            gone.any(|one| one.metadata.name == pod.metadata.namespace)
+        };
+        let leaving = pods.iter().filter(|pod| is_leaving(&pod.metadata) || goes_with(pod));
         ensure!(leaving.count() == 0, "some are being deleted");
         let status = pods.into_iter().filter_map(|pod| pod.status);
         let ips = status.flat_map(|status| status.pod_ips.unwrap_or_default());
