@@ -103,7 +103,7 @@ build_all_tests() {
         --test agree --test attach --test datapath --test interfaces --test quotas --test sctp --test services --test traffic
     # Before 5.16 test runs need programs of their own (bpf/prog/ingress_ifindex_from_mark.h).
     build_tests early wardline-bpf --test packets "${early[@]}"
-    build_tests early wardline-node --test agree --test datapath "${early[@]}"
+    build_tests early wardline-node --test agree --test datapath --test quotas --test services "${early[@]}"
 }
 
 make_initramfs() {

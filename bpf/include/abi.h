@@ -30,7 +30,7 @@ enum abi_limit {
 	MAX_SLOTS = 4096,
 	/* Places in front of the endpoints' hash: a power of two, and enough that few interfaces share one. */
 	NEAR_ENDPOINTS = 4096,
-	/* One allow event and its ring header are 72 bytes: 8 MiB hold 116,508 of them. */
+	/* One allow event and its ring header are 88 bytes: 8 MiB hold 95,325 of them. */
 	RING_BYTES = 8388608,
 	/* Ticks of conntrack_entry.last_seen: 2^30 ns, 1.07 s. */
 	TICK_SHIFT = 30,
@@ -363,7 +363,9 @@ struct deny_entry {
 	__u64 last;
 	struct address pod;
 	__u16 source_port; /* of the first */
-	__u16 pad[3];
+	__u16 service_port;
+	__u32 pad;
+	struct address service; /* that the first was sent to; zero: to none that is translated here */
 };
 
 /* An endpoint's share of the deny table (index: slot * 2 + (generation & 1)). */
@@ -379,7 +381,8 @@ struct allow_event {
 	__u32 endpoint; /* uid */
 	__u32 attribution;
 	__u32 generation;
-	__u32 table;
+	__u16 service_port;
+	__u16 pad;
 	struct address pod;
 	struct address remote;
 	__u16 pod_port;
@@ -387,7 +390,8 @@ struct allow_event {
 	__u8 protocol;
 	__u8 direction;
 	__u8 reason;
-	__u8 pad;
+	__u8 pad2;
+	struct address service; /* that it was opened to; zero: to none that is translated here */
 };
 
 _Static_assert(sizeof(struct address) == 16, "address");
@@ -408,6 +412,6 @@ _Static_assert(sizeof(struct affinity_key) == 20, "affinity_key");
 _Static_assert(sizeof(struct affinity) == 24, "affinity");
 _Static_assert(sizeof(struct settings) == 8, "settings");
 _Static_assert(sizeof(struct deny_key) == 36, "deny_key");
-_Static_assert(sizeof(struct deny_entry) == 48, "deny_entry");
+_Static_assert(sizeof(struct deny_entry) == 64, "deny_entry");
 _Static_assert(sizeof(struct deny_share) == 16, "deny_share");
-_Static_assert(sizeof(struct allow_event) == 64, "with its header 72 bytes: RING_BYTES counts on it");
+_Static_assert(sizeof(struct allow_event) == 80, "with its header 88 bytes: RING_BYTES counts on it");

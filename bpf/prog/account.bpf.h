@@ -94,6 +94,10 @@ static __always_inline bool add_to_aggregate(const struct flow *flow, const stru
 		return false;
 	entry.first = entry.last = bpf_ktime_get_ns();
 	entry.pod = flow->key.pod;
+	if (flow->rewrite) {
+		entry.service = flow->service;
+		entry.service_port = flow->service_port;
+	}
 	if (has_ports(flow->key.protocol))
 		entry.source_port = key->direction == DIRECTION_INGRESS ? flow->key.remote_port : flow->key.pod_port;
 	if (!bpf_map_update_elem(&denies, key, &entry, BPF_NOEXIST))
@@ -169,7 +173,8 @@ static __noinline bool record_allow(const struct flow *flow, __u32 reason)
 	event->endpoint = flow->key.endpoint;
 	event->attribution = flow->rule.attribution;
 	event->generation = flow->settings.generation;
-	event->table = word_table(flow->word);
+	event->service_port = flow->rewrite ? flow->service_port : 0;
+	event->pad = 0;
 	event->pod = flow->key.pod;
 	event->remote = flow->key.remote;
 	event->pod_port = flow->key.pod_port;
@@ -177,7 +182,8 @@ static __noinline bool record_allow(const struct flow *flow, __u32 reason)
 	event->protocol = flow->key.protocol;
 	event->direction = flow->judged;
 	event->reason = reason;
-	event->pad = 0;
+	event->pad2 = 0;
+	event->service = flow->rewrite ? flow->service : (struct address){};
 	bpf_ringbuf_submit(event, wakeup_flag());
 	return true;
 }

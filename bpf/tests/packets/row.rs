@@ -2,9 +2,10 @@
 //! A packet and all that it does: told by the row, compared with what the kernel's maps show.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use wardline_bpf::abi::{AllowEvent, Counters, DenyEntry, Direction, Reason, Verdict};
+use wardline_bpf::abi::{Address, AllowEvent, Counters, DenyEntry, Direction, Reason, Verdict};
+use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::sandbox::Sizes;
 use wardline_bpf::test_run::Frame;
 
@@ -29,11 +30,11 @@ pub struct Event {
     pub direction: Direction,
     pub attribution: u32,
     pub reason: Reason,
-    pub table: u32,
     pub generation: u32,
     pub remote: IpAddr,
     pub pod_port: u16,
     pub remote_port: u16,
+    pub service: Option<SocketAddr>,
 }
 
 /// A due allow that the ring had no room for, or a due deny that no aggregate took.
@@ -281,10 +282,16 @@ impl Row {
             direction,
             attribution,
             reason: self.reason,
-            table: table_of(direction),
             generation,
+            service: self.service(SocketAddr::new(seen.remote, seen.remote_port)),
             ..*seen
         })
+    }
+
+    /// What the packet was sent to, where that is not what its flow goes to: a Service of ours.
+    fn service(&self, remote: SocketAddr) -> Option<SocketAddr> {
+        let is_from_pod = self.direction == Direction::Egress;
+        destination(&self.frame).filter(|sent_to| is_from_pod && *sent_to != remote)
     }
 
     fn expected_deny(&self, generation: u32) -> Option<Deny> {
@@ -313,12 +320,35 @@ fn event(event: &AllowEvent) -> Event {
         direction: Direction::try_from(event.direction).unwrap(),
         attribution: event.attribution,
         reason: Reason::try_from(event.reason).unwrap(),
-        table: event.table,
         generation: event.generation,
+        service: service(event.service, event.service_port),
         remote: event.remote.into(),
         pod_port: u16::from_be(event.pod_port),
         remote_port: u16::from_be(event.remote_port),
     }
+}
+
+/// Where a frame with ports goes, as long as nothing stands between its IP header and them.
+fn destination(frame: &[u8]) -> Option<SocketAddr> {
+    let (protocol, address, ports): (u8, IpAddr, usize) = match frame.get(12..14)? {
+        [0x08, 0x00] => (
+            *frame.get(23)?,
+            <[u8; 4]>::try_from(frame.get(30..34)?).ok()?.into(),
+            34,
+        ),
+        [0x86, 0xdd] => (
+            *frame.get(20)?,
+            <[u8; 16]>::try_from(frame.get(38..54)?).ok()?.into(),
+            54,
+        ),
+        _ => return None,
+    };
+    let port = <[u8; 2]>::try_from(frame.get(ports + 2..ports + 4)?).ok()?;
+    matches!(protocol, TCP | UDP | SCTP).then(|| SocketAddr::new(address, u16::from_be_bytes(port)))
+}
+
+fn service(address: Address, port: u16) -> Option<SocketAddr> {
+    (!address.is_none()).then(|| SocketAddr::new(address.into(), u16::from_be(port)))
 }
 
 /// All that a packet may move.

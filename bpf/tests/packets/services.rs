@@ -100,12 +100,23 @@ pub fn a_connection_through_a_service() -> Vec<Row> {
     rows
 }
 
+/// The record is about the backend, and a person looks for what the pod asked for.
+fn the_deny_names_the_service(world: &World) {
+    let denies = world.sandbox.denies().unwrap();
+    let services: Vec<_> = denies
+        .iter()
+        .map(|(_, entry)| (IpAddr::from(entry.service), u16::from_be(entry.service_port)))
+        .collect();
+    assert_eq!(services, [(SERVICE, 80)]);
+}
+
 pub fn policy_judges_the_backend() -> Vec<Row> {
     let mut rows = vec![
         stop("a backend that is not allowed", Egress, request(SYN), DefaultDeny)
             .before(a_forbidden_backend)
             .deny(Egress, STRANGER, TCP, 443)
-            .after(|world| world.assert_entries(0)),
+            .after(|world| world.assert_entries(0))
+            .after(the_deny_names_the_service),
     ];
     rows.extend(open());
     rows.extend([
