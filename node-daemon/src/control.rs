@@ -250,6 +250,9 @@ impl Control {
         let changes = self.index.services().take_changes();
         let is_changed = !changes.is_empty();
         for change in changes {
+            let services = self.index.services();
+            let owners = change.fronts.keys().map(|key| (*key, services.owner(key).cloned()));
+            self.names.apply_services(owners);
             match self.datapath.apply_services(&change) {
                 Ok(()) => _ = self.refused_services.remove(&change.service),
                 Err(error) => {

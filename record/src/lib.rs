@@ -57,6 +57,9 @@ pub struct Verdict {
     pub isolated_by: Vec<Policy>,
     pub src: Party,
     pub dest: Party,
+    /// The Service that the client asked for, where its own node is the one that judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
     /// An allow: 1. A deny: packets dropped.
     pub count: u64,
     /// The node whose daemon wrote the line.
@@ -71,6 +74,19 @@ pub struct Verdict {
     pub last_timestamp: Option<Timestamp>,
     /// Which verdict the line is about; unique on its node.
     pub seq: String,
+}
+
+/// A Service as a client sees it.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Left out where the Service is gone, as is its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What the client sent to; dest_ip is then the backend, where this node chose it.
+    pub ip: IpAddr,
+    pub port: u16,
 }
 
 /// Records that were due and could not be kept.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From the kernel's structs to plain types.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use wardline_bpf::UnknownValue;
-use wardline_bpf::abi::{self, AllowEvent, DenyEntry, DenyKey, Reason};
+use wardline_bpf::abi::{self, Address, AllowEvent, DenyEntry, DenyKey, Reason};
 use wardline_policy::model::Direction;
 
 use super::clock::Clock;
@@ -24,6 +24,7 @@ pub(super) fn allow(event: &AllowEvent, clock: &Clock, only_annotated: bool) -> 
         protocol: event.protocol,
         pod_port: u16::from_be(event.pod_port),
         remote_port: u16::from_be(event.remote_port),
+        service: service(event.service, event.service_port),
         time: clock.wall(event.time),
         reason: allow_reason(Reason::try_from(event.reason)?),
         verdict: Verdict::Allow {
@@ -48,6 +49,7 @@ pub(super) fn deny(key: &DenyKey, entry: &DenyEntry, clock: &Clock) -> Result<Ob
         protocol: key.protocol,
         pod_port,
         remote_port,
+        service: service(entry.service, entry.service_port),
         time: clock.wall(entry.first),
         reason: Some(Reason::try_from(key.reason)?.as_str()),
         // The packet path reads a coarse clock for the last one, which may lie behind the first by a tick.
@@ -57,6 +59,10 @@ pub(super) fn deny(key: &DenyKey, entry: &DenyEntry, clock: &Clock) -> Result<Ob
             last: clock.wall(entry.last.max(entry.first)),
         },
     })
+}
+
+fn service(address: Address, port: u16) -> Option<SocketAddr> {
+    (!address.is_none()).then(|| SocketAddr::new(address.into(), u16::from_be(port)))
 }
 
 fn direction(value: u8) -> Result<Direction, UnknownValue> {

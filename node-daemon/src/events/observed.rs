@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A verdict as the kernel told it, in plain types: what decoders make and records are written from.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use wardline_policy::model::Direction;
 
@@ -17,6 +17,8 @@ pub struct Observed {
     pub protocol: u8,
     pub pod_port: u16,
     pub remote_port: u16,
+    /// What the pod sent to, where the remote is the backend that this node chose for it.
+    pub service: Option<SocketAddr>,
     /// Of the first packet, nanoseconds since the epoch.
     pub time: u64,
     /// Named where it tells more than the disposition.

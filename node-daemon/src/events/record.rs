@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The shape of a line in the policy log: docs/events.md. Pure: verdicts and names in, JSON out.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use wardline_policy::model::Direction;
+use wardline_policy::model::{self, Direction, ObjectName};
 use wardline_policy::tables::{Attribution, PolicyRef};
 use wardline_record::Timestamp;
 
 use super::observed::{Lost, Observed, Verdict};
 use crate::names::{Names, Party, PodName};
+use crate::services::FrontKey;
 
 /// What stands in every line of a node.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ struct Line<'a> {
     isolated_by: Vec<PolicyLine<'a>>,
     src: PartyLine<'a>,
     dest: PartyLine<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<ServiceLine<'a>>,
     count: u64,
     node_name: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,6 +88,16 @@ enum PartyLine<'a> {
 }
 
 #[derive(Serialize)]
+struct ServiceLine<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    ip: IpAddr,
+    port: u16,
+}
+
+#[derive(Serialize)]
 struct LostLine<'a> {
     disposition: &'static str,
     connection: LostConnection,
@@ -113,6 +126,7 @@ struct LostWhat {
 pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Names, origin: &Origin) {
     let endpoint = names.endpoint(seen.endpoint);
     let remote = names.party(&seen.remote);
+    let (front, service) = find_service(seen, names, matches!(remote.as_deref(), Some(Party::Node { .. })));
     let pod = match &endpoint {
         Some(endpoint) => pod_line(&endpoint.name),
         None => PartyLine::Instance { instance: seen.pod },
@@ -175,6 +189,12 @@ pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Nam
             isolated_by,
             src,
             dest,
+            service: front.map(|front| ServiceLine {
+                namespace: service.as_ref().map(|name| &*name.namespace),
+                name: service.as_ref().map(|name| &*name.name),
+                ip: front.ip(),
+                port: front.port(),
+            }),
             count,
             node_name: &origin.node,
             cluster_name: origin.cluster.as_deref(),
@@ -183,6 +203,37 @@ pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Nam
             seq,
         },
     );
+}
+
+/// What the pod sent to, if that is a Service, and its name, if that is known: chosen a backend for here, or left to
+/// another proxy, as the node ports are.
+fn find_service(seen: &Observed, names: &Names, is_node: bool) -> (Option<SocketAddr>, Option<ObjectName>) {
+    let known = model::Protocol::ALL
+        .into_iter()
+        .find(|known| known.number() == seen.protocol);
+    let Some(protocol) = known else {
+        return (None, None);
+    };
+    let named = |front: SocketAddr| {
+        names.service(&FrontKey {
+            address: front.ip(),
+            port: Some((protocol, front.port())),
+        })
+    };
+    if let Some(front) = seen.service {
+        return (Some(front), named(front));
+    }
+    if seen.direction == Direction::Ingress {
+        return (None, None);
+    }
+    let every_node = match seen.remote {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let address = if is_node { every_node } else { seen.remote };
+    let name = named(SocketAddr::new(address, seen.remote_port));
+    let front = name.is_some().then(|| SocketAddr::new(seen.remote, seen.remote_port));
+    (front, name)
 }
 
 /// Appends the line that tells of lost records.

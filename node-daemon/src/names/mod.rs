@@ -20,6 +20,7 @@ use wardline_policy::tables::{Attribution, PolicyRef};
 pub use self::journal::JournalError;
 use self::journal::{Entry, EntryId, Journal};
 use crate::index::Workload;
+use crate::services::FrontKey;
 
 /// How long an address keeps the name of its last owner: events are read within milliseconds, denies are written
 /// within the aggregation time.
@@ -78,6 +79,8 @@ struct Known {
     retired: HashMap<EntryId, Instant>,
     /// Former owners, and since when.
     former: HashMap<IpAddr, (Arc<Party>, Instant)>,
+    services: HashMap<FrontKey, ObjectName>,
+    former_services: HashMap<FrontKey, (ObjectName, Instant)>,
 }
 
 impl Names {
@@ -133,6 +136,30 @@ impl Names {
             }
         }
         former.retain(|_, (_, since)| now.duration_since(*since) < KEEP_ADDRESSES);
+    }
+
+    /// Takes in which Services are at these addresses and ports now. Those that were are remembered for a while.
+    pub fn apply_services(&self, fronts: impl IntoIterator<Item = (FrontKey, Option<ObjectName>)>) {
+        let now = Instant::now();
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, service) in fronts {
+            let former = match service {
+                Some(service) => known.services.insert(key, service),
+                None => known.services.remove(&key),
+            };
+            if let Some(former) = former {
+                known.former_services.insert(key, (former, now));
+            }
+        }
+        let recent = |since: &Instant| now.duration_since(*since) < KEEP_ADDRESSES;
+        known.former_services.retain(|_, (_, since)| recent(since));
+    }
+
+    pub fn service(&self, front: &FrontKey) -> Option<ObjectName> {
+        self.read(|known| {
+            let former = || known.former_services.get(front).map(|(service, _)| service);
+            known.services.get(front).or_else(former).cloned()
+        })
     }
 
     pub fn endpoint(&self, uid: u32) -> Option<Arc<EndpointName>> {

@@ -198,6 +198,17 @@ impl Services {
         (former, wanted)
     }
 
+    /// Whose front it is, where that is one Service's.
+    pub fn owner(&self, key: &FrontKey) -> Option<&ObjectName> {
+        let claims = self.fronts.get(key)?;
+        let mut own = claims.iter().filter(|(_, claim)| claim.is_cluster_ip);
+        let mut all = claims.keys();
+        match own.next() {
+            Some((name, _)) => Some(name),
+            None => all.next().filter(|_| all.next().is_none()),
+        }
+    }
+
     /// What several Services say of one front together: the one whose `ClusterIP` it is has it; else kube-proxy may
     /// take the backend of any of them, so all count. One that has the cluster's word for the address is enough.
     pub fn front(&self, key: &FrontKey) -> Option<Front> {

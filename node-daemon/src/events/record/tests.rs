@@ -88,6 +88,7 @@ fn seen(verdict: Verdict) -> Observed {
         protocol: 6,
         pod_port: 8080,
         remote_port: 55644,
+        service: None,
         time: 1_781_386_171_445_836_587,
         reason: None,
         verdict,
@@ -235,5 +236,73 @@ fn a_loss_is_a_line() {
                "lost": {"disposition": "allow", "why": "ring-full"}, "count": 12, "node_name": "node1",
                "cluster_name": "prod", "timestamp": "1970-01-01T00:00:01Z", "last_timestamp": "1970-01-01T00:00:02Z",
                "seq": "s"})
+    );
+}
+
+fn front(address: &str, port: u16) -> FrontKey {
+    FrontKey {
+        address: address.parse().unwrap(),
+        port: Some((model::Protocol::Tcp, port)),
+    }
+}
+
+#[test]
+fn a_service_is_named_where_one_was_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = names(directory.path());
+    let shop = |name: &str| Some(ObjectName::new("shop", name));
+    names.apply_services([
+        (front("10.96.0.9", 80), shop("web")),
+        (front("192.0.2.80", 80), shop("edge")),
+        (front("0.0.0.0", 30080), shop("doors")),
+    ]);
+    let sent = |remote: &str, port, service: Option<&str>| {
+        let seen = Observed {
+            direction: Direction::Egress,
+            remote: remote.parse().unwrap(),
+            remote_port: port,
+            service: service.map(|service| service.parse().unwrap()),
+            ..seen(Verdict::Allow {
+                attribution: 7,
+                only_annotated: false,
+            })
+        };
+        let mut bytes = Vec::new();
+        let origin = Origin {
+            node: "node1".into(),
+            cluster: None,
+        };
+        write_verdict(&mut bytes, &seen, "s", &names, &origin);
+        read(&bytes)["service"].clone()
+    };
+    let named = |name, ip, port| json!({"namespace": "shop", "name": name, "ip": ip, "port": port});
+    let backend = "10.244.1.7";
+    assert_eq!(sent(backend, 8080, Some("10.96.0.9:80")), named("web", "10.96.0.9", 80));
+    assert_eq!(
+        sent("192.0.2.80", 80, None),
+        named("edge", "192.0.2.80", 80),
+        "left to another proxy"
+    );
+    assert_eq!(
+        sent("10.77.0.12", 30080, None),
+        named("doors", "10.77.0.12", 30080),
+        "a node port"
+    );
+    assert_eq!(sent(backend, 8080, None), Value::Null, "straight to the backend");
+    assert_eq!(
+        sent(backend, 8080, Some("10.96.0.77:80")),
+        json!({"ip": "10.96.0.77", "port": 80}),
+        "nobody's any more"
+    );
+    names.apply_services([(front("10.96.0.9", 80), None)]);
+    assert_eq!(
+        sent(backend, 8080, Some("10.96.0.9:80")),
+        named("web", "10.96.0.9", 80),
+        "gone a moment ago"
+    );
+    names.apply_services([(front("10.96.0.9", 80), shop("other"))]);
+    assert_eq!(
+        sent(backend, 8080, Some("10.96.0.9:80")),
+        named("other", "10.96.0.9", 80)
     );
 }
