@@ -28,6 +28,7 @@ const ROUNDS: usize = 15;
 const ROOM: Room = Room {
     rules: 262_144,
     peers: 131_072,
+    nodes: NODES,
 };
 
 #[derive(Clone, Copy)]

@@ -320,11 +320,12 @@ impl Datapath {
         Ok(self.endpoints.hand_over(&self.attacher)?)
     }
 
-    /// What policies have room for.
+    /// What policies have room for, on a node that knows of no nodes.
     pub fn room(&self) -> Room {
         Room {
             rules: self.limits.rules as usize,
             peers: self.limits.peers as usize,
+            nodes: 0,
         }
     }
 

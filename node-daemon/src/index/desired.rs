@@ -95,12 +95,13 @@ impl Index {
             unmanaged,
             log_modes,
             local: self.interfaces.local.clone(),
-            nodes: self
-                .nodes
-                .values()
-                .flat_map(|node| node.addresses.iter().copied())
-                .collect(),
+            nodes: self.node_addresses(),
         }
+    }
+
+    pub(super) fn node_addresses(&self) -> BTreeSet<IpAddr> {
+        let addresses = self.nodes.values().flat_map(|node| &node.addresses);
+        addresses.copied().collect()
     }
 
     fn ended(&self) -> BTreeMap<u32, Option<ObjectName>> {

@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use wardline_policy::compile::{Over, compile, compile_within};
+use wardline_policy::compile::{Over, Room, compile, compile_within};
 use wardline_policy::model::{ObjectName, Policy};
 use wardline_policy::tables::Tables;
 
@@ -29,6 +29,8 @@ impl Index {
         let Some(room) = self.room else {
             return compile(&self.objects, &self.node);
         };
+        let nodes = self.node_addresses().union(&self.interfaces.local).count();
+        let room = Room { nodes, ..room };
         loop {
             let over = match compile_within(&self.objects, &self.node, room) {
                 Ok(tables) => return tables,
@@ -89,7 +91,6 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
-    use wardline_policy::compile::Room;
     use wardline_policy::model::{IpBlock, Labels, Peer, Pod, Port, PortMatch, Protocol, Rule, Selector};
 
     use super::super::{Event, NamespaceInfo, PodInfo, Update};
@@ -124,7 +125,11 @@ mod tests {
     /// Two namespaces with a pod each; a namespace may take 10 rules, 5 blocks of the policies above.
     fn index() -> Index {
         let mut index = Index::new("node1", true);
-        index.set_room(Room { rules: 40, peers: 4000 });
+        index.set_room(Room {
+            rules: 40,
+            peers: 4000,
+            nodes: 0,
+        });
         for namespace in ["shop", "lab"] {
             index.apply(Event::Namespace(
                 namespace.into(),

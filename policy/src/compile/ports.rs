@@ -8,6 +8,8 @@
 //! 81                    C                entry 81:       A B C
 //! ```
 
+use std::collections::BTreeMap;
+
 use crate::tables::PortKey;
 
 /// A rule of a table: its index there, policy by policy.
@@ -32,10 +34,8 @@ impl Allowed {
         self.exact.sort_unstable();
         for same in self.exact.chunk_by(|a, b| a.0 == b.0) {
             let port = same[0].0;
-            let behind = segments
-                .iter()
-                .find(|s| (s.first..=s.last).contains(&port))
-                .map_or(&any, |s| &s.rules);
+            let around = segments.get(segments.partition_point(|s| s.last < port));
+            let behind = around.filter(|s| s.first <= port).map_or(&any, |s| &s.rules);
             let rules = sorted(behind.iter().copied().chain(same.iter().map(|(_, id)| *id)).collect());
             if rules != *behind {
                 entries.push((PortKey::Exact(port), rules));
@@ -53,24 +53,32 @@ impl Allowed {
 
     /// The ranges cut where one begins or ends, those that touch and say the same joined again. Ascending.
     fn segments(&self, any: &[RuleId]) -> Vec<Segment> {
-        let starts = self.ranges.iter().map(|(first, _, _)| u32::from(*first));
-        let ends = self.ranges.iter().map(|(_, last, _)| u32::from(*last) + 1);
-        let mut cuts: Vec<u32> = starts.chain(ends).collect();
+        let begin = |(first, _, id): &(u16, u16, RuleId)| (u32::from(*first), true, *id);
+        let end = |(_, last, id): &(u16, u16, RuleId)| (u32::from(*last) + 1, false, *id);
+        let ranges = self.ranges.iter().filter(|(first, last, _)| first <= last);
+        let mut cuts: Vec<_> = ranges.flat_map(|range| [begin(range), end(range)]).collect();
         cuts.sort_unstable();
-        cuts.dedup();
+        // The ranges over the ports behind the cut, counted by rule: thousands may lie over one another.
+        let mut over: BTreeMap<RuleId, usize> = BTreeMap::new();
         let mut segments: Vec<Segment> = Vec::new();
-        for cut in cuts.windows(2) {
-            let (Ok(first), Ok(last)) = (u16::try_from(cut[0]), u16::try_from(cut[1] - 1)) else {
+        let cuts: Vec<_> = cuts.chunk_by(|a, b| a.0 == b.0).collect();
+        for (here, next) in cuts.iter().zip(cuts.iter().skip(1)) {
+            for (_, begins, id) in *here {
+                let ranges = over.entry(*id).or_default();
+                *ranges = if *begins { *ranges + 1 } else { *ranges - 1 };
+                if *ranges == 0 {
+                    over.remove(id);
+                }
+            }
+            let (Ok(first), Ok(last)) = (u16::try_from(here[0].0), u16::try_from(next[0].0 - 1)) else {
                 continue;
             };
-            let over = self.ranges.iter().filter(|(from, to, _)| *from <= first && last <= *to);
-            let over: Vec<RuleId> = over.map(|(_, _, id)| *id).collect();
             if over.is_empty() {
                 continue;
             }
-            let rules = sorted([any, &over].concat());
+            let rules = sorted(any.iter().chain(over.keys()).copied().collect());
             match segments.last_mut() {
-                Some(before) if before.rules == rules && u32::from(before.last) + 1 == cut[0] => before.last = last,
+                Some(before) if before.rules == rules && u32::from(before.last) + 1 == here[0].0 => before.last = last,
                 _ => segments.push(Segment { first, last, rules }),
             }
         }
@@ -105,6 +113,13 @@ pub(super) fn prefixes(first: u16, last: u16) -> Vec<(u16, u8)> {
         next += 1 << bits;
     }
     found
+}
+
+/// No fewer prefixes than a range can come to among others: besides its own, those of ranges that it cuts. A cut makes
+/// of one prefix as many as there are bits of its length behind the lowest one of the cut.
+pub(super) fn most_prefixes(first: u16, last: u16) -> usize {
+    let cut = |port: u32| 16 - port.trailing_zeros().min(16) as usize;
+    1 + cut(u32::from(first)) + cut(u32::from(last) + 1)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One table: what each class of peers is allowed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::classes::Classes;
@@ -54,6 +54,14 @@ pub(super) fn count(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classe
         .zip(&classes.all)
         .map(of_class)
         .sum()
+}
+
+/// The sets of rules that the classes match, each once; by their places among the table's.
+pub(super) fn matched(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Classes) -> HashSet<Vec<RuleId>> {
+    Expansion::new(isolation, selectors)
+        .matching(classes)
+        .into_iter()
+        .collect()
 }
 
 /// A rule and where it stands.

@@ -3,12 +3,13 @@
 //!
 //! ```text
 //! blocks, rules of one namespace, as if it were alone  > its share   --> that namespace
-//! rules of all                                         > the table   --> the namespace that takes most
+//! blocks, rules of all                                 > the table   --> the namespace that takes most
 //! ```
 //!
 //! A namespace is measured alone, so that nobody's policies take another over its share. Rules are only counted where a
 //! bound on them leaves it open, and nothing is written out before it is known to fit: what a policy comes to can be
-//! millions of times its size.
+//! millions of times its size. An entry names all rules that allow its ports, so one that names very many counts for
+//! more than one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,18 +19,21 @@ use ipnet::IpNet;
 
 use super::cidrs::Cidrs;
 use super::classes::Classes;
-use super::endpoints::{Endpoints, Isolation};
+use super::endpoints::{Endpoints, Isolation, NamedPorts};
 use super::pods::PodIndex;
-use super::ports::prefixes;
+use super::ports::most_prefixes;
 use super::rules;
 use super::selectors::Selectors;
-use crate::model::{IpBlock, Peer, Policy, Port, Rule};
+use crate::model::{Direction, IpBlock, Peer, Policy, Port, Protocol, Rule};
 
 /// A namespace may take one of so many shares of a table.
 pub const SHARES: usize = 4;
 
 /// A bound so many times above what there is room for is not counted out: that would take too long.
 const WORTH_COUNTING: usize = 32;
+
+/// Rules that an entry names; where there are more on average, those count.
+const NAMED: usize = 16;
 
 /// Entries that a node's tables have room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub struct Room {
     pub rules: usize,
     /// Addresses and blocks, `limits.peers`.
     pub peers: usize,
+    /// Of `peers`, taken by nodes' addresses.
+    pub nodes: usize,
 }
 
 /// A namespace whose policies have to give way.
@@ -153,6 +159,34 @@ impl Prefixes {
     }
 }
 
+/// Looks at blocks and addresses together. Blocks give way; where addresses alone are too many, that is not for them to
+/// mend.
+pub(super) fn check_peers(endpoints: &Endpoints<'_>, classes: &Classes, room: Room) -> Result<(), Over> {
+    let addresses = classes.peers.len() + room.nodes;
+    let needed = addresses + classes.cidrs.len();
+    if needed <= room.peers || addresses > room.peers {
+        return Ok(());
+    }
+    let mut taken: BTreeMap<&Arc<str>, BTreeSet<&IpNet>> = BTreeMap::new();
+    for isolation in &endpoints.tables {
+        let peers = isolation.rules().flatten().flat_map(|rule| rule.peers.iter().flatten());
+        let nets = peers
+            .filter_map(block)
+            .flat_map(|block| block.except.iter().chain([&block.cidr]));
+        taken.entry(namespace_of(isolation)).or_default().extend(nets);
+    }
+    let largest = taken.into_iter().max_by_key(|(_, nets)| nets.len());
+    largest.map_or(Ok(()), |(namespace, _)| {
+        Err(Over {
+            namespace: Arc::clone(namespace),
+            limit: "limits.peers",
+            size: room.peers,
+            needed,
+            is_share: false,
+        })
+    })
+}
+
 /// Looks at the rules that would be written out.
 pub(super) fn check_rules(
     pods: &PodIndex<'_>,
@@ -163,7 +197,7 @@ pub(super) fn check_rules(
 ) -> Result<(), Over> {
     let mut bounds: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
     for isolation in &endpoints.tables {
-        *bounds.entry(namespace_of(isolation)).or_default() += bound(isolation, selectors, classes);
+        *bounds.entry(namespace_of(isolation)).or_default() += bound(isolation, selectors, classes) * weight(isolation);
     }
     let over = |namespace: &Arc<str>, needed, is_share| Over {
         namespace: Arc::clone(namespace),
@@ -206,32 +240,85 @@ fn needed(endpoints: &Endpoints<'_>, selectors: &Selectors<'_>, classes: &Classe
     if bound > WORTH_COUNTING * room {
         return bound;
     }
+    let named: usize = tables.iter().map(|table| named(table, selectors, classes)).sum();
+    if named.div_ceil(NAMED) > room {
+        return named.div_ceil(NAMED);
+    }
     tables.iter().map(|table| rules::count(table, selectors, classes)).sum()
 }
 
-/// At least about as many entries as a table has: rules that say the same are counted each.
+/// No fewer entries than a table has: rules that say the same are counted each.
 fn bound(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Classes) -> usize {
+    let meanings = Meanings::of(isolation, classes);
     let mut bound = 0;
     for_each_rule(isolation, selectors, |rule, peers| {
         let peers = match peers {
             None => classes.all.len(),
             Some(peers) => peers.iter().map(|&peer| classes.with[peer].len()).sum(),
         };
-        bound += peers * ports(rule);
+        bound += peers * ports(rule, &meanings);
     });
     bound
 }
 
-/// Entries for one class.
-fn ports(rule: &Rule) -> usize {
+/// For how many entries each of a table counts at most, for what it names.
+fn weight(isolation: &Isolation<'_>) -> usize {
+    let rules: usize = isolation.rules().map(<[Rule]>::len).sum();
+    rules.div_ceil(NAMED).max(1)
+}
+
+/// No fewer rules than a table's entries name; what classes have in common is written once.
+fn named(isolation: &Isolation<'_>, selectors: &Selectors<'_>, classes: &Classes) -> usize {
+    if weight(isolation) == 1 {
+        return 0;
+    }
+    let meanings = Meanings::of(isolation, classes);
+    let mut entries = Vec::new();
+    for_each_rule(isolation, selectors, |rule, _| entries.push(ports(rule, &meanings)));
+    let sets = rules::matched(isolation, selectors, classes);
+    let named = |rules: &Vec<usize>| rules.len() * rules.iter().map(|&rule| entries[rule]).sum::<usize>();
+    sets.iter().map(named).sum()
+}
+
+/// Entries for one class, at most.
+fn ports(rule: &Rule, meanings: &Meanings<'_>) -> usize {
     // Each protocol, and those without ports.
     const EVERY: usize = 4;
     let Some(ports) = &rule.ports else { return EVERY };
-    let entries = ports.iter().map(|port| match port.port {
-        Port::Range(first, last) => prefixes(first, last).len(),
-        Port::Any | Port::Exact(_) | Port::Named(_) => 1,
+    let entries = ports.iter().map(|port| match &port.port {
+        Port::Range(first, last) => most_prefixes(*first, *last),
+        Port::Named(name) => meanings.numbers(name, port.protocol),
+        Port::Any | Port::Exact(_) => 1,
     });
     entries.sum()
+}
+
+/// How many numbers a name of a port stands for at one pod, at most: containers may each have one of their own.
+struct Meanings<'a>(BTreeMap<(&'a str, Protocol), usize>);
+
+impl<'a> Meanings<'a> {
+    fn of(isolation: &'a Isolation<'_>, classes: &'a Classes) -> Self {
+        let mut most = BTreeMap::new();
+        let mut see = |ports: &'a NamedPorts| {
+            // Sorted: what has one name and protocol stands together.
+            let same = |a: &&(Arc<str>, Protocol, u16), b: &&(Arc<str>, Protocol, u16)| (&a.0, a.1) == (&b.0, b.1);
+            let ports: Vec<_> = ports.iter().collect();
+            for numbers in ports.chunk_by(same) {
+                let (name, protocol, _) = numbers[0];
+                let most = most.entry((&**name, *protocol)).or_insert(0);
+                *most = numbers.len().max(*most);
+            }
+        };
+        match isolation.direction {
+            Direction::Ingress => see(&isolation.named_ports),
+            Direction::Egress => classes.all.iter().for_each(|class| see(&class.named_ports)),
+        }
+        Self(most)
+    }
+
+    fn numbers(&self, name: &str, protocol: Protocol) -> usize {
+        self.0.get(&(name, protocol)).copied().unwrap_or_default()
+    }
 }
 
 /// Rules for every peer are written out for each class, so whoever brings classes makes others' tables larger too, and
@@ -250,8 +337,9 @@ fn who_takes_most<'a>(
             for_every_peer.entry(namespace).or_default(),
             brought.entry(namespace).or_default(),
         );
+        let meanings = Meanings::of(isolation, classes);
         for_each_rule(isolation, selectors, |rule, peers| match peers {
-            None => *every += ports(rule),
+            None => *every += ports(rule, &meanings),
             Some(peers) => brought.extend(peers.iter().flat_map(|&peer| &classes.with[peer])),
         });
     }
@@ -285,177 +373,4 @@ fn namespace_of<'a>(isolation: &Isolation<'a>) -> &'a Arc<str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::compile::{compile, compile_within};
-    use crate::model::{Labels, ObjectName, Objects, Pod, PortMatch, Protocol, Selector};
-
-    const NODE: &str = "n1";
-    /// Shares of 10 rules and of 20 peers.
-    const ROOM: Room = Room { rules: 40, peers: 80 };
-
-    /// A policy: its namespace, how many blocks its rule is for (0: every peer), and how many ports.
-    type Row = (&'static str, u8, u16);
-
-    /// Namespace, limit and its size, what is needed, and whether that is of the namespace's share.
-    type Expected = Option<(&'static str, (&'static str, usize), usize, bool)>;
-
-    fn rule(network: u8, blocks: u8, ports: u16) -> Rule {
-        let block = |n| {
-            let cidr = format!("198.18.{network}.{n}/32").parse().unwrap();
-            Peer::Block(IpBlock { cidr, except: vec![] })
-        };
-        // Every other port, so that they are no range.
-        let port = |n| PortMatch {
-            protocol: Protocol::Tcp,
-            port: Port::Exact(2 * n),
-        };
-        Rule {
-            peers: (blocks > 0).then(|| (0..blocks).map(block).collect()),
-            ports: Some((0..ports).map(port).collect()),
-        }
-    }
-
-    /// Each namespace has a pod that its policies isolate; no two policies have a block in common.
-    fn objects(rows: &[Row]) -> Objects {
-        let mut objects = Objects::default();
-        for (n, (namespace, blocks, ports)) in (0..).zip(rows) {
-            objects.namespaces.insert((*namespace).into(), Labels::new());
-            let pod = Pod {
-                labels: Labels::new(),
-                addresses: vec![],
-                node: NODE.into(),
-                ports: vec![],
-            };
-            objects.pods.insert(ObjectName::new(*namespace, "pod"), pod.into());
-            let name = ObjectName::new(*namespace, format!("p{n}"));
-            let policy = Policy {
-                name: name.clone(),
-                generation: 1,
-                log: false,
-                pod_selector: Selector::default(),
-                ingress: Some(vec![rule(n, *blocks, *ports)]),
-                egress: None,
-            };
-            objects.policies.insert(name, policy.into());
-        }
-        objects
-    }
-
-    #[test]
-    fn who_asks_for_too_much_is_told() {
-        let rules = ("limits.rules", ROOM.rules);
-        let peers = ("limits.peers", ROOM.peers);
-        let table: [(&str, &[Row], Expected); 8] = [
-            ("nobody", &[("a", 5, 2), ("b", 0, 3)], None),
-            ("one policy", &[("a", 4, 3), ("b", 0, 1)], Some(("a", rules, 12, true))),
-            (
-                "several of one namespace",
-                &[("a", 4, 2), ("a", 0, 3), ("b", 0, 1)],
-                Some(("a", rules, 5 * 3, true)),
-            ),
-            (
-                "far too much, and not counted out",
-                &[("a", 16, 100), ("b", 4, 3)],
-                Some(("a", rules, 1600, true)),
-            ),
-            ("blocks", &[("a", 21, 1), ("b", 0, 1)], Some(("a", peers, 21, true))),
-            (
-                "what others' blocks make of a rule is not its namespace's",
-                &[("a", 9, 1), ("b", 0, 2)],
-                None,
-            ),
-            (
-                "all together, by who brings peers",
-                &[("a", 0, 3), ("b", 0, 3), ("c", 0, 3), ("d", 9, 1)],
-                Some(("d", rules, 99, false)),
-            ),
-            (
-                "all together, by who has rules for every peer",
-                &[("a", 3, 1), ("b", 3, 1), ("c", 3, 1), ("d", 0, 9)],
-                Some(("d", rules, 99, false)),
-            ),
-        ];
-        for (why, rows, expected) in table {
-            let objects = objects(rows);
-            let found = compile_within(&objects, NODE, ROOM);
-            let expected = expected.map(|(namespace, (limit, size), needed, is_share)| Over {
-                namespace: namespace.into(),
-                limit,
-                size,
-                needed,
-                is_share,
-            });
-            assert_eq!(found.as_ref().err(), expected.as_ref(), "{why}");
-            if let Ok(tables) = found {
-                assert_eq!(tables, compile(&objects, NODE), "{why}");
-            }
-        }
-    }
-
-    #[test]
-    fn blocks_are_counted_with_those_around_them() {
-        let block = |cidr: &str, except: &[&str]| IpBlock {
-            cidr: cidr.parse().unwrap(),
-            except: except.iter().map(|net| net.parse().unwrap()).collect(),
-        };
-        for (why, blocks, expected) in [
-            ("apart", vec![block("10.0.0.0/8", &[]), block("fd00::/8", &[])], (2, 2)),
-            (
-                "its exceptions",
-                vec![block("10.0.0.0/8", &["10.1.0.0/16", "10.2.0.0/16"])],
-                (3, 3),
-            ),
-            (
-                "within one another",
-                vec![
-                    block("::/0", &[]),
-                    block("0.0.0.0/0", &["10.1.0.0/16"]),
-                    block("10.1.0.0/16", &["10.1.0.0/24"]),
-                    block("10.1.0.0/24", &[]),
-                ],
-                // IPv6: 1; the one around all of IPv4: 3; then 2, and 1.
-                (4, 7),
-            ),
-        ] {
-            let Prefixes { prefixes, held } = Prefixes::of(&blocks.iter().collect());
-            assert_eq!((prefixes, held), expected, "{why}");
-        }
-    }
-
-    #[test]
-    fn what_is_counted_is_what_is_written() {
-        let mut objects = objects(&[("a", 3, 2), ("a", 2, 5), ("a", 0, 2), ("b", 0, 1)]);
-        let policy = objects.policies.values_mut().next().unwrap();
-        let mut ranged = Policy::clone(policy);
-        for (blocks, first, last) in [(1, 1, 6), (0, 4, 90)] {
-            let udp = PortMatch {
-                protocol: Protocol::Udp,
-                port: Port::Range(first, last),
-            };
-            let ranges = Rule {
-                ports: Some(vec![udp]),
-                ..rule(0, blocks, 1)
-            };
-            let everything = Rule {
-                peers: None,
-                ports: None,
-            };
-            ranged.ingress.as_mut().unwrap().extend([ranges, everything]);
-        }
-        *policy = ranged.into();
-        let pods = PodIndex::new(&objects);
-        let endpoints = Endpoints::of(&objects, &pods, NODE);
-        let selectors = Selectors::of(&endpoints);
-        let classes = Classes::new(&pods, &selectors, &Cidrs::new(&selectors));
-        for table in &endpoints.tables {
-            let written: usize = rules::expand(table, &selectors, &classes)
-                .rules
-                .values()
-                .map(BTreeMap::len)
-                .sum();
-            assert_eq!(rules::count(table, &selectors, &classes), written);
-            assert!(bound(table, &selectors, &classes) >= written);
-        }
-    }
-}
+mod tests;
