@@ -4,9 +4,9 @@
  * Programs of the benchmark and the tests; they ship nowhere. Each hands its packet over to the program under test,
  * which starts as it would on a hook.
  *
- * BPF_PROG_TEST_RUN repeats one packet: `rotate` makes each run another flow, by a new source, and `rotate_answers` answers
- * those by a new destination. What it costs itself is measured by letting it hand over to `empty`. A translated packet stays translated in the next run: `aim` gives it
- * back the destination that the pod wrote.
+ * BPF_PROG_TEST_RUN repeats one packet: `rotate` makes each run another flow, by a new source, and `rotate_answers`
+ * answers those by a new destination. What it costs itself is measured by letting it hand over to `empty`. A translated
+ * packet stays translated in the next run: `aim` gives it back the destination that the pod wrote.
  * BPF_PROG_TEST_RUN refuses a frame without a whole IP header: `cut` shortens one that it takes. It knows VLAN tags
  * only inside the frame: `tag` puts one where the receiving side of an interface leaves it, beside the frame.
  */

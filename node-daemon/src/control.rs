@@ -290,6 +290,7 @@ impl Control {
                 false
             }
             Call::Detach { attachment, answer } => {
+                self.waiting.give_up(&attachment);
                 // Who asked may have given up.
                 let _ = answer.send(self.index.announced(&attachment));
                 self.index.detach(&attachment)

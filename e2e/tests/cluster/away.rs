@@ -15,23 +15,13 @@ use wardline_e2e::ipam::Ipam;
 use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
 
-use crate::first_packet::{admitted, client, create, ended, server};
+use crate::first_packet::{WEB_TAKES_FRIENDS_BY_ROLE, admitted, client, create, ended, server};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Of the node that loses its daemon.
 const NODE: &str = "node1";
 /// What kubelet's event must name: who is away, and where it was looked for.
 const NAMED: &str = "failed to reach wardline-node at /run/wardline/cni.sock";
-
-const WEB_TAKES_FRIENDS: &str = "
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web-takes-friends}
-spec:
-  podSelector: {matchLabels: {role: web}}
-  policyTypes: [Ingress]
-  ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]
-";
 
 /// What pods take of a node: the names of their interfaces, and their addresses.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,7 +45,7 @@ impl Taken {
 #[tokio::test]
 async fn without_the_daemon_pods_wait_and_nothing_is_half_done() -> Result<()> {
     with_namespace_alone("away", async |namespace: &TestNamespace| {
-        namespace.apply(WEB_TAKES_FRIENDS).await?;
+        namespace.apply(WEB_TAKES_FRIENDS_BY_ROLE).await?;
         create(namespace, "web", "web", NODE, &[server()]).await?;
         namespace.ready().await?;
         let web = SocketAddr::new(namespace.ip("web").await?, PORT);

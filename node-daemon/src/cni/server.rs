@@ -133,10 +133,9 @@ impl Server {
                 let message = format!("failed to tell the API server of the addresses of Pod {pod}: {error}");
                 Err(Refusal::new(Code::TryAgainLater, message))
             }
-            (Err(refusal), result) => {
-                if result.is_ok() {
-                    self.announcer.withdraw(&network.pod, &uid).await;
-                }
+            (Err(refusal), _) => {
+                // Also where announcing failed: an answer that was lost tells nothing of what the API server did.
+                self.announcer.withdraw(&network.pod, &uid).await;
                 Err(refusal)
             }
         }
@@ -252,6 +251,12 @@ fn is_unicast(address: &IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use http::{Request, Response, StatusCode};
+    use kube::Client;
+    use kube::client::Body;
+    use serde_json::{Value, json};
     use wardline_cni::protocol::PodId;
 
     use super::*;
@@ -259,9 +264,8 @@ mod tests {
     /// What is wrong with a request, and what the answer calls it.
     type Bad = (fn(&mut Network), &'static str);
 
-    #[test]
-    fn requests_are_checked() {
-        let good = Network {
+    fn network() -> Network {
+        Network {
             attachment: Attachment {
                 container_id: "c1".into(),
                 ifname: "eth0".into(),
@@ -273,7 +277,67 @@ mod tests {
             },
             host_interfaces: vec!["veth1".into()],
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        }
+    }
+
+    /// An API server that takes in patches of Pods' statuses; it says that it failed at the first `lost` of them.
+    fn announcer(patches: Arc<Mutex<Vec<Value>>>, lost: usize) -> Announcer {
+        let answer = move |request: Request<Body>| {
+            let patches = Arc::clone(&patches);
+            async move {
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let mut patches = patches.lock().unwrap();
+                patches.push(serde_json::from_slice(&body).unwrap());
+                let (status, answer) = if patches.len() <= lost {
+                    let failure = json!({"kind": "Status", "status": "Failure", "code": 504, "message": "", "reason": "Timeout"});
+                    (StatusCode::GATEWAY_TIMEOUT, failure)
+                } else {
+                    (StatusCode::OK, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}))
+                };
+                let body = Body::from(answer.to_string().into_bytes());
+                Ok::<_, std::convert::Infallible>(Response::builder().status(status).body(body).unwrap())
+            }
         };
+        Announcer::new(Client::new(tower::service_fn(answer), "default"))
+    }
+
+    #[tokio::test]
+    async fn what_was_announced_is_taken_back_where_the_pod_cannot_be_guarded() {
+        let refusal = || Refusal::new(Code::TryAgainLater, "failed to guard it");
+        for (why, in_force, lost, expected) in [
+            ("guarded", Ok(()), 0, vec!["True"]),
+            ("not guarded", Err(refusal()), 0, vec!["True", "False"]),
+            ("nor known whether it was announced", Err(refusal()), 1, vec!["True", "False"]),
+        ] {
+            let (messages, mut inbox) = mpsc::channel(1);
+            let patches = Arc::default();
+            let server = Server {
+                messages,
+                state: watch::channel(NodeState::default()).1,
+                announcer: announcer(Arc::clone(&patches), lost),
+                metrics: Arc::new(Metrics::new().unwrap()),
+            };
+            let control = async {
+                let Some(Message::Cni(Call::Attach { bound, answer, .. })) = inbox.recv().await else {
+                    panic!("{why}: no ADD came");
+                };
+                bound.send("0f0e-1".into()).unwrap();
+                answer.send(in_force.clone()).unwrap();
+            };
+            let (result, ()) = tokio::join!(server.add(network()), control);
+            assert_eq!(result, in_force, "{why}");
+            let patches = patches.lock().unwrap();
+            let told = patches.iter().map(|patch| {
+                assert_eq!(patch["metadata"]["uid"], "0f0e-1", "{why}");
+                patch["status"]["conditions"][0]["status"].as_str().unwrap()
+            });
+            assert_eq!(told.collect::<Vec<_>>(), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn requests_are_checked() {
+        let good = network();
         assert_eq!(check(&good), Ok(()));
         let table: [Bad; 12] = [
             (|n| n.pod.namespace = String::new(), "the pod's namespace"),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use wardline_cni::Code;
-use wardline_cni::protocol::Network;
+use wardline_cni::protocol::{Attachment, Network};
 
 use super::Refusal;
 use crate::index::{Attach, Index};
@@ -48,6 +48,15 @@ impl Waiting {
             until: Instant::now() + PATIENCE,
             lacks: "the daemon is busy",
         });
+    }
+
+    /// The runtime takes the sandbox down whose ADD it has given up: what it was to have is another pod's next.
+    pub(crate) fn give_up(&mut self, attachment: &Attachment) {
+        for add in self.0.extract_if(.., |add| add.network.attachment == *attachment) {
+            let refusal = Refusal::new(Code::TryAgainLater, "its sandbox was deleted meanwhile");
+            // Who asked has given up, mostly.
+            let _ = add.answer.send(Err(refusal));
+        }
     }
 
     /// Whether one waits for an interface that the last scan has not found as it is now.
@@ -99,5 +108,42 @@ impl Waiting {
             // Who asked may have given up.
             let _ = add.answer.send(Err(Refusal::new(Code::TryAgainLater, message)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wardline_cni::protocol::PodId;
+
+    use super::*;
+
+    #[test]
+    fn an_add_whose_sandbox_is_deleted_waits_no_more() {
+        let network = |container: &str| Network {
+            attachment: Attachment {
+                container_id: container.into(),
+                ifname: "eth0".into(),
+            },
+            pod: PodId {
+                namespace: "shop".into(),
+                name: "web".into(),
+                uid: "u1".into(),
+            },
+            host_interfaces: vec!["veth7".into()],
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+        };
+        let mut waiting = Waiting::default();
+        let mut answers: Vec<_> = ["given-up", "again"]
+            .into_iter()
+            .map(|container| {
+                let (answer, answered) = oneshot::channel();
+                waiting.push(network(container), oneshot::channel().0, answer);
+                answered
+            })
+            .collect();
+        waiting.give_up(&network("given-up").attachment);
+        let refusal = answers[0].try_recv().unwrap().unwrap_err();
+        assert_eq!(refusal.code, Code::TryAgainLater);
+        assert!(answers[1].try_recv().is_err(), "the next sandbox waits on");
     }
 }
