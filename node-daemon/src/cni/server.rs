@@ -289,10 +289,14 @@ mod tests {
                 let mut patches = patches.lock().unwrap();
                 patches.push(serde_json::from_slice(&body).unwrap());
                 let (status, answer) = if patches.len() <= lost {
-                    let failure = json!({"kind": "Status", "status": "Failure", "code": 504, "message": "", "reason": "Timeout"});
+                    let failure =
+                        json!({"kind": "Status", "status": "Failure", "code": 504, "message": "", "reason": "Timeout"});
                     (StatusCode::GATEWAY_TIMEOUT, failure)
                 } else {
-                    (StatusCode::OK, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}))
+                    (
+                        StatusCode::OK,
+                        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {}}),
+                    )
                 };
                 let body = Body::from(answer.to_string().into_bytes());
                 Ok::<_, std::convert::Infallible>(Response::builder().status(status).body(body).unwrap())
@@ -307,7 +311,12 @@ mod tests {
         for (why, in_force, lost, expected) in [
             ("guarded", Ok(()), 0, vec!["True"]),
             ("not guarded", Err(refusal()), 0, vec!["True", "False"]),
-            ("nor known whether it was announced", Err(refusal()), 1, vec!["True", "False"]),
+            (
+                "nor known whether it was announced",
+                Err(refusal()),
+                1,
+                vec!["True", "False"],
+            ),
         ] {
             let (messages, mut inbox) = mpsc::channel(1);
             let patches = Arc::default();

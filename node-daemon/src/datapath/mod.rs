@@ -13,6 +13,7 @@
 mod accounts;
 mod apply;
 mod attach;
+mod backend_lists;
 mod batch;
 mod conntrack;
 mod departures;

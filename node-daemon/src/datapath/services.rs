@@ -14,9 +14,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use libbpf_rs::{MapCore, MapHandle};
-use wardline_bpf::abi::{self, Address, Backend, BackendKey, ServiceKey};
+use wardline_bpf::abi::{self, Address, ServiceKey};
 use wardline_policy::model::Protocol;
 
+use super::backend_lists::{BackendLists, LetGo, count};
 use super::departures::{Departed, DepartureSweeper, Departures};
 use super::ids::Ids;
 use super::map::{MapError, TypedMap};
@@ -37,125 +38,65 @@ pub struct ServiceCounts {
 #[derive(Debug)]
 pub(super) struct Services {
     fronts: TypedMap<ServiceKey, abi::Service>,
-    backends: TypedMap<BackendKey, Backend>,
-    /// Entries that the two maps have room for.
+    lists: BackendLists,
+    /// Entries that the tables have room for.
     room: ServiceCounts,
     loaded: HashMap<FrontKey, abi::Service>,
-    /// By id. List 0 has no backends and is not here.
-    lists: HashMap<u32, List>,
-    list_ids: HashMap<Arc<[SocketAddr]>, u32>,
-    /// Entries of `lists`, and of those that wait to be deleted.
-    backends_in_use: usize,
-    /// Lists that no front names any more, and their lengths.
-    garbage: Vec<(u32, u32)>,
     departures: Arc<Departures>,
     shares: Shares,
-}
-
-#[derive(Debug)]
-struct List {
-    backends: Arc<[SocketAddr]>,
-    /// Fronts that name it.
-    users: usize,
 }
 
 impl Services {
     /// Takes over what an earlier life left.
     pub(super) fn open(fronts: MapHandle, backends: MapHandle, departures: Arc<Departures>) -> Result<Self, MapError> {
-        let room = ServiceCounts {
-            fronts: fronts.max_entries() as usize,
-            backends: backends.max_entries() as usize,
-        };
-        let mut services = Self {
-            fronts: TypedMap::new(fronts)?,
-            backends: TypedMap::new(backends)?,
-            room,
-            loaded: HashMap::new(),
-            lists: HashMap::new(),
-            list_ids: HashMap::new(),
-            backends_in_use: 0,
-            garbage: Vec::new(),
+        let size = fronts.max_entries() as usize;
+        let fronts = TypedMap::new(fronts)?;
+        let loaded = adopt(&fronts)?;
+        let lists = BackendLists::open(backends, loaded.values().map(|service| service.list))?;
+        Ok(Self {
+            fronts,
+            room: ServiceCounts {
+                fronts: size,
+                backends: lists.room(),
+            },
+            lists,
+            loaded,
             departures,
             shares: Shares::default(),
-        };
-        services.adopt()?;
-        Ok(services)
-    }
-
-    fn adopt(&mut self) -> Result<(), MapError> {
-        let mut found: HashMap<u32, Vec<(u32, SocketAddr)>> = HashMap::new();
-        self.backends.for_each(|key, backend| {
-            found.entry(key.list).or_default().push((key.index, backend.into()));
-        })?;
-        self.backends_in_use = found.values().map(Vec::len).sum();
-        let mut unreadable = Vec::new();
-        self.fronts.for_each(|key, service| match front_key(&key) {
-            Some(front) => _ = self.loaded.insert(front, service),
-            None => unreadable.push(key),
-        })?;
-        unreadable.iter().try_for_each(|key| self.fronts.delete(key))?;
-        for service in self.loaded.values().filter(|service| service.list != 0) {
-            let list = self.lists.entry(service.list).or_insert_with(|| {
-                let mut backends = found.remove(&service.list).unwrap_or_default();
-                backends.sort_unstable();
-                let backends: Arc<[SocketAddr]> = backends.into_iter().map(|(_, address)| address).collect();
-                List { backends, users: 0 }
-            });
-            list.users += 1;
-        }
-        self.list_ids = self
-            .lists
-            .iter()
-            .map(|(id, list)| (Arc::clone(&list.backends), *id))
-            .collect();
-        // Written for a front that never named them, or that had let go of them.
-        let left_over = found.iter().map(|(id, backends)| {
-            let last = backends.iter().map(|(index, _)| *index).max().unwrap_or(0);
-            (*id, last + 1)
-        });
-        self.garbage = left_over.collect();
-        Ok(())
+        })
     }
 
     /// Has what leads to backends that left in an earlier life tidied away; to be called before anything changes.
     pub(super) fn leave_to(&self, departures: &DepartureSweeper) -> Result<(), MapError> {
-        let lists: HashMap<u32, u32> = self.loaded.values().map(|front| (front.id, front.list)).collect();
-        let has = |list: Option<&u32>, backend: &SocketAddr| {
-            let list = list.and_then(|list| self.lists.get(list));
-            list.is_some_and(|list| list.backends.binary_search(backend).is_ok())
-        };
+        let translated = || self.loaded.iter().filter(|(_, front)| is_translated(front));
+        let lists: HashMap<u32, u32> = translated().map(|(_, front)| (front.id, front.list)).collect();
+        let has = |list: u32, backend: &SocketAddr| self.lists.backends(list).binary_search(backend).is_ok();
+        let has_choice = |id, backend: &SocketAddr| lists.get(&id).is_some_and(|list| has(*list, backend));
         let has_way = |way: &Way| {
             let key = FrontKey {
                 address: way.front.ip(),
                 port: Some((Protocol::Udp, way.front.port())),
             };
-            has(self.loaded.get(&key).map(|front| &front.list), &way.backend)
+            let front = self.loaded.get(&key).filter(|front| is_translated(front));
+            front.is_some_and(|front| has(front.list, &way.backend))
         };
-        departures.inherit(|id, backend| has(lists.get(&id), backend), has_way)
+        departures.inherit(has_choice, has_way)
     }
 
     pub(super) fn counts(&self) -> ServiceCounts {
         ServiceCounts {
             fronts: self.loaded.len(),
-            backends: self.backends_in_use,
+            backends: self.lists.in_use(),
         }
     }
 
     pub(super) fn has_garbage(&self) -> bool {
-        !self.garbage.is_empty()
+        self.lists.has_garbage()
     }
 
-    /// Deletes the lists that no front names; programs that may have read their ids must have ended.
+    /// As [`BackendLists::delete_garbage`].
     pub(super) fn delete_garbage(&mut self) -> Result<(), MapError> {
-        while let Some((list, count)) = self.garbage.pop() {
-            let deleted = (0..count).try_for_each(|index| self.backends.delete(&BackendKey { list, index }));
-            if let Err(error) = deleted {
-                self.garbage.push((list, count));
-                return Err(error);
-            }
-            self.backends_in_use -= count as usize;
-        }
-        Ok(())
+        self.lists.delete_garbage()
     }
 
     /// Whether all that a change adds fits, and within what its namespace may hold.
@@ -174,7 +115,7 @@ impl Services {
                 fronts,
             ));
         }
-        let backends = self.backends_in_use + need.added.backends;
+        let backends = self.lists.in_use() + need.added.backends;
         if backends > self.room.backends {
             return Err(full("the table of Service backends", self.room.backends, backends));
         }
@@ -199,13 +140,13 @@ impl Services {
                 None => need.released.fronts += usize::from(self.shares.has_front(namespace, key)),
             }
         }
-        let added = wanted.iter().filter(|list| !self.list_ids.contains_key(**list));
+        let added = wanted.iter().filter(|list| !self.lists.has(list));
         need.added.backends = added.map(|list| list.len()).sum();
-        let freed = let_go.iter().filter_map(|(id, fronts)| {
-            let list = self.lists.get(id).filter(|list| list.users == *fronts)?;
-            (self.shares.has_list(namespace, *id) && !wanted.contains(&*list.backends)).then_some(list.backends.len())
+        let freed = let_go.iter().filter(|(id, fronts)| {
+            let is_last = self.lists.users(**id) == **fronts && !wanted.contains(self.lists.backends(**id));
+            is_last && self.shares.has_list(namespace, **id)
         });
-        need.released.backends = freed.sum();
+        need.released.backends = freed.map(|(id, _)| self.lists.backends(*id).len()).sum();
         need
     }
 
@@ -230,8 +171,9 @@ impl Services {
             return;
         };
         self.shares.charge_front(namespace, key);
-        if let Some(list) = self.lists.get(&front.list) {
-            self.shares.charge_list(namespace, front.list, list.backends.len());
+        if front.list != 0 {
+            let backends = self.lists.backends(front.list).len();
+            self.shares.charge_list(namespace, front.list, backends);
         }
     }
 
@@ -241,10 +183,7 @@ impl Services {
             return Ok(());
         }
         let id = former.map_or_else(|| ids.next_service(), |former| former.id);
-        let list = self.list(&front.backends, ids)?;
-        if let Some(list) = self.lists.get_mut(&list) {
-            list.users += 1;
-        }
+        let list = self.lists.take(&front.backends, ids)?;
         let service = abi::Service {
             id,
             list,
@@ -257,7 +196,7 @@ impl Services {
             return Err(error);
         }
         self.loaded.insert(*key, service);
-        let was_translated = former.is_some_and(|former| former.flags & abi::SERVICE_TRANSLATE != 0);
+        let was_translated = former.as_ref().is_some_and(is_translated);
         if let Some((Protocol::Udp, port)) = key.port
             && front.is_translated
             && !was_translated
@@ -265,7 +204,9 @@ impl Services {
             self.departures.note_arrival(SocketAddr::new(key.address, port));
         }
         if let Some(former) = former {
-            self.release(key, &former, &front.backends);
+            // Another proxy's from now on: it has none of ours.
+            let kept = if front.is_translated { &*front.backends } else { &[] };
+            self.release(key, &former, kept);
         }
         Ok(())
     }
@@ -283,38 +224,9 @@ impl Services {
 
     fn is_equal(&self, former: &abi::Service, front: &Front) -> bool {
         let wanted = in_kernel(front);
-        let backends = self.lists.get(&former.list).map_or(&[][..], |list| &list.backends);
         (former.flags, former.affinity) == (wanted.flags, wanted.affinity)
             && former.count == count(&front.backends)
-            && *backends == *front.backends
-    }
-
-    /// The id of the list of these backends, which is written if there is none.
-    fn list(&mut self, backends: &Arc<[SocketAddr]>, ids: &mut Ids) -> Result<u32, MapError> {
-        if backends.is_empty() {
-            return Ok(0);
-        }
-        if let Some(id) = self.list_ids.get(backends) {
-            return Ok(*id);
-        }
-        let id = ids.next_service();
-        ids.store()?;
-        for (index, backend) in (0..).zip(backends.iter()) {
-            let key = BackendKey { list: id, index };
-            if let Err(error) = self.backends.set(&key, &Backend::from(*backend)) {
-                self.backends_in_use += index as usize;
-                self.garbage.push((id, index));
-                return Err(error);
-            }
-        }
-        self.backends_in_use += backends.len();
-        self.list_ids.insert(Arc::clone(backends), id);
-        let list = List {
-            backends: Arc::clone(backends),
-            users: 0,
-        };
-        self.lists.insert(id, list);
-        Ok(id)
+            && *self.lists.backends(former.list) == *front.backends
     }
 
     /// A front has let go of its former list, and goes on with the backends `kept`.
@@ -322,7 +234,7 @@ impl Services {
         let Some(backends) = self.let_go(former.list) else {
             return;
         };
-        if former.flags & abi::SERVICE_TRANSLATE != 0 {
+        if is_translated(former) {
             let kept: HashSet<&SocketAddr> = kept.iter().collect();
             let left = backends.iter().filter(|backend| !kept.contains(backend));
             self.departures
@@ -330,22 +242,29 @@ impl Services {
         }
     }
 
-    /// A list has one user less, and without any is garbage. Returns its backends; None for the empty one.
+    /// Returns the backends of a list that has one user less; None for the empty one.
     fn let_go(&mut self, id: u32) -> Option<Arc<[SocketAddr]>> {
-        let list = self.lists.get_mut(&id)?;
-        list.users -= 1;
-        let (backends, users) = (Arc::clone(&list.backends), list.users);
-        if users == 0 {
-            self.lists.remove(&id);
-            // Of two lists of an earlier life with the same backends only one is known by them.
-            if self.list_ids.get(&backends) == Some(&id) {
-                self.list_ids.remove(&backends);
-            }
-            self.garbage.push((id, count(&backends)));
+        let LetGo { backends, is_garbage } = self.lists.let_go(id)?;
+        if is_garbage {
             self.shares.free_list(id);
         }
         Some(backends)
     }
+}
+
+/// The fronts that an earlier life left; what cannot be read goes.
+fn adopt(fronts: &TypedMap<ServiceKey, abi::Service>) -> Result<HashMap<FrontKey, abi::Service>, MapError> {
+    let (mut loaded, mut unreadable) = (HashMap::new(), Vec::new());
+    fronts.for_each(|key, service| match front_key(&key) {
+        Some(front) => _ = loaded.insert(front, service),
+        None => unreadable.push(key),
+    })?;
+    unreadable.iter().try_for_each(|key| fronts.delete(key))?;
+    Ok(loaded)
+}
+
+fn is_translated(front: &abi::Service) -> bool {
+    front.flags & abi::SERVICE_TRANSLATE != 0
 }
 
 fn departed(key: &FrontKey, former: &abi::Service, backend: SocketAddr) -> Departed {
@@ -387,10 +306,6 @@ impl Datapath {
     pub fn service_counts(&self) -> ServiceCounts {
         self.services.counts()
     }
-}
-
-fn count(backends: &[SocketAddr]) -> u32 {
-    u32::try_from(backends.len()).unwrap_or(u32::MAX)
 }
 
 /// The parts that do not depend on ids.

@@ -7,7 +7,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::wire::{Cluster, Family, PORT, Plugin, SILENCE, inside, listener, on_a_cluster, udp_client, udp_server};
+use wardline_crds::ServicesMode;
+
+use crate::wire::{
+    Cluster, Family, PORT, Plugin, SILENCE, inside, listener, on_a_cluster, run, udp_client, udp_server,
+};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const CLIENT: u8 = 2;
@@ -46,7 +50,10 @@ struct Backend {
 
 impl Backend {
     fn start(pod: &str, host: u8) -> Self {
-        let (tcp, udp) = (listener(pod), udp_server(pod));
+        Self::of(host, listener(pod), udp_server(pod))
+    }
+
+    fn of(host: u8, tcp: TcpListener, udp: UdpSocket) -> Self {
         tcp.set_nonblocking(true).unwrap();
         udp.set_nonblocking(true).unwrap();
         Self { host, tcp, udp }
@@ -353,5 +360,77 @@ fn another_life_of_the_daemon_keeps_services_and_their_connections() {
         for socket in &sockets {
             assert_eq!(world.ask(socket), By(A));
         }
+    });
+}
+
+#[test]
+fn where_services_are_disabled_another_proxy_gives_out_backends() {
+    on_a_cluster(Plugin::Ptp, |cluster| {
+        for (name, host) in [("client", CLIENT), ("a", A), ("b", B)] {
+            cluster.pod(name, host);
+        }
+        // The machine outside, which has the Service's address, stands for what another proxy makes of it.
+        let to = SocketAddr::new(front(Family::V4, 0).ip(), PORT);
+        let gateway = Family::V4.outside(2);
+        run("ip", &format!("-n outside addr add {}/32 dev lo", to.ip()));
+        run("ip", &format!("route add {} via {gateway}", to.ip()));
+        let unlisted = SocketAddr::new(to.ip(), PORT + 1);
+        let (_unlisted, other) = inside("outside", || {
+            let (tcp, udp) = (TcpListener::bind(to).unwrap(), UdpSocket::bind(to).unwrap());
+            (TcpListener::bind(unlisted).unwrap(), Backend::of(0, tcp, udp))
+        });
+        let backends = vec![Backend::start("a", A), other];
+        let mut world = World { cluster, backends };
+        let goes_on = || match inside("client", || TcpStream::connect_timeout(&unlisted, SILENCE)) {
+            Ok(_) => By(0),
+            Err(error) => outcome(&error),
+        };
+        let ports = format!("[{{name: tcp, port: {PORT}}}, {{name: udp, port: {PORT}, protocol: UDP}}]");
+        let service = format!("{{spec: {{clusterIP: {}, ports: {ports}}}}}", to.ip());
+        world.cluster.service("web", &service);
+        let slice = |world: &mut World, endpoints: &str| {
+            let slice = format!(
+                "{{metadata: {{labels: {{kubernetes.io/service-name: web}}}}, addressType: IPv4,
+                  ports: {ports}, endpoints: [{endpoints}]}}"
+            );
+            world.cluster.slice("web-0", &slice);
+            world.cluster.apply();
+        };
+        let (a, b) = ("{addresses: [10.1.0.3]}", "{addresses: [10.1.0.4]}");
+        slice(&mut world, a);
+        assert_eq!(world.tcp("client", to), By(A));
+        assert_eq!(goes_on(), Refused);
+
+        let mut open = inside("client", || TcpStream::connect(to).unwrap());
+        let (mut far, _) = world.accept();
+        let datagrams = udp_client("client", to);
+        assert_eq!(world.ask(&datagrams), By(A));
+        world.cluster.restart_with(ServicesMode::Disabled);
+        assert_eq!(world.ask(&datagrams), By(A), "before anything is known");
+        world.cluster.apply();
+        open.write_all(b"question").unwrap();
+        far.read_exact(&mut [0; 8]).unwrap();
+        far.write_all(b"answer").unwrap();
+        open.read_exact(&mut [0; 6]).unwrap();
+        assert_eq!(world.ask(&datagrams), By(0), "flows of UDP are the other proxy's");
+        assert_eq!((world.tcp("client", to), world.udp("client", to)), (By(0), By(0)));
+        assert_eq!(goes_on(), By(0), "nothing is refused");
+        world.cluster.policy("p", CLIENT_TO_A);
+        for (endpoints, expected) in [
+            (a.to_owned(), By(0)),
+            (format!("{a}, {b}"), Silence),
+            (b.to_owned(), Silence),
+        ] {
+            slice(&mut world, &endpoints);
+            let found = (world.tcp("client", to), world.udp("client", to));
+            assert_eq!(found, (expected, expected), "judged by all of {endpoints}");
+        }
+        assert_eq!(goes_on(), Silence, "judged as the address that it is");
+
+        slice(&mut world, a);
+        world.cluster.restart_with(ServicesMode::PodEdge);
+        world.cluster.apply();
+        assert_eq!((world.tcp("client", to), world.udp("client", to)), (By(A), By(A)));
+        assert_eq!(goes_on(), Refused);
     });
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod as PodObject;
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use wardline_crds::ServicesMode;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::Applied;
 use wardline_node::index::{Event, Index, Logged, LoggingSpec, NamespaceInfo, PodInfo, Update};
@@ -112,7 +113,7 @@ pub fn with_config(plugin: Plugin, config: DaemonConfig, test: impl FnOnce(&mut 
         let mut cluster = Cluster {
             node,
             plugin,
-            index: Index::new(NODE, true),
+            index: index(&config),
             life: Some(node.start(&config)),
             config,
             told: Vec::new(),
@@ -126,6 +127,10 @@ pub fn with_config(plugin: Plugin, config: DaemonConfig, test: impl FnOnce(&mut 
         })));
         test(&mut cluster);
     });
+}
+
+fn index(config: &DaemonConfig) -> Index {
+    Index::new(NODE, config.services_mode == ServicesMode::PodEdge)
 }
 
 fn join_outside(plugin: Plugin) {
@@ -195,6 +200,12 @@ impl Cluster<'_> {
         for change in self.index.services().take_changes() {
             self.life().datapath.apply_services(&change).unwrap();
         }
+        // Fronts of an earlier life that are none any more.
+        let services = self.index.services();
+        let life = self.life.as_mut().unwrap();
+        life.datapath
+            .retain_services(|key| services.front(key).is_some())
+            .unwrap();
         self.life().departures.sweep().unwrap();
         let mut desired = self.index.desired();
         assert_eq!(desired.unmanaged.len(), 0, "{:?}", desired.unmanaged);
@@ -206,11 +217,17 @@ impl Cluster<'_> {
         applied
     }
 
+    /// Another life of the daemon, with another mode of Services, as a Dataplane that is changed brings it about.
+    pub fn restart_with(&mut self, services_mode: ServicesMode) {
+        self.config.services_mode = services_mode;
+        self.restart();
+    }
+
     /// Another life of the daemon, as after a kill: it learns again all that the cluster says.
     pub fn restart(&mut self) {
         self.life = None;
         self.life = Some(self.node.start(&self.config));
-        self.index = Index::new(NODE, true);
+        self.index = index(&self.config);
         for (ifindex, spec) in self.life().datapath.inherited() {
             self.index.inherit(ifindex, spec);
         }
