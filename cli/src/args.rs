@@ -13,6 +13,9 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use wardline_policy::model::{ObjectName, Protocol};
 
+use crate::logs::{self, LogsArgs};
+use crate::observe::{self, ObserveArgs};
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 all is well, or allowed; 1 problems found, or denied; 2 wrong usage, or the command failed.";
 
@@ -20,6 +23,9 @@ const EXAMPLES: &str = "\
 Examples:
   # how Wardline is in this cluster
   wardline status
+
+  # who is denied what, now, on all nodes
+  wardline observe --follow --verdict deny
 
   # which policies decide about this connection?
   wardline policy eval --from shop/web-5d9 --to shop/db-0 --port 5432
@@ -81,8 +87,12 @@ pub struct ClusterArgs {
 pub enum Format {
     /// For people
     Table,
-    /// For programs: one JSON object
+    /// For programs: one JSON object; of observe and logs, one a record
     Json,
+    /// A table with all that is known; observe and logs only
+    Wide,
+    /// A line each without columns; observe and logs only
+    Compact,
 }
 
 #[derive(Subcommand, Debug, Clone)]
@@ -90,6 +100,12 @@ pub enum Command {
     /// Shows the Dataplane, the NetworkLogging and each node, and what is wrong with them
     #[command(after_help = EXIT_CODES)]
     Status,
+    /// Shows what policies allow and deny, as it happens
+    #[command(after_help = observe::EXAMPLES)]
+    Observe(ObserveArgs),
+    /// Reads, filters and sums up the policy log of a node
+    #[command(after_help = logs::EXAMPLES)]
+    Logs(LogsArgs),
     /// Checks and evaluates NetworkPolicies
     #[command(subcommand)]
     Policy(PolicyCommand),

@@ -35,6 +35,15 @@ impl Cluster {
         Ok(Self { runtime, client })
     }
 
+    /// Runs what needs the connection.
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// All objects of a kind; None where the API server does not know the kind.
     pub(crate) fn list<K: Resource<DynamicType = ()>>(&self) -> anyhow::Result<Option<Vec<Value>>> {
         let resource = ApiResource::erase::<K>(&());

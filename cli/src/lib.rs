@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `wardline`: how the cluster is, and what its policies say.
+//! `wardline`: how the cluster is, what its policies say, and what they did.
 //!
 //! ```text
 //! wardline status         API server ------> Dataplane, NetworkLogging, DataplaneNodes --report--> table | JSON
+//! wardline observe        daemons ---------> records as they are written ---merged---------------> table | lines | JSON
+//! wardline logs           files -----------> records ---filtered, summed up----------------------> table | lines | JSON
 //! wardline policy check   files -----------> NetworkPolicies --wardline_policy::convert----------> table | JSON
 //! wardline policy eval    API server|files-> Inventory --wardline_policy::evaluate, both edges---> text  | JSON
 //! ```
@@ -12,9 +14,12 @@
 mod args;
 mod cluster;
 mod decode;
+mod logs;
 mod manifests;
+mod observe;
 mod output;
 mod policy;
+mod records;
 mod status;
 
 use std::io::{self, BufRead, Write};
@@ -25,6 +30,10 @@ use clap::CommandFactory as _;
 pub use args::{
     CheckArgs, Cli, ClusterArgs, Command, EvalArgs, FileArgs, Format, PartyArg, PolicyCommand, ProtocolArg, ServiceArg,
 };
+
+pub use logs::LogsArgs;
+pub use observe::ObserveArgs;
+pub use records::Color;
 
 /// What a command found; errors are apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +61,14 @@ impl From<Outcome> for ExitCode {
 
 /// Runs one command: `-f -` reads from `input`, what it says goes to `out`.
 pub fn run(cli: &Cli, input: &mut dyn BufRead, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let is_streamed = matches!(cli.command, Command::Observe(_) | Command::Logs(_));
+    if !is_streamed && matches!(cli.output, Format::Wide | Format::Compact) {
+        anyhow::bail!("only observe and logs are written as wide or compact: use -o table or -o json");
+    }
     let mut text = Vec::new();
     let outcome = match &cli.command {
+        Command::Observe(args) => return unless_closed(observe::run(args, &cli.cluster, cli.output, out)),
+        Command::Logs(args) => return unless_closed(logs::run(args, cli.output, input, out)),
         Command::Status => status::run(&cli.cluster, cli.output, &mut text)?,
         Command::Policy(PolicyCommand::Check(args)) => policy::check::run(args, cli.output, input, &mut text)?,
         Command::Policy(PolicyCommand::Eval(args)) => {
@@ -70,5 +85,17 @@ pub fn run(cli: &Cli, input: &mut dyn BufRead, out: &mut dyn Write) -> anyhow::R
         written => written
             .map(|()| outcome)
             .map_err(|error| anyhow::Error::new(error).context("failed to write the output")),
+    }
+}
+
+/// Whoever reads may have read enough, as `head` does.
+fn unless_closed(outcome: anyhow::Result<Outcome>) -> anyhow::Result<Outcome> {
+    let is_closed = |error: &anyhow::Error| {
+        let cause = error.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    };
+    match outcome {
+        Err(error) if is_closed(&error) => Ok(Outcome::Well),
+        outcome => outcome,
     }
 }

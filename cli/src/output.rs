@@ -32,7 +32,8 @@ pub(crate) fn table<const N: usize>(out: &mut Vec<u8>, header: [&str; N], rows: 
 }
 
 /// A number and what it counts: `1 node`, `2 nodes`.
-pub(crate) fn count(number: usize, one: &str, many: &str) -> String {
+pub(crate) fn count(number: impl TryInto<u64>, one: &str, many: &str) -> String {
+    let number = number.try_into().unwrap_or(u64::MAX);
     format!("{number} {}", if number == 1 { one } else { many })
 }
 

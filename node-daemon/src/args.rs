@@ -59,6 +59,9 @@ pub struct ObserveArgs {
     /// Records of the past.
     #[arg(long, default_value_t = 20, value_name = "NUMBER")]
     pub last: usize,
+    /// Of these, only those after the record with this `seq`.
+    #[arg(long, value_name = "SEQ")]
+    pub after: Option<String>,
     /// Go on with those that come.
     #[arg(short, long)]
     pub follow: bool,

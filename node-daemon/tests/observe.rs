@@ -23,7 +23,8 @@ use wardline_node::observe::{MOST, ObserveServer, Observers, Source};
 use wardline_node::socket::listen;
 use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod, Policy, Rule, Selector};
 use wardline_record::filter::{Filter, Port};
-use wardline_record::stream::{self, Logging, Note, StreamError, Wanted};
+use wardline_record::history::Past;
+use wardline_record::stream::{self, Logging, Note, StreamError};
 
 use support::{Life, Node, Program, on_a_node};
 
@@ -154,12 +155,12 @@ impl Watched {
                     let _ = told.send(Ok(line.unwrap()));
                 }
             });
-            let wanted = Wanted {
-                filter: Some(&filter),
+            let past = Past {
                 last,
-                follow,
+                after: None,
+                filter,
             };
-            let observed = stream::observe(&socket, &wanted, &mut writer);
+            let observed = stream::observe(&socket, &past, follow, &mut writer);
             drop(writer);
             reading.join().unwrap();
             if let Err(error) = observed {

@@ -17,13 +17,23 @@ pub const FARTHEST: u64 = 256 << 20;
 /// No line of the log is as long; what is longer is no line.
 const LONGEST: usize = 1 << 20;
 
-/// The last `number` lines before `position` that fit, the oldest first, without their line feeds.
+/// Which lines of the past are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Past<'a> {
+    /// So many at most.
+    pub last: usize,
+    /// Only what came after the record with this `seq`.
+    pub after: Option<&'a str>,
+    pub filter: Filter,
+}
+
+/// The last lines before `position` that are asked for, the oldest first, without their line feeds.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn last(log: &Path, position: &Position, number: usize, filter: &Filter) -> Result<Vec<Vec<u8>>, FilesError> {
+pub fn last(log: &Path, position: &Position, past: &Past<'_>) -> Result<Vec<Vec<u8>>, FilesError> {
     let mut found = VecDeque::new();
-    if number == 0 {
+    if past.last == 0 {
         return Ok(Vec::new());
     }
     let mut parts = files::open(log)?;
@@ -35,10 +45,15 @@ pub fn last(log: &Path, position: &Position, number: usize, filter: &Filter) -> 
     let mut room = FARTHEST;
     for part in parts.iter().rev() {
         let whole = backwards(part, &mut room, |line| {
-            if serde_json::from_slice(line).is_ok_and(|record: Record| filter.fits(&record)) {
-                found.push_front(line.to_vec());
+            if let Ok(record) = serde_json::from_slice::<Record>(line) {
+                if past.after == Some(record.seq()) {
+                    return false;
+                }
+                if past.filter.fits(&record) {
+                    found.push_front(line.to_vec());
+                }
             }
-            found.len() < number
+            found.len() < past.last
         })?;
         if !whole {
             break;
@@ -92,10 +107,7 @@ mod tests {
     }
 
     fn sequences(lines: &[Vec<u8>]) -> Vec<String> {
-        let seq = |line: &Vec<u8>| match serde_json::from_slice(line).unwrap() {
-            Record::Allow(verdict) | Record::Deny(verdict) => verdict.seq,
-            Record::Lost(loss) => loss.seq,
-        };
+        let seq = |line: &Vec<u8>| serde_json::from_slice::<Record>(line).unwrap().seq().to_owned();
         lines
             .iter()
             .map(|line| seq(line).rsplit('-').next().unwrap().to_owned())
@@ -107,10 +119,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("p.log");
         let old = directory.path().join("p-2026-06-13T21-29-31.445836.log");
-        fs::write(&old, format!("{DENY}\n{}", numbered(0, 5000))).unwrap();
+        fs::write(&old, format!("{DENY}\n{}", numbered(0, 500))).unwrap();
         fs::write(
             &log,
-            format!("{}no record\n{}", numbered(5000, 9000), numbered(9000, 9010)),
+            format!("{}no record\n{}", numbered(500, 1200), numbered(1200, 1210)),
         )
         .unwrap();
         let part = files::open(&log).unwrap().pop().unwrap();
@@ -118,31 +130,40 @@ mod tests {
             inode: part.inode,
             size: part.size,
         };
-        let everything = Filter::default();
-        let take = |position: &Position, number| sequences(&last(&log, position, number, &everything).unwrap());
-        assert_eq!(take(&all, 3), ["r9007", "r9008", "r9009"]);
+        let take = |position: &Position, last| {
+            let past = Past {
+                last,
+                ..Past::default()
+            };
+            sequences(&super::last(&log, position, &past).unwrap())
+        };
+        assert_eq!(take(&all, 3), ["r1207", "r1208", "r1209"]);
         assert_eq!(take(&all, 0), Vec::<String>::new());
-        assert_eq!(take(&all, 12)[..2], ["r8998", "r8999"], "what is no record is left out");
-        let long = take(&all, 7000);
-        let expected: Vec<String> = (2010..9010).map(|i| format!("r{i}")).collect();
+        assert_eq!(take(&all, 12)[..2], ["r1198", "r1199"], "what is no record is left out");
+        let long = take(&all, 1000);
+        let expected: Vec<String> = (210..1210).map(|i| format!("r{i}")).collect();
         assert_eq!(long, expected);
-        assert_eq!(take(&all, 100_000).len(), 9011);
+        assert_eq!(take(&all, 100_000).len(), 1211);
 
-        let line = numbered(5000, 5001).len() as u64;
+        let line = numbered(500, 501).len() as u64;
         let before = Position { size: 10 * line, ..all };
-        assert_eq!(take(&before, 2), ["r5008", "r5009"], "not what came after the position");
+        assert_eq!(take(&before, 2), ["r508", "r509"], "not what came after the position");
         let former = Position {
             inode: fs::metadata(&old)
                 .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
                 .unwrap(),
             size: u64::MAX,
         };
-        assert_eq!(take(&former, 1), ["r4999"], "not what was begun after the position");
+        assert_eq!(take(&former, 1), ["r499"], "not what was begun after the position");
 
-        let denies = Filter {
-            verdicts: vec![crate::filter::Decided::Deny],
-            ..Filter::default()
+        let mut past = Past {
+            last: 5,
+            ..Past::default()
         };
-        assert_eq!(sequences(&last(&log, &all, 5, &denies).unwrap()), ["g6.0"]);
+        past.filter.verdicts = vec![crate::filter::Decided::Deny];
+        assert_eq!(sequences(&last(&log, &all, &past).unwrap()), ["g6.0"]);
+        past.filter = Filter::default();
+        past.after = Some("18e9e1d4923b5272-r1208");
+        assert_eq!(sequences(&last(&log, &all, &past).unwrap()), ["r1209"]);
     }
 }

@@ -214,6 +214,14 @@ impl Record {
         }
     }
 
+    /// Unique on its node.
+    pub fn seq(&self) -> &str {
+        match self {
+            Self::Allow(verdict) | Self::Deny(verdict) => &verdict.seq,
+            Self::Lost(loss) => &loss.seq,
+        }
+    }
+
     /// Connections allowed, packets denied, or records lost.
     pub fn count(&self) -> u64 {
         match self {

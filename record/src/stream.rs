@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Timestamp;
 use crate::files::FilesError;
-use crate::filter::Filter;
-use crate::{Timestamp, history};
+use crate::history::{self, Past};
 
 /// Where the daemon listens.
 pub const DEFAULT_SOCKET: &str = "/run/wardline/observe.sock";
@@ -85,16 +85,6 @@ pub enum StreamError {
     Write(io::Error),
 }
 
-/// What is asked of a node.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted<'a> {
-    pub filter: Option<&'a Filter>,
-    /// Lines of the past that fit.
-    pub last: usize,
-    /// And then what comes.
-    pub follow: bool,
-}
-
 /// A note, where the line is one.
 pub fn note(line: &[u8]) -> Option<Note> {
     line.starts_with(NOTE)
@@ -104,9 +94,7 @@ pub fn note(line: &[u8]) -> Option<Note> {
 
 /// Copies what a node logs to `out`: its greeting, the last lines that fit, then, where asked to follow, those that come
 /// and notes, until the daemon ends.
-pub fn observe(socket: &Path, wanted: &Wanted<'_>, out: &mut impl Write) -> Result<(), StreamError> {
-    let everything = Filter::default();
-    let filter = wanted.filter.unwrap_or(&everything);
+pub fn observe(socket: &Path, past: &Past<'_>, follow: bool, out: &mut impl Write) -> Result<(), StreamError> {
     let stream = UnixStream::connect(socket).map_err(|cause| StreamError::Connect {
         socket: socket.to_owned(),
         cause,
@@ -121,16 +109,16 @@ pub fn observe(socket: &Path, wanted: &Wanted<'_>, out: &mut impl Write) -> Resu
         _ => return Err(StreamError::Greeting(String::from_utf8_lossy(&line).into_owned())),
     };
     out.write_all(&line).map_err(StreamError::Write)?;
-    if !wanted.follow {
+    if !follow {
         // The daemon need not queue what is not read.
         let _ = stream.shutdown(Shutdown::Both);
     }
-    for mut found in history::last(&hello.log, &hello.position, wanted.last, filter)? {
+    for mut found in history::last(&hello.log, &hello.position, past)? {
         found.push(b'\n');
         out.write_all(&found).map_err(StreamError::Write)?;
     }
     out.flush().map_err(StreamError::Write)?;
-    if !wanted.follow {
+    if !follow {
         return Ok(());
     }
     stream.set_read_timeout(None).map_err(StreamError::Read)?;
@@ -139,7 +127,7 @@ pub fn observe(socket: &Path, wanted: &Wanted<'_>, out: &mut impl Write) -> Resu
         if lines.read_until(b'\n', &mut line).map_err(StreamError::Read)? == 0 {
             return Ok(());
         }
-        if line.starts_with(NOTE) || filter.takes(&line) {
+        if line.starts_with(NOTE) || past.filter.takes(&line) {
             out.write_all(&line).map_err(StreamError::Write)?;
         }
         if lines.buffer().is_empty() {

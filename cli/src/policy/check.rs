@@ -43,7 +43,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<Outcome> {
     let report = check(manifests::read(&args.files, &args.file_args, input)?);
     match format {
-        Format::Table => render(out, &report)?,
+        Format::Table | Format::Wide | Format::Compact => render(out, &report)?,
         Format::Json => output::json(out, &report)?,
     }
     Ok(Outcome::well_if(report.refused == 0))

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &ClusterArgs, format: Format, out: &mut Vec<u8>) -> anyh
         nodes: cluster.list::<DataplaneNode>()?,
     });
     match format {
-        Format::Table => render::table(out, &report)?,
+        Format::Table | Format::Wide | Format::Compact => render::table(out, &report)?,
         Format::Json => output::json(out, &report)?,
     }
     Ok(Outcome::well_if(report.well))

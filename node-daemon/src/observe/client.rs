@@ -3,7 +3,8 @@
 
 use std::io::{self, BufWriter};
 
-use wardline_record::stream::{self, StreamError, Wanted};
+use wardline_record::history::Past;
+use wardline_record::stream::{self, StreamError};
 
 use crate::args::ObserveArgs;
 
@@ -19,12 +20,12 @@ pub fn copy(args: &ObserveArgs) -> Result<(), StreamError> {
             std::process::exit(0);
         });
     }
-    let wanted = Wanted {
-        filter: Some(&args.filter),
+    let past = Past {
         last: args.last,
-        follow: args.follow,
+        after: args.after.as_deref(),
+        filter: args.filter.clone(),
     };
-    match stream::observe(&args.socket, &wanted, &mut BufWriter::new(io::stdout())) {
+    match stream::observe(&args.socket, &past, args.follow, &mut BufWriter::new(io::stdout())) {
         // They have read enough.
         Err(StreamError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         copied => copied,

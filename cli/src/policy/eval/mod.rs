@@ -43,7 +43,7 @@ pub(crate) fn run(
         of_files(&question, manifests::read(&args.files, &args.file_args, input)?)?
     };
     match format {
-        Format::Table => render::text(out, &answer)?,
+        Format::Table | Format::Wide | Format::Compact => render::text(out, &answer)?,
         Format::Json => output::json(out, &answer)?,
     }
     Ok(Outcome::well_if(answer.allowed))
