@@ -25,7 +25,7 @@ pub struct Filter {
     pub policies: Vec<Named>,
 
     /// What was decided; of what was lost, what it would have been
-    #[arg(long = "verdict")]
+    #[arg(long = "verdict", value_name = "VERDICT")]
     pub verdicts: Vec<Decided>,
 
     /// Destination port: 80, tcp/80, udp/53
@@ -33,7 +33,7 @@ pub struct Filter {
     pub ports: Vec<Port>,
 
     /// Whose policy decided: ingress, that of the destination; egress, that of the source
-    #[arg(long = "direction")]
+    #[arg(long = "direction", value_name = "DIRECTION")]
     pub directions: Vec<Side>,
 
     /// Node that wrote it
