@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! docs/cli.md is true: its commands are commands, and what it shows of them is what they print.
+//! docs/cli.md and docs/observe.md are true: their commands are commands, and what they show is what they print.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -30,8 +30,9 @@ fn blocks<'a>(page: &'a str, language: &str) -> Vec<Vec<&'a str>> {
 }
 
 #[test]
-fn the_page_is_true() {
-    let page = std::fs::read_to_string("../docs/cli.md").unwrap();
+fn the_pages_are_true() {
+    let pages = ["../docs/cli.md", "../docs/observe.md"].map(|page| std::fs::read_to_string(page).unwrap());
+    let page = pages.join("\n");
     std::env::set_current_dir("tests/data").unwrap();
 
     let mut parsed = 0;
@@ -41,7 +42,7 @@ fn the_page_is_true() {
         Cli::try_parse_from(command.split_whitespace()).unwrap_or_else(|error| panic!("{line}: {error}"));
         parsed += 1;
     }
-    assert!(parsed >= 6, "only {parsed} commands");
+    assert!(parsed >= 13, "only {parsed} commands");
 
     let consoles = blocks(&page, "console");
     for block in &consoles {
@@ -49,5 +50,5 @@ fn the_page_is_true() {
         let (printed, _) = wardline(command.strip_prefix("$ wardline ").unwrap(), "");
         assert_eq!(printed.trim_end(), shown.join("\n"), "{command}");
     }
-    assert!(consoles.len() >= 2, "only {} outputs", consoles.len());
+    assert!(consoles.len() >= 5, "only {} outputs", consoles.len());
 }

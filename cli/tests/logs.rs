@@ -79,7 +79,7 @@ fn lines_for_people() {
     );
     let (painted, _) = wardline(&format!("logs -o compact --color always {OLD}"), "");
     assert!(painted.contains("\u{1b}[31mdeny\u{1b}[0m"), "{painted}");
-    for (format, columns) in [("table", 9), ("wide", 15)] {
+    for (format, columns) in [("table", 9), ("wide", 16)] {
         let (text, _) = logs(&format!("-o {format} {OLD} {NEW}"), "");
         let cells = |line: &str| line.split("  ").filter(|cell| !cell.trim().is_empty()).count();
         assert_eq!(text.lines().map(cells).collect::<Vec<_>>(), [columns; 7], "{text}");

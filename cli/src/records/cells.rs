@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
-use wardline_record::{Connection, Party, Policy, Timestamp, Verdict};
+use wardline_record::{Connection, Party, Policy, Service, Timestamp, Verdict};
 
 use crate::output::NOTHING;
 
@@ -80,6 +80,14 @@ pub(crate) fn address(ip: std::net::IpAddr, port: Option<u16>) -> String {
     match port {
         Some(port) => std::net::SocketAddr::new(ip, port).to_string(),
         None => ip.to_string(),
+    }
+}
+
+/// `shop/db:5432`, or the address where its name is not known.
+pub(crate) fn service(service: &Service) -> String {
+    match (&service.namespace, &service.name) {
+        (Some(namespace), Some(name)) => format!("{namespace}/{name}:{}", service.port),
+        _ => address(service.ip, Some(service.port)),
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use wardline_record::{Record, Verdict};
 
 use super::Shown;
-use super::cells::{address, because, clean, clock, long, party, policies, port, short, workload};
+use super::cells::{address, because, clean, clock, long, party, policies, port, service, short, workload};
 use crate::args::Format;
 use crate::output::NOTHING;
 
@@ -26,7 +26,7 @@ const TABLE: [(&str, usize); 9] = [
     ("POLICIES", 0),
 ];
 
-const WIDE: [(&str, usize); 15] = [
+const WIDE: [(&str, usize); 16] = [
     ("TIME (UTC)", 30),
     ("NODE", 8),
     ("VERDICT", 7),
@@ -37,6 +37,7 @@ const WIDE: [(&str, usize); 15] = [
     ("TO", 24),
     ("TO ADDRESS", 18),
     ("TO WORKLOAD", 16),
+    ("SERVICE", 8),
     ("PROTOCOL", 8),
     ("COUNT", 5),
     ("LAST", 12),
@@ -243,7 +244,7 @@ fn wide_cells(shown: &Shown) -> Vec<String> {
     };
     let Some(verdict) = verdict else {
         // What was lost, under the policies; nothing is known of the rest.
-        cells.extend((0..4).map(|_| NOTHING.to_owned()));
+        cells.extend((0..5).map(|_| NOTHING.to_owned()));
         cells.extend([count, NOTHING.to_owned(), NOTHING.to_owned(), because]);
         return cells;
     };
@@ -256,6 +257,7 @@ fn wide_cells(shown: &Shown) -> Vec<String> {
         party(&verdict.dest),
         address(connection.dest_ip, connection.dest_port),
         workload(&verdict.dest),
+        verdict.service.as_ref().map_or_else(|| NOTHING.to_owned(), service),
         connection.protocol.clone(),
         count,
         verdict.last_timestamp.map_or_else(|| NOTHING.to_owned(), clock),
