@@ -150,6 +150,8 @@ pub struct LoggingConfig {
     /// Seconds from the first denied attempt to its record.
     pub deny_aggregation_seconds: u32,
     pub file: LogFile,
+    /// Lines also go to standard output.
+    pub stdout: bool,
 }
 
 impl LoggingConfig {
@@ -161,7 +163,10 @@ impl LoggingConfig {
                 path: spec.file.path.clone().into(),
                 max_size: quantity::parse_bytes(&spec.file.max_size)?,
                 max_files: spec.file.max_files,
+                max_age_seconds: spec.file.max_age_seconds,
+                min_free_percent: spec.file.min_free_percent,
             },
+            stdout: spec.stdout,
         })
     }
 }
@@ -173,6 +178,7 @@ impl Default for LoggingConfig {
             cluster_name: spec.cluster_name,
             deny_aggregation_seconds: spec.deny_aggregation_seconds,
             file: LogFile::default(),
+            stdout: spec.stdout,
         }
     }
 }
@@ -186,6 +192,11 @@ pub struct LogFile {
     pub max_size: u64,
     /// Files kept, the one in use among them.
     pub max_files: u32,
+    /// Seconds after which a file is rotated whatever its size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age_seconds: Option<u32>,
+    /// Percent of the file system below which nothing is written.
+    pub min_free_percent: u32,
 }
 
 impl Default for LogFile {
@@ -195,6 +206,8 @@ impl Default for LogFile {
             path: spec.path.into(),
             max_size: 10 << 20,
             max_files: spec.max_files,
+            max_age_seconds: spec.max_age_seconds,
+            min_free_percent: spec.min_free_percent,
         }
     }
 }

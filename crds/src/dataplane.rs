@@ -169,6 +169,9 @@ pub struct LoggingSpec {
     pub deny_aggregation_seconds: u32,
     /// The file on each node.
     pub file: LogFileSpec,
+    /// Every line that is in the file also goes to the daemon's standard output. Where nobody reads that, lines are
+    /// left out there, and counted; the file does not wait.
+    pub stdout: bool,
 }
 
 impl Default for LoggingSpec {
@@ -177,11 +180,12 @@ impl Default for LoggingSpec {
             cluster_name: String::new(),
             deny_aggregation_seconds: 5,
             file: LogFileSpec::default(),
+            stdout: false,
         }
     }
 }
 
-/// The policy log on each node: one JSON object a line, rotated by size.
+/// The policy log on each node: one JSON object a line, rotated by size, and by age where that is set.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LogFileSpec {
@@ -210,6 +214,16 @@ pub struct LogFileSpec {
     /// How many files are kept on the node, the one in use among them. 1 to 100.
     #[schemars(range(min = 1, max = 100))]
     pub max_files: u32,
+    /// The file is also rotated when its first line has been there for this many seconds. 60 to 31536000; without it,
+    /// by size only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 31_536_000))]
+    pub max_age_seconds: Option<u32>,
+    /// While less than this part of the file's file system is free, in percent, nothing is written, so that the log
+    /// never makes kubelet evict pods; what cannot be kept until there is room again is counted and told as lost.
+    /// 0 to 50; 0 writes until the disk is full.
+    #[schemars(range(min = 0, max = 50))]
+    pub min_free_percent: u32,
 }
 
 impl Default for LogFileSpec {
@@ -218,6 +232,8 @@ impl Default for LogFileSpec {
             path: "/var/log/network/policy_action.log".into(),
             max_size: "10Mi".into(),
             max_files: 5,
+            max_age_seconds: None,
+            min_free_percent: 12,
         }
     }
 }

@@ -43,6 +43,14 @@ pub fn dataplane(spec: &DataplaneSpec) -> Result<(), SpecError> {
         1..=300,
     )?;
     number("spec.logging.file.maxFiles", logging.file.max_files, 1..=100)?;
+    if let Some(seconds) = logging.file.max_age_seconds {
+        number("spec.logging.file.maxAgeSeconds", seconds, 60..=31_536_000)?;
+    }
+    number(
+        "spec.logging.file.minFreePercent",
+        logging.file.min_free_percent,
+        0..=50,
+    )?;
     number(
         "spec.logging.file.maxSize",
         parse_bytes(&logging.file.max_size)?,

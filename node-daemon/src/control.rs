@@ -44,6 +44,8 @@ pub enum Message {
     /// Somebody attached or detached programs at this interface; None is any.
     ProgramsChanged(Option<u32>),
     Cni(Call),
+    /// Why the policy log cannot be written; None where it can.
+    PolicyLog(Option<String>),
 }
 
 /// What the node is like, for its status and its readiness.
@@ -65,6 +67,8 @@ pub struct NodeState {
     pub bypassed: Vec<String>,
     /// What keeps the CNI plugin from being installed.
     pub plugin: Option<String>,
+    /// Why the policy log is not written.
+    pub log_stopped: Option<String>,
     pub last_applied: Option<std::time::SystemTime>,
     /// Whether pods are guarded that an earlier life brought in force.
     pub inherits: bool,
@@ -213,6 +217,7 @@ impl Control {
                 Message::InterfacesChanged => scan = true,
                 Message::Cluster(event) => changed |= self.index.apply(event),
                 Message::Cni(call) => changed |= self.take_call(call),
+                Message::PolicyLog(problem) => self.publish_with(|state| state.log_stopped = problem),
             }
         }
         scan |= self.waiting.wants_scan(&self.index);

@@ -12,7 +12,7 @@ use prometheus::{
 use wardline_bpf::abi::{Direction, Reason, Verdict};
 
 use crate::control::NodeState;
-use crate::datapath::Ledger;
+use crate::datapath::{Cause, Ledger};
 use crate::events::Imbalance;
 
 /// How long the control thread may be busy before the daemon counts as hanging.
@@ -26,6 +26,22 @@ impl Families {
         self.0.register(Box::new(family.clone()))?;
         Ok(family)
     }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.register(IntCounter::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.register(IntGauge::new(name, help)?)
+    }
 }
 
 /// From a tenth of a millisecond to three seconds.
@@ -38,13 +54,7 @@ fn histogram_options(name: &str, help: &str) -> Result<HistogramOpts, prometheus
 pub struct Metrics {
     registry: Registry,
     packets: IntCounterVec,
-    due: IntCounterVec,
-    written: IntCounterVec,
-    lost: IntCounterVec,
-    imbalance: IntGaugeVec,
-    write_errors: IntCounter,
-    rotations: IntCounter,
-    backlog: IntGauge,
+    log: LogMetrics,
     endpoints: IntGaugeVec,
     connections: IntGauge,
     invalid: IntGaugeVec,
@@ -63,44 +73,18 @@ pub struct Metrics {
 impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let families = Families(Registry::new());
-        let counters =
-            |name, help, labels: &[&str]| families.register(IntCounterVec::new(Opts::new(name, help), labels)?);
-        let counter = |name, help| families.register(IntCounter::new(name, help)?);
-        let gauges = |name, help, labels: &[&str]| families.register(IntGaugeVec::new(Opts::new(name, help), labels)?);
-        let gauge = |name, help| families.register(IntGauge::new(name, help)?);
+        let counters = |name, help, labels: &[&str]| families.counters(name, help, labels);
+        let counter = |name, help| families.counter(name, help);
+        let gauges = |name, help, labels: &[&str]| families.gauges(name, help, labels);
+        let gauge = |name, help| families.gauge(name, help);
         let histogram = |name, help| families.register(Histogram::with_opts(histogram_options(name, help)?)?);
-        let outcome = ["direction", "verdict"];
         Ok(Self {
             packets: counters(
                 "wardline_packets_total",
                 "Packets by what the packet programs decided.",
                 &["direction", "verdict", "reason"],
             )?,
-            due: counters("wardline_log_due_total", "Verdicts that ask for a record.", &outcome)?,
-            written: counters(
-                "wardline_log_written_total",
-                "Verdicts whose record is written.",
-                &outcome,
-            )?,
-            lost: counters(
-                "wardline_log_lost_total",
-                "Verdicts whose record is lost, each told by a line.",
-                &outcome,
-            )?,
-            imbalance: gauges(
-                "wardline_log_imbalance",
-                "Due less written and lost when a generation was closed last; other than 0 is a bug.",
-                &outcome,
-            )?,
-            write_errors: counter("wardline_log_write_errors_total", "Failed writes of the policy log.")?,
-            rotations: counter(
-                "wardline_log_rotations_total",
-                "Policy log files begun because one was full.",
-            )?,
-            backlog: gauge(
-                "wardline_log_backlog_bytes",
-                "Bytes of events in the kernel that are not read yet.",
-            )?,
+            log: LogMetrics::new(&families)?,
             endpoints: gauges("wardline_endpoints", "Pods of the node.", &["state"])?,
             connections: gauge(
                 "wardline_conntrack_entries",
@@ -216,10 +200,6 @@ impl Metrics {
         self.connections.set(i64::try_from(entries).unwrap_or(i64::MAX));
     }
 
-    pub fn write_failed(&self) {
-        self.write_errors.inc();
-    }
-
     /// Totals that only grow, also over a restart: what is shown is raised to them.
     pub fn set_account(&self, ledger: &Ledger, packets: &[[u64; Reason::ALL.len()]; 2], log: &LogFigures) {
         for direction in Direction::ALL {
@@ -230,18 +210,100 @@ impl Metrics {
                     packets[direction.index()][reason as usize],
                 );
             }
+        }
+        self.log.set(ledger, log);
+    }
+}
+
+/// Of the policy log.
+#[derive(Debug)]
+struct LogMetrics {
+    due: IntCounterVec,
+    written: IntCounterVec,
+    lost: IntCounterVec,
+    imbalance: IntGaugeVec,
+    stopped: IntGauge,
+    write_errors: IntCounter,
+    rotations: IntCounter,
+    deleted_bytes: IntCounter,
+    deleted_records: IntCounterVec,
+    left_out: IntCounter,
+    backlog: IntGauge,
+}
+
+impl LogMetrics {
+    fn new(families: &Families) -> Result<Self, prometheus::Error> {
+        let outcome = ["direction", "verdict"];
+        Ok(Self {
+            due: families.counters("wardline_log_due_total", "Verdicts that ask for a record.", &outcome)?,
+            written: families.counters(
+                "wardline_log_written_total",
+                "Verdicts whose record is written.",
+                &outcome,
+            )?,
+            lost: families.counters(
+                "wardline_log_lost_total",
+                "Verdicts whose record is lost, each told by a line as soon as it can be written.",
+                &["direction", "verdict", "cause"],
+            )?,
+            imbalance: families.gauges(
+                "wardline_log_imbalance",
+                "Due less written and lost when a generation was closed last; other than 0 is a bug.",
+                &outcome,
+            )?,
+            stopped: families.gauge("wardline_log_stopped", "1 while the policy log cannot be written.")?,
+            write_errors: families.counter(
+                "wardline_log_write_errors_total",
+                "Failures to write, rotate or delete the policy log.",
+            )?,
+            rotations: families.counter(
+                "wardline_log_rotations_total",
+                "Policy log files begun because one was full or old.",
+            )?,
+            deleted_bytes: families.counter(
+                "wardline_log_deleted_bytes_total",
+                "Bytes of old policy log files that were deleted.",
+            )?,
+            deleted_records: families.counters(
+                "wardline_log_deleted_records_total",
+                "Records in old policy log files that were deleted.",
+                &["disposition"],
+            )?,
+            left_out: families.counter(
+                "wardline_log_stdout_dropped_total",
+                "Lines of the policy log that standard output was too slow for; they are in the file.",
+            )?,
+            backlog: families.gauge(
+                "wardline_log_backlog_bytes",
+                "Bytes of events in the kernel that are not read yet.",
+            )?,
+        })
+    }
+
+    fn set(&self, ledger: &Ledger, log: &LogFigures) {
+        for direction in Direction::ALL {
             for verdict in Verdict::ALL {
                 let labels = [direction.as_str(), verdict.as_str()];
                 let (d, v) = (direction.index(), verdict as usize);
                 raise(&self.due.with_label_values(&labels), ledger.due[d][v]);
                 raise(&self.written.with_label_values(&labels), ledger.written[d][v]);
-                raise(&self.lost.with_label_values(&labels), ledger.lost[d][v]);
+                for (cause, count) in Cause::ALL.iter().zip(ledger.lost[d][v]) {
+                    let labels = [direction.as_str(), verdict.as_str(), cause.as_str(verdict)];
+                    raise(&self.lost.with_label_values(&labels), count);
+                }
                 if let Some(imbalance) = &log.imbalance {
                     self.imbalance.with_label_values(&labels).set(imbalance[d][v]);
                 }
             }
         }
+        raise(&self.deleted_bytes, ledger.deleted_bytes);
+        for (disposition, count) in ["allow", "deny", "lost"].into_iter().zip(ledger.deleted_records) {
+            raise(&self.deleted_records.with_label_values(&[disposition]), count);
+        }
         raise(&self.rotations, log.rotations);
+        raise(&self.write_errors, log.write_errors);
+        raise(&self.left_out, log.left_out);
+        self.stopped.set(i64::from(log.is_stopped));
         self.backlog.set(i64::try_from(log.backlog).unwrap_or(i64::MAX));
     }
 }
@@ -251,6 +313,12 @@ impl Metrics {
 pub struct LogFigures {
     pub imbalance: Option<Imbalance>,
     pub rotations: u64,
+    pub write_errors: u64,
+    /// Nothing can be written.
+    pub is_stopped: bool,
+    /// Lines that standard output was too slow for.
+    pub left_out: u64,
+    /// Bytes of the ring that are not read yet.
     pub backlog: u64,
 }
 

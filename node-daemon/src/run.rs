@@ -24,7 +24,7 @@ use crate::args::{Args, Command};
 use crate::cni::{Announcer, Call, Installer, Server};
 use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
-use crate::events::{FileOptions, LogFile, Origin, PolicyLog, follow_events, monotonic};
+use crate::events::{FileOptions, LogFile, Origin, PolicyLog, Stdout, follow_events, monotonic};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -188,7 +188,13 @@ impl Daemon {
         let metrics = Arc::clone(&self.metrics);
         self.parts.thread("policy log", {
             let cancel = cancel.clone();
-            move || follow_events(log, &metrics, &cancel)
+            let told = messages.clone();
+            // Not waited for: whoever is told may wait for something else, and is told again.
+            let tell = move |problem: Option<&str>| {
+                let message = Message::PolicyLog(problem.map(str::to_owned));
+                told.try_send(message).is_ok()
+            };
+            move || follow_events(log, &metrics, &cancel, tell)
         });
         self.start_control(control, inbox);
         let told = messages.clone();
@@ -229,21 +235,20 @@ impl Daemon {
             path: logging.file.path.clone(),
             max_size: logging.file.max_size,
             max_files: logging.file.max_files.saturating_sub(1),
+            max_age: logging.file.max_age_seconds.map(|age| Duration::from_secs(age.into())),
+            min_free_percent: logging.file.min_free_percent,
         };
-        let path = options.path.display().to_string();
-        let file = LogFile::open(options).with_context(|| format!("failed to open policy log {path}"))?;
         let origin = Origin {
             node: self.args.node_name().into(),
             cluster: (!logging.cluster_name.is_empty()).then(|| logging.cluster_name.as_str().into()),
         };
         let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.into());
-        Ok(PolicyLog::open(
-            accounts,
-            file,
-            Arc::clone(&self.names),
-            origin,
-            aggregation,
-        )?)
+        let file = LogFile::new(options);
+        let mut log = PolicyLog::open(accounts, file, Arc::clone(&self.names), origin, aggregation)?;
+        if logging.stdout {
+            log.copy_to(Stdout::start().context("failed to open standard output")?);
+        }
+        Ok(log)
     }
 
     fn start_control(&self, control: Control, inbox: mpsc::Receiver<Message>) {

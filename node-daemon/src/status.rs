@@ -224,6 +224,14 @@ fn problems(state: &NodeState) -> (&'static str, String) {
         };
         messages.push(format!("the CNI plugin is not installed: {problem}"));
     }
+    if let Some(problem) = &state.log_stopped {
+        reason = if messages.is_empty() {
+            "PolicyLogStopped"
+        } else {
+            reason
+        };
+        messages.push(problem.clone());
+    }
     if !state.unmanaged.is_empty() {
         reason = if messages.is_empty() { "UnmanagedPods" } else { reason };
         messages.push(format!("{} pods are not managed", state.unmanaged.len()));
@@ -295,6 +303,14 @@ mod tests {
                     "PluginNotInstalled",
                     "the CNI plugin is not installed: no list; 1 pods are not managed",
                 ),
+            ),
+            (
+                NodeState {
+                    log_stopped: Some("failed to write".into()),
+                    unmanaged: unmanaged.clone(),
+                    ..NodeState::default()
+                },
+                ("PolicyLogStopped", "failed to write; 1 pods are not managed"),
             ),
             (
                 NodeState {

@@ -2,11 +2,13 @@
 //! The last lines of a log, found from its end.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use crate::Record;
-use crate::files::{self, FilesError, LogPart};
+use crate::files::{self, FilesError};
 use crate::filter::Filter;
 use crate::stream::Position;
 
@@ -44,7 +46,7 @@ pub fn last(log: &Path, position: &Position, past: &Past<'_>) -> Result<Vec<Vec<
     }
     let mut room = FARTHEST;
     for part in parts.iter().rev() {
-        let whole = backwards(part, &mut room, |line| {
+        let whole = backwards(&part.file, part.size, &mut room, |line| {
             if let Ok(record) = serde_json::from_slice::<Record>(line) {
                 if past.after == Some(record.seq()) {
                     return false;
@@ -54,7 +56,8 @@ pub fn last(log: &Path, position: &Position, past: &Past<'_>) -> Result<Vec<Vec<
                 }
             }
             found.len() < past.last
-        })?;
+        })
+        .map_err(FilesError::of("read", &part.path))?;
         if !whole {
             break;
         }
@@ -62,9 +65,13 @@ pub fn last(log: &Path, position: &Position, past: &Past<'_>) -> Result<Vec<Vec<
     Ok(found.into())
 }
 
-/// Calls `each` with the lines of a file, the last first, until it returns false. Returns whether all were read.
-fn backwards(part: &LogPart, room: &mut u64, mut each: impl FnMut(&[u8]) -> bool) -> Result<bool, FilesError> {
-    let mut end = part.size;
+/// Calls `each` with the lines among the first `size` bytes of a file, the last first, until it returns false or `room`
+/// bytes were read. Returns whether all were.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn backwards(file: &File, size: u64, room: &mut u64, mut each: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+    let mut end = size;
     // The beginning of a line whose end was in the block behind.
     let mut rest: Vec<u8> = Vec::new();
     while end > 0 {
@@ -75,9 +82,7 @@ fn backwards(part: &LogPart, room: &mut u64, mut each: impl FnMut(&[u8]) -> bool
         *room -= length;
         end -= length;
         let mut block = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-        part.file
-            .read_exact_at(&mut block, end)
-            .map_err(FilesError::of("read", &part.path))?;
+        file.read_exact_at(&mut block, end)?;
         if rest.len() < LONGEST {
             block.append(&mut rest);
         }

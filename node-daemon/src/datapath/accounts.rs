@@ -2,19 +2,50 @@
 //! The kernel's side of the account: generations, counters, denied pairs, and the ledger of what was closed.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 use libbpf_rs::{MapCore, MapHandle};
-use wardline_bpf::abi::{self, DenyEntry, DenyKey, DenyShare, Reason};
+use wardline_bpf::abi::{self, DenyEntry, DenyKey, DenyShare, Reason, Verdict};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
+use super::LoadError;
+use super::ids::{Counters as IdCounters, Ids};
+use super::load::{self, PinPaths};
 use super::map::{MapError, PerCpuArray, TypedMap};
-use crate::mapping::{Mapping, wait_for_programs};
+use crate::mapping::{Mapping, page_size, wait_for_programs};
 
 const DIRECTIONS: usize = 2;
 const VERDICTS: usize = 2;
 const REASONS: usize = Reason::ALL.len();
+
+/// Why a record is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The kernel had no room for it: the ring or the deny table was full.
+    TableFull,
+    /// The log's disk had no room, or not enough to spare.
+    DiskFull,
+    /// The log could not be written for another reason.
+    WriteError,
+}
+
+impl Cause {
+    pub const ALL: [Self; 3] = [Self::TableFull, Self::DiskFull, Self::WriteError];
+
+    /// As the log and the metrics spell it.
+    pub fn as_str(self, verdict: Verdict) -> &'static str {
+        match (self, verdict) {
+            (Self::TableFull, Verdict::Allow) => "ring-full",
+            (Self::TableFull, Verdict::Deny) => "aggregates-full",
+            (Self::DiskFull, _) => "disk-full",
+            (Self::WriteError, _) => "write-error",
+        }
+    }
+}
+
+/// Records by direction, verdict and [`Cause`].
+pub type Losses = [[[u64; Cause::ALL.len()]; VERDICTS]; DIRECTIONS];
 
 /// What was counted and written since the maps were made; pinned, so that a restart goes on with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -32,7 +63,27 @@ pub struct Ledger {
     /// By direction and verdict.
     pub due: [[u64; VERDICTS]; DIRECTIONS],
     pub written: [[u64; VERDICTS]; DIRECTIONS],
-    pub lost: [[u64; VERDICTS]; DIRECTIONS],
+    /// All that is lost, told by a line or not yet.
+    pub lost: Losses,
+    /// Of these, those that no line tells of: they could not be written.
+    pub untold: Losses,
+    /// Of these, those that the next generation to be closed tells of. Set before any line of it is written, so that
+    /// its lines are the same after a crash.
+    pub carried: Losses,
+    /// Wall time of the oldest of `untold` and of `carried`, nanoseconds since the epoch.
+    pub untold_since: u64,
+    pub carried_since: u64,
+    /// The old file that was deleted last, and what stood in all that were: bytes, and records by disposition.
+    pub deleted_file: u64,
+    pub deleted_bytes: u64,
+    pub deleted_records: [u64; 3],
+}
+
+impl Ledger {
+    /// Records lost in a direction, by verdict.
+    pub fn lost_in(&self, direction: usize) -> [u64; VERDICTS] {
+        self.lost[direction].map(|causes| causes.iter().sum())
+    }
 }
 
 impl Default for Ledger {
@@ -54,15 +105,6 @@ pub struct Closed {
     pub denies: Vec<(DenyKey, DenyEntry)>,
 }
 
-pub(super) struct Maps {
-    pub(super) settings: Mapping,
-    pub(super) counters: MapHandle,
-    pub(super) denies: MapHandle,
-    pub(super) shares: MapHandle,
-    pub(super) ring: MapHandle,
-    pub(super) ledger: MapHandle,
-}
-
 /// One thread owns it: the events thread.
 #[derive(Debug)]
 pub struct Accounts {
@@ -76,15 +118,20 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    pub(super) fn open(maps: Maps, epoch: u64) -> Result<Self, MapError> {
+    /// Opens what [`Datapath::load`](super::Datapath::load) has pinned, in this life or a former one.
+    pub fn open(paths: &PinPaths) -> Result<Self, LoadError> {
+        let pinned = |name| MapHandle::from_pinned_path(paths.maps.join(name)).map_err(LoadError::load);
+        let length = size_of::<abi::Settings>().next_multiple_of(page_size());
+        let settings = Mapping::new(pinned("settings")?.as_fd(), 0, length, true)
+            .map_err(|cause| LoadError::Mapping { map: "settings", cause })?;
         Ok(Self {
-            epoch,
-            settings: maps.settings,
-            counters: PerCpuArray::new(maps.counters),
-            denies: TypedMap::new(maps.denies)?,
-            shares: TypedMap::new(maps.shares)?,
-            ring: maps.ring,
-            ledger: TypedMap::new(maps.ledger)?,
+            epoch: Ids::open(load::user_map(paths, "ids", size_of::<IdCounters>())?)?.epoch(),
+            settings,
+            counters: PerCpuArray::new(pinned("counters")?),
+            denies: TypedMap::new(pinned("denies")?)?,
+            shares: TypedMap::new(pinned("deny_shares")?)?,
+            ring: pinned("allow_events")?,
+            ledger: TypedMap::new(load::user_map(paths, "ledger", size_of::<Ledger>())?)?,
         })
     }
 
@@ -94,7 +141,7 @@ impl Accounts {
     }
 
     pub fn ring(&self) -> (BorrowedFd<'_>, u32) {
-        (std::os::fd::AsFd::as_fd(&self.ring), self.ring.max_entries())
+        (self.ring.as_fd(), self.ring.max_entries())
     }
 
     /// The generation that packets count into now.

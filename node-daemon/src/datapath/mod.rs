@@ -44,7 +44,7 @@ use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::tables::TableKey;
 
 pub(crate) use self::accounts::add;
-pub use self::accounts::{Accounts, Closed, Ledger};
+pub use self::accounts::{Accounts, Cause, Closed, Ledger, Losses};
 pub use self::attach::attach_kind;
 use self::attach::{Attacher, Place};
 pub use self::conntrack::ConntrackSweeper;
@@ -188,17 +188,7 @@ impl Datapath {
         };
         let mut ids = Ids::open(load::user_map(paths, "ids", size_of::<IdCounters>())?)?;
         let words = map_words(&skel.maps.policy_words, "policy_words", abi::MAX_SLOTS as usize * 8)?;
-        let accounts = Accounts::open(
-            accounts::Maps {
-                settings: map_words(&skel.maps.settings, "settings", size_of::<abi::Settings>())?,
-                counters: handle(&skel.maps.counters)?,
-                denies: handle(&skel.maps.denies)?,
-                shares: handle(&skel.maps.deny_shares)?,
-                ring: handle(&skel.maps.allow_events)?,
-                ledger: load::user_map(paths, "ledger", size_of::<Ledger>())?,
-            },
-            ids.epoch(),
-        )?;
+        let accounts = Accounts::open(paths)?;
         let live = LiveEndpoints::default();
         let timeouts = load::timeouts(skel)?;
         let usages = || map_words(&skel.maps.usages, "usages", Usages::BYTES).map(Usages);

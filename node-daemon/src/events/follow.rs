@@ -8,18 +8,24 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use tokio_util::sync::CancellationToken;
 
 use super::log::{LogError, PolicyLog};
-use crate::metrics::{LogFigures, Metrics};
+use crate::metrics::Metrics;
 
 /// Milliseconds that an event waits at most; a ring that passes its half wakes us before.
 const POLL: u8 = 10;
 /// How often the counters of the generation in use are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 const SHOW: Duration = Duration::from_secs(1);
-/// After a failed write; meanwhile the kernel keeps what it can and counts what it cannot.
+/// After the kernel's tables could not be read.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Writes until cancelled, then what is left.
-pub fn follow(mut log: PolicyLog, metrics: &Metrics, cancel: &CancellationToken) -> Result<()> {
+/// Writes until cancelled, then what is left. `tell` is told why nothing is written, and that something is again, and
+/// once more where it returns false.
+pub fn follow(
+    mut log: PolicyLog,
+    metrics: &Metrics,
+    cancel: &CancellationToken,
+    tell: impl Fn(Option<&str>) -> bool,
+) -> Result<()> {
     // Edge-triggered: events that nobody was woken for do not end the wait, so that they are read in batches.
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(
@@ -27,6 +33,7 @@ pub fn follow(mut log: PolicyLog, metrics: &Metrics, cancel: &CancellationToken)
         EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0),
     )?;
     let (mut looked, mut shown) = (Instant::now(), None::<Instant>);
+    let mut news = News::default();
     while !cancel.is_cancelled() {
         log.admit_observers();
         let now = Instant::now();
@@ -36,28 +43,57 @@ pub fn follow(mut log: PolicyLog, metrics: &Metrics, cancel: &CancellationToken)
         }
         match step(&mut log, look.then_some(now)) {
             Ok(true) => {}
-            Ok(false) => wait(&epoll)?,
+            // The log itself knows that it cannot be written, and when to try again.
+            Ok(false) | Err(LogError::File(_)) => wait(&epoll)?,
             Err(error) => {
-                metrics.write_failed();
-                tracing::error!(%error, "failed to write the policy log; trying again");
+                tracing::error!(%error, "failed to account for verdicts; trying again");
                 std::thread::sleep(RETRY);
             }
         }
+        news.pass_on(log.stopped(), &tell);
         if shown.is_none_or(|at| now.duration_since(at) >= SHOW) {
             shown = Some(now);
             show(&log, metrics)?;
         }
     }
-    while log.drain()? {}
+    if let Err(error) = log.finish() {
+        tracing::warn!(%error, "what is left stays in the kernel for the next life");
+    }
     Ok(())
 }
 
+/// Whether the log is written, as it was told last.
+#[derive(Default)]
+struct News {
+    logged: Option<String>,
+    told: Option<String>,
+}
+
+impl News {
+    fn pass_on(&mut self, stopped: Option<&str>, tell: &impl Fn(Option<&str>) -> bool) {
+        if self.logged.as_deref() != stopped {
+            if let Some(problem) = stopped {
+                tracing::error!(
+                    problem,
+                    "the policy log is not written; the kernel keeps what it has room for, the rest is counted as lost"
+                );
+            } else {
+                tracing::info!("the policy log is written again");
+            }
+            self.logged = stopped.map(str::to_owned);
+        }
+        if self.told != self.logged && tell(stopped) {
+            self.told.clone_from(&self.logged);
+        }
+    }
+}
+
 fn step(log: &mut PolicyLog, look: Option<Instant>) -> Result<bool, LogError> {
-    let more = log.drain()?;
+    let drained = log.drain();
     if let Some(now) = look {
         log.close_if_due(now)?;
     }
-    Ok(more)
+    drained
 }
 
 fn wait(epoll: &Epoll) -> Result<()> {
@@ -68,11 +104,6 @@ fn wait(epoll: &Epoll) -> Result<()> {
 }
 
 fn show(log: &PolicyLog, metrics: &Metrics) -> Result<()> {
-    let figures = LogFigures {
-        imbalance: log.imbalance(),
-        rotations: log.rotations(),
-        backlog: log.backlog(),
-    };
-    metrics.set_account(log.ledger(), &log.packets()?, &figures);
+    metrics.set_account(log.ledger(), &log.packets()?, &log.figures());
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! From verdicts in the kernel to lines in the policy log: docs/events.md.
 //!
 //! ```text
-//! ring, deny table -> decode -> observed -> record -> file
+//! ring, deny table -> decode -> observed -> record -> file -> stdout
 //!          \------------ log: the account ------------/
 //! ```
 
@@ -15,9 +15,11 @@ mod observed;
 mod record;
 mod ring;
 mod sequence;
+mod stdout;
 
 pub(crate) use self::clock::monotonic;
-pub use self::file::{FileOptions, LogFile};
+pub use self::file::{FileError, FileOptions, LogFile};
 pub use self::follow::follow as follow_events;
 pub use self::log::{Imbalance, LogError, PolicyLog};
 pub use self::record::Origin;
+pub use self::stdout::Stdout;

@@ -71,16 +71,13 @@ impl Ring {
         self.producer.u64(0).load(Ordering::Acquire)
     }
 
-    /// Gives up to `most` records of `size` bytes each, less than a page, from `start` on, each with the position
-    /// behind it. Stops before a record that is not committed yet. Returns the position behind the last one.
-    pub fn read(&mut self, start: u64, most: usize, size: usize, mut each: impl FnMut(u64, &[u8])) -> io::Result<u64> {
+    /// Gives records of `size` bytes each, less than a page, from `start` on, each with the position behind it, until
+    /// `each` returns false. Stops before a record that is not committed yet. Returns the position behind the last one.
+    pub fn read(&mut self, start: u64, size: usize, mut each: impl FnMut(u64, &[u8]) -> bool) -> io::Result<u64> {
         let end = self.end();
         let mut position = start;
         let mut bytes = vec![0; size];
-        for _ in 0..most {
-            if position >= end {
-                break;
-            }
+        while position < end {
             let offset = self.look_at(position)?;
             let data = &self.window.data;
             let length = data.u32(offset).load(Ordering::Acquire);
@@ -91,7 +88,9 @@ impl Ring {
             position += (HEADER + taken).next_multiple_of(8) as u64;
             if length & DISCARD == 0 && taken == size {
                 data.copy_to(offset + HEADER, &mut bytes);
-                each(position, &bytes);
+                if !each(position, &bytes) {
+                    break;
+                }
             }
         }
         Ok(position)

@@ -151,6 +151,22 @@ impl Node {
     }
 
     pub fn start(&self, config: &DaemonConfig) -> Life {
+        self.start_logging_to(config, self.file_options(), Duration::from_secs(5))
+    }
+
+    /// A log that is never rotated, on a disk that is never too full.
+    pub fn file_options(&self) -> FileOptions {
+        FileOptions {
+            path: self.state.join("policy_action.log"),
+            max_size: 1 << 30,
+            max_files: 1,
+            max_age: None,
+            min_free_percent: 0,
+        }
+    }
+
+    /// As [`Node::start`], with another log, and another time in which denies are aggregated.
+    pub fn start_logging_to(&self, config: &DaemonConfig, options: FileOptions, aggregation: Duration) -> Life {
         let names = Arc::new(Names::open(&self.state).unwrap());
         let paths = PinPaths::new(&self.bpffs);
         let (datapath, handles) = Datapath::load(&paths, config, Arc::clone(&names), self.attach).unwrap();
@@ -160,9 +176,9 @@ impl Node {
             departures,
             ..
         } = handles;
-        let log_path = self.state.join("policy_action.log");
-        let log = Self::open_log(accounts, &names, &log_path);
-        let read = std::fs::metadata(&log_path).unwrap().len();
+        let log_path = options.path.clone();
+        let log = Self::open_log(accounts, &names, options, aggregation);
+        let read = std::fs::metadata(&log_path).map_or(0, |metadata| metadata.len());
         Life {
             datapath,
             departures,
@@ -176,18 +192,20 @@ impl Node {
         }
     }
 
-    fn open_log(accounts: Accounts, names: &Arc<Names>, path: &Path) -> PolicyLog {
-        let options = FileOptions {
-            path: path.to_owned(),
-            max_size: 1 << 30,
-            max_files: 1,
-        };
+    /// The log alone of another life, in whatever process, on the tables that an earlier one has loaded.
+    pub fn start_log(bpffs: &Path, state: &Path, options: FileOptions, aggregation: Duration) -> PolicyLog {
+        let names = Arc::new(Names::open(state).unwrap());
+        let accounts = Accounts::open(&PinPaths::new(bpffs)).unwrap();
+        Self::open_log(accounts, &names, options, aggregation)
+    }
+
+    fn open_log(accounts: Accounts, names: &Arc<Names>, options: FileOptions, aggregation: Duration) -> PolicyLog {
         let origin = Origin {
             node: "node1".into(),
             cluster: None,
         };
-        let file = LogFile::open(options).unwrap();
-        PolicyLog::open(accounts, file, Arc::clone(names), origin, Duration::from_secs(5)).unwrap()
+        let file = LogFile::new(options);
+        PolicyLog::open(accounts, file, Arc::clone(names), origin, aggregation).unwrap()
     }
 
     /// The cluster with its local pods at this node's veths, in the order of their names.

@@ -369,7 +369,8 @@ mod tests {
         let full = "
             cni: {confDir: /etc/kubernetes/cni/net.d, binDir: /usr/libexec/cni, failurePolicy: Ignore}
             policy: {enforcement: Audit, sourceAddressCheck: Enforce}
-            logging: {clusterName: prod, denyAggregationSeconds: 30, file: {path: /var/log/wardline/policy.log, maxSize: 1Mi, maxFiles: 2}}
+            logging: {clusterName: prod, denyAggregationSeconds: 30, stdout: true,
+                      file: {path: /var/log/wardline/policy.log, maxSize: 1Mi, maxFiles: 2, maxAgeSeconds: 3600, minFreePercent: 20}}
             limits: {connections: 65536}
             services: {mode: Disabled}
             apiServer: {host: 10.0.0.1, port: 443}

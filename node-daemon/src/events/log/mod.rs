@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the kernel's account to the file, each verdict once.
+//!
+//! ```text
+//! ring:        read a batch -> write -> ledger -> give the room back
+//! generation:  flip, grace period -> drain the ring -> write denies and losses -> ledger -> clear
+//! ```
+//!
+//! After a crash each step is done again or found done: lines by their `seq`, the ledger by ring position and closed
+//! generation. While the file cannot be written the same steps go without "write" for what is too old or too much to be
+//! kept: it is entered as lost, and told when there is room again (`stop`).
+
+mod closing;
+mod stop;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wardline_bpf::abi::{self, AllowEvent, Direction as AbiDirection, Verdict as AbiVerdict};
+use wardline_policy::model::Direction;
+use zerocopy::FromBytes;
+
+use self::closing::Pending;
+use self::stop::Stop;
+use super::clock::Clock;
+use super::decode;
+use super::file::{FileError, LogFile};
+use super::record::{Origin, write_verdict};
+use super::ring::Ring;
+use super::sequence::{Sequence, Written};
+use super::stdout::Stdout;
+use crate::datapath::{Accounts, Cause, Ledger, MapError, add};
+use crate::metrics::LogFigures;
+use crate::names::Names;
+use crate::observe::Observers;
+
+/// Records that are read at once.
+const BATCH: usize = 4096;
+
+const ALLOW: usize = AbiVerdict::Allow as usize;
+const DENY: usize = AbiVerdict::Deny as usize;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("failed to wait for packet programs: {0}")]
+    Settle(io::Error),
+    #[error("failed to map the ring of events: {0}")]
+    Ring(io::Error),
+    #[error("failed to read clock: {0}")]
+    Clock(nix::Error),
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+/// Whether due = written + lost held when the last generation was closed; the difference by direction and verdict.
+pub type Imbalance = [[i64; 2]; 2];
+
+#[derive(Debug)]
+pub struct PolicyLog {
+    accounts: Accounts,
+    ring: Ring,
+    file: LogFile,
+    /// Who reads along.
+    observers: Arc<Observers>,
+    names: Arc<Names>,
+    origin: Origin,
+    aggregation: Duration,
+    ledger: Ledger,
+    written: Written,
+    /// A generation that was closed and is not written yet.
+    pending: Option<Pending>,
+    /// When the first verdict of the generation in use was seen.
+    first_due: Option<Instant>,
+    /// Events read of the generation in use, by direction: written, but due only when it is closed.
+    ahead: [u64; 2],
+    /// Wall time at which the generation in use began.
+    began: u64,
+    imbalance: Option<Imbalance>,
+    /// Until this life has begun a generation: before, `ahead` lacks what an earlier life read.
+    recovering: bool,
+    buffer: Vec<u8>,
+    /// Why the file cannot be written.
+    stop: Option<Stop>,
+    write_errors: u64,
+    /// When old files may be deleted again, after it failed.
+    delete_at: Instant,
+    stdout: Option<Stdout>,
+}
+
+/// What becomes of verdicts that are taken from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Written,
+    Lost(Cause),
+}
+
+/// Events that were read and are not in the ledger yet.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Position behind the last one.
+    end: u64,
+    events: usize,
+    /// More events would have been too many.
+    is_full: bool,
+    /// By direction.
+    written: [u64; 2],
+    lost: [u64; 2],
+    /// Those of the generation in use.
+    ahead: [u64; 2],
+}
+
+impl PolicyLog {
+    /// Finds out where an earlier life stopped. A file that cannot be written is no error: see [`PolicyLog::stopped`].
+    pub fn open(
+        accounts: Accounts,
+        file: LogFile,
+        names: Arc<Names>,
+        origin: Origin,
+        aggregation: Duration,
+    ) -> Result<Self, LogError> {
+        let (fd, size) = accounts.ring();
+        let ring = Ring::new(fd, size).map_err(LogError::Ring)?;
+        let ledger = accounts.ledger()?;
+        if ledger.ring_position > ring.position() {
+            ring.advance(ledger.ring_position);
+        }
+        let before = accounts.generation().wrapping_sub(1);
+        let is_closed = ledger.closings > 0 && ledger.closed_generation == before;
+        let mut written = Written::default();
+        let learned =
+            file.last_lines(|line| written.learn(line, accounts.epoch()) && !(is_closed && written.ring.is_some()));
+        if let Err(error) = learned {
+            tracing::error!(%error, "what an earlier life wrote last, and did not enter, may be written again");
+        }
+        let clock = Clock::read().map_err(LogError::Clock)?;
+        let mut log = Self {
+            began: clock.wall(super::clock::monotonic().map_err(LogError::Clock)?),
+            pending: (accounts.generation() > 0 && !is_closed).then(|| Pending::inherited(before)),
+            accounts,
+            ring,
+            file,
+            observers: Arc::default(),
+            names,
+            origin,
+            aggregation,
+            ledger,
+            written,
+            first_due: None,
+            ahead: [0; 2],
+            imbalance: None,
+            recovering: true,
+            buffer: Vec::new(),
+            stop: None,
+            write_errors: 0,
+            delete_at: Instant::now(),
+            stdout: None,
+        };
+        // Told at once if it cannot be written, not only when there is something to write.
+        let _ = log.probe();
+        if is_closed {
+            // In the ledger already; the clearing may have been cut short.
+            let closed = log.accounts.read(before)?;
+            log.accounts.clear(before, &closed.denies)?;
+        }
+        Ok(log)
+    }
+
+    /// Hands what is written to observers too.
+    pub fn hand_to(&mut self, observers: Arc<Observers>) {
+        self.observers = observers;
+    }
+
+    /// Lets observers in that came since.
+    pub fn admit_observers(&self) {
+        self.observers.admit(self.file.position());
+    }
+
+    /// Lets lines that are written go to standard output as well.
+    pub fn copy_to(&mut self, stdout: Stdout) {
+        self.stdout = Some(stdout);
+    }
+
+    /// Writes what is there, or makes room for what comes. Returns whether more may be there.
+    pub fn drain(&mut self) -> Result<bool, LogError> {
+        if self.may_write(Instant::now()) {
+            self.take_batch(Fate::Written)
+        } else {
+            self.shed()
+        }
+    }
+
+    fn take_batch(&mut self, fate: Fate) -> Result<bool, LogError> {
+        let start = self.ring.position();
+        if start == self.ring.end() {
+            return Ok(false);
+        }
+        let batch = self.read_batch(start, fate)?;
+        self.append()?;
+        // Should the ledger fail, the batch is counted again and not written again.
+        if fate == Fate::Written {
+            self.written.ring = Some(batch.end);
+        }
+        self.enter_batch(&batch, fate)?;
+        self.ring.advance(batch.end);
+        Ok(batch.is_full)
+    }
+
+    fn read_batch(&mut self, start: u64, fate: Fate) -> Result<Batch, LogError> {
+        let clock = Clock::read().map_err(LogError::Clock)?;
+        let chunk = self.file.chunk();
+        let Self {
+            accounts,
+            names,
+            origin,
+            written,
+            buffer,
+            ..
+        } = self;
+        let mut batch = Batch::default();
+        let generation = accounts.generation();
+        let only_annotated = accounts.is_allow_delegated();
+        let mut seq = String::new();
+        buffer.clear();
+        let end = self.ring.read(start, size_of::<AllowEvent>(), |position, bytes| {
+            batch.events += 1;
+            let event = AllowEvent::read_from_bytes(bytes).ok();
+            let seen = event.and_then(|event| {
+                let seen = decode::allow(&event, &clock, only_annotated).ok()?;
+                Some((seen, event.generation))
+            });
+            if let Some((seen, of)) = seen {
+                let direction = index(seen.direction);
+                batch.ahead[direction] += u64::from(of == generation);
+                let sequence = Sequence::Ring { position };
+                if written.has(sequence) {
+                    batch.written[direction] += 1;
+                } else if fate == Fate::Written {
+                    batch.written[direction] += 1;
+                    sequence.write(accounts.epoch(), &mut seq);
+                    write_verdict(buffer, &seen, &seq, names, origin);
+                } else {
+                    batch.lost[direction] += 1;
+                }
+            }
+            batch.is_full = batch.events == BATCH || buffer.len() >= chunk;
+            !batch.is_full
+        });
+        batch.end = end.map_err(LogError::Ring)?;
+        Ok(batch)
+    }
+
+    fn enter_batch(&mut self, batch: &Batch, fate: Fate) -> Result<(), LogError> {
+        let mut ledger = self.ledger;
+        for direction in 0..2 {
+            ledger.written[direction][ALLOW] += batch.written[direction];
+            if let Fate::Lost(cause) = fate {
+                self.lose(&mut ledger, direction, ALLOW, cause, batch.lost[direction]);
+            }
+        }
+        ledger.ring_position = batch.end;
+        self.accounts.store_ledger(&ledger)?;
+        self.ledger = ledger;
+        for (ahead, count) in self.ahead.iter_mut().zip(batch.ahead) {
+            *ahead += count;
+        }
+        Ok(())
+    }
+
+    /// Enters records as lost, for a line to tell of them later.
+    fn lose(&self, ledger: &mut Ledger, direction: usize, verdict: usize, cause: Cause, count: u64) {
+        if count == 0 {
+            return;
+        }
+        ledger.lost[direction][verdict][cause as usize] += count;
+        ledger.untold[direction][verdict][cause as usize] += count;
+        if ledger.untold_since == 0 {
+            ledger.untold_since = self.began;
+        }
+    }
+
+    /// Writes the buffer.
+    fn append(&mut self) -> Result<(), LogError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.file.append(&self.buffer) {
+            return Err(self.stop_for(error));
+        }
+        self.stop = None;
+        self.observers.tell(&self.buffer);
+        if let Some(stdout) = &self.stdout {
+            stdout.offer(&self.buffer);
+        }
+        self.buffer.clear();
+        Ok(())
+    }
+
+    fn difference(&self) -> Imbalance {
+        let mut difference = [[0; 2]; 2];
+        for (direction, row) in difference.iter_mut().enumerate() {
+            let lost = self.ledger.lost_in(direction);
+            for (verdict, value) in row.iter_mut().enumerate() {
+                let ahead = if verdict == ALLOW { self.ahead[direction] } else { 0 };
+                let accounted = self.ledger.written[direction][verdict] + lost[verdict] - ahead;
+                *value = self.ledger.due[direction][verdict]
+                    .wrapping_sub(accounted)
+                    .cast_signed();
+            }
+        }
+        difference
+    }
+
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// None until a generation was closed.
+    pub fn imbalance(&self) -> Option<Imbalance> {
+        self.imbalance
+    }
+
+    /// Packets since the maps were made, the generation in use included.
+    pub fn packets(&self) -> Result<[[u64; abi::Reason::ALL.len()]; 2], LogError> {
+        let mut packets = self.ledger.packets;
+        let pending = self.pending.map(|pending| pending.generation);
+        let pending = pending.filter(|generation| !self.is_entered(*generation));
+        for generation in pending.into_iter().chain([self.accounts.generation()]) {
+            add(&mut packets, &self.accounts.counted(generation)?.packets);
+        }
+        Ok(packets)
+    }
+
+    /// What the metrics show beside the ledger.
+    pub fn figures(&self) -> LogFigures {
+        LogFigures {
+            imbalance: self.imbalance,
+            rotations: self.file.rotations(),
+            write_errors: self.write_errors,
+            is_stopped: self.stop.is_some(),
+            left_out: self.stdout.as_ref().map_or(0, Stdout::left_out),
+            backlog: self.backlog(),
+        }
+    }
+
+    /// Writes what is left, before the daemon ends.
+    pub fn finish(mut self) -> Result<(), LogError> {
+        let drained = loop {
+            match self.drain() {
+                Ok(true) => {}
+                result => break result.map(drop),
+            }
+        };
+        if let Some(stdout) = self.stdout.take() {
+            stdout.finish();
+        }
+        drained
+    }
+
+    /// Readable when the programs wake the reader.
+    pub fn ring_fd(&self) -> BorrowedFd<'_> {
+        self.accounts.ring().0
+    }
+
+    /// Bytes of the ring that are not read yet.
+    pub fn backlog(&self) -> u64 {
+        self.ring.end().saturating_sub(self.ring.position())
+    }
+}
+
+fn index(direction: Direction) -> usize {
+    match direction {
+        Direction::Ingress => AbiDirection::Ingress as usize,
+        Direction::Egress => AbiDirection::Egress as usize,
+    }
+}

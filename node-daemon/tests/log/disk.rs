@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Disks that cannot be written.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use wardline_crds::config::DaemonConfig;
+use wardline_node::events::FileOptions;
+
+use crate::support::{Life, Node, on_a_node};
+use crate::{Count, Traffic, desired, written};
+
+const AGGREGATION: Duration = Duration::from_millis(100);
+/// Longer than a closed generation waits to be written.
+const LONG: Duration = Duration::from_mins(6);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A small disk of its own for the log.
+struct Disk {
+    options: FileOptions,
+    directory: PathBuf,
+}
+
+impl Disk {
+    fn new(node: &Node, size: &str, min_free_percent: u32) -> Self {
+        let directory = node.state.join("log");
+        fs::create_dir_all(&directory).unwrap();
+        mount(Some("tmpfs"), &directory, Some("tmpfs"), MsFlags::empty(), Some(size)).unwrap();
+        let options = FileOptions {
+            path: directory.join("policy_action.log"),
+            min_free_percent,
+            ..node.file_options()
+        };
+        Self { options, directory }
+    }
+
+    fn start(&self, node: &Node) -> Life {
+        node.start_logging_to(&DaemonConfig::default(), self.options.clone(), AGGREGATION)
+    }
+
+    fn path(&self) -> &Path {
+        &self.options.path
+    }
+
+    /// Somebody else uses all that is free.
+    fn fill(&self) {
+        let mut file = File::create(self.directory.join("other")).unwrap();
+        while file.write_all(&[0; 4096]).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.directory.join("other")).unwrap();
+    }
+
+    fn remount(&self, flags: MsFlags) {
+        let none = None::<&str>;
+        mount(none, &self.directory, none, MsFlags::MS_REMOUNT | flags, none).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.directory, MntFlags::MNT_DETACH);
+    }
+}
+
+/// Does once what the events thread does all the time.
+fn step(life: &mut Life) {
+    while life.log.drain().unwrap_or(false) {}
+    let _ = life.log.close_if_due(Instant::now());
+}
+
+/// Lets the events thread work until a condition holds.
+#[track_caller]
+fn until(life: &mut Life, what: &str, mut holds: impl FnMut(&Life) -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds(life) {
+        assert!(
+            Instant::now() < end,
+            "{what}: {:?}, {:?}",
+            life.log.stopped(),
+            life.log.figures()
+        );
+        step(life);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// All that was sent is written or told as lost, once.
+#[track_caller]
+fn check(life: &mut Life, disk: &Disk, sent: Count) -> crate::Written {
+    for _ in 0..2 {
+        while life.log.drain().unwrap() {}
+        life.log.close().unwrap();
+        assert_eq!(life.log.imbalance(), Some([[0; 2]; 2]));
+    }
+    let written = written(disk.path());
+    assert_eq!(written.all(), sent, "{written:?}");
+    written
+}
+
+#[test]
+fn a_full_disk_loses_nothing_that_the_kernel_can_keep() {
+    for (percent, problem) in [
+        (0, "No space left on device (os error 28)"),
+        (30, "less than 30% of its file system is free"),
+    ] {
+        on_a_node(1, |node| {
+            let disk = Disk::new(node, "size=2m", percent);
+            let mut life = disk.start(node);
+            life.apply(&desired(node));
+            let mut traffic = Traffic::of(node, &life);
+            traffic.send(50, 20);
+            check(&mut life, &disk, traffic.sent);
+
+            disk.fill();
+            traffic.send(1000, 100);
+            until(&mut life, "the disk is full", |life| life.log.stopped().is_some());
+            let told = life.log.stopped().unwrap();
+            assert!(
+                told.starts_with("failed to write policy log ") && told.ends_with(problem),
+                "{told}"
+            );
+            assert!(life.log.figures().is_stopped && life.log.figures().write_errors > 0);
+            // Nothing of what failed stands in the file, and a kill meanwhile changes nothing.
+            assert_eq!(written(disk.path()).all(), Count { allow: 50, deny: 20 });
+            life = disk.start(node);
+            traffic.send(100, 10);
+            until(&mut life, "the disk is still full", |life| life.log.stopped().is_some());
+
+            disk.make_room();
+            until(&mut life, "there is room", |life| life.log.stopped().is_none());
+            let written = check(&mut life, &disk, traffic.sent);
+            assert_eq!(written.losses, Count::default(), "{written:?}");
+        });
+    }
+}
+
+#[test]
+fn what_a_disk_that_stays_full_costs_is_counted_and_told_through_restarts() {
+    on_a_node(8, |node| {
+        let disk = Disk::new(node, "size=96m", 0);
+        let mut life = disk.start(node);
+        life.apply(&desired(node));
+        let mut traffic = Traffic::of(node, &life);
+        disk.fill();
+        // More connections than half of the ring holds.
+        for _ in 0..7 {
+            traffic.send(10_000, 100);
+            until(&mut life, "room is made in the ring", |life| {
+                life.log.figures().backlog <= 4 << 20
+            });
+        }
+        let lost = |life: &Life, verdict: usize| -> u64 {
+            life.log
+                .ledger()
+                .lost
+                .iter()
+                .map(|causes| causes[verdict].iter().sum::<u64>())
+                .sum()
+        };
+        let (allows, denies) = (0, 1);
+        let given_up = [lost(&life, allows), lost(&life, denies)];
+        assert!(
+            (10_000..70_000).contains(&given_up[allows]) && given_up[denies] == 0,
+            "{given_up:?}"
+        );
+
+        // Denies wait, and are given up in the end: those of a generation that is closed, and of the one after it.
+        for _ in 0..2 {
+            let closed = life.log.close().unwrap_err().to_string();
+            assert!(closed.starts_with("failed to write policy log "), "{closed}");
+            life.log.close_if_due(Instant::now() + LONG).unwrap();
+        }
+        assert_eq!([lost(&life, allows), lost(&life, denies)], [70_000, 700]);
+        assert_eq!(life.log.imbalance(), Some([[0; 2]; 2]));
+        drop(life);
+
+        let mut life = disk.start(node);
+        traffic.send(500, 50);
+        until(&mut life, "the disk is still full", |life| life.log.stopped().is_some());
+        drop(life);
+        let mut life = disk.start(node);
+        disk.make_room();
+        until(&mut life, "there is room", |life| life.log.stopped().is_none());
+        let written = check(&mut life, &disk, traffic.sent);
+        assert_eq!(
+            written.losses,
+            Count {
+                allow: 70_000,
+                deny: 700
+            }
+        );
+        assert!(written.why.iter().eq(["disk-full"]), "{written:?}");
+        assert_eq!(written.lines, 552, "a line each for what was given up");
+        drop(life);
+        // What is told once is told.
+        check(&mut disk.start(node), &disk, traffic.sent);
+    });
+}
+
+#[test]
+fn a_read_only_disk_keeps_no_daemon_from_enforcing() {
+    on_a_node(1, |node| {
+        let disk = Disk::new(node, "size=2m", 12);
+        let mut life = disk.start(node);
+        life.apply(&desired(node));
+        let mut traffic = Traffic::of(node, &life);
+        traffic.send(50, 20);
+        step(&mut life);
+        drop(life);
+        disk.remount(MsFlags::MS_RDONLY);
+        let mut life = disk.start(node);
+        let told = life.log.stopped().unwrap();
+        assert!(told.ends_with("Read-only file system (os error 30)"), "{told}");
+        life.apply(&desired(node));
+        traffic.send(50, 20);
+        step(&mut life);
+        disk.remount(MsFlags::empty());
+        until(&mut life, "the disk is writable", |life| life.log.stopped().is_none());
+        let written = check(&mut life, &disk, traffic.sent);
+        assert_eq!(written.losses, Count::default());
+    });
+}
+
+#[test]
+fn something_else_in_the_files_place_is_told_until_it_is_gone() {
+    on_a_node(1, |node| {
+        let disk = Disk::new(node, "size=2m", 0);
+        let mut life = disk.start(node);
+        life.apply(&desired(node));
+        let mut traffic = Traffic::of(node, &life);
+        traffic.send(50, 20);
+        check(&mut life, &disk, traffic.sent);
+        // Named as a rotated file, so that its lines are found again.
+        let moved = disk.directory.join("policy_action-2026-01-01T00-00-00.000000.log");
+        fs::rename(disk.path(), &moved).unwrap();
+        nix::unistd::mkfifo(disk.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        traffic.send(50, 20);
+        until(&mut life, "a named pipe", |life| {
+            life.log.stopped().is_some_and(|told| told.contains("a named pipe"))
+        });
+        // Long enough for denies to be given up: the cause is not the disk.
+        let _ = life.log.close();
+        life.log.close_if_due(Instant::now() + LONG).unwrap();
+        fs::remove_file(disk.path()).unwrap();
+        traffic.send(50, 20);
+        until(&mut life, "the pipe is gone", |life| life.log.stopped().is_none());
+        let written = check(&mut life, &disk, traffic.sent);
+        assert!(written.why.iter().eq(["write-error"]), "{written:?}");
+        assert_eq!(written.losses, Count { allow: 50, deny: 20 });
+    });
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The policy log on disks that are full, read-only or taken away, and through kills: whatever happens, the counts of
+//! records and losses sum up to what was sent, and nothing is written twice. The real programs, fed frame by frame. Needs
+//! root.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+mod disk;
+mod kills;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use wardline_bpf::frame::{self, flag};
+use wardline_node::index::Desired;
+use wardline_policy::model::{
+    Direction, Labels, ObjectName, Objects, Operator, Peer, Pod, Policy, Requirement, Rule, Selector,
+};
+use wardline_record::files;
+
+use support::{Life, Node, Program};
+
+const NODE: &str = "node1";
+const ADMITTED: &str = "10.0.1.1";
+const REFUSED: &str = "10.0.1.2";
+
+/// Records or packets by verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    allow: u64,
+    deny: u64,
+}
+
+/// A node with as many pods as interfaces, each of which admits one of two remote pods.
+fn desired(node: &Node) -> Desired {
+    let mut objects = Objects::default();
+    objects.namespaces.insert("shop".into(), Labels::new());
+    let servers = (0..node.veths.len()).map(|i| (format!("server{i}"), format!("10.0.0.{}", i + 1), NODE));
+    let clients =
+        [("a", ADMITTED), ("b", REFUSED)].map(|(name, address)| (name.to_owned(), address.to_owned(), "node2"));
+    for (name, address, of) in servers.chain(clients) {
+        let app = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let pod = Pod {
+            labels: Labels::from([("app".to_owned(), app.to_owned())]),
+            addresses: vec![address.parse().unwrap()],
+            node: of.into(),
+            ports: Vec::new(),
+        };
+        objects.pods.insert(ObjectName::new("shop", name), Arc::new(pod));
+    }
+    let app = |name: &str| Selector {
+        requirements: vec![Requirement {
+            key: "app".into(),
+            operator: Operator::In([Arc::from(name)].into()),
+        }],
+    };
+    let rule = Rule {
+        peers: Some(vec![Peer::Pods {
+            namespaces: None,
+            pods: app("a"),
+        }]),
+        ports: None,
+    };
+    let name = ObjectName::new("shop", "server");
+    let policy = Policy {
+        name: name.clone(),
+        generation: 1,
+        log: false,
+        pod_selector: app("server"),
+        ingress: Some(vec![rule]),
+        egress: None,
+    };
+    objects.policies.insert(name, Arc::new(policy));
+    node.desired(&objects, NODE)
+}
+
+/// The edges of the pods, and what was sent to them.
+struct Traffic {
+    pods: Vec<(Program, SocketAddr)>,
+    sent: Count,
+}
+
+impl Traffic {
+    fn of(node: &Node, life: &Life) -> Self {
+        let pods = (1..).zip(&node.veths).map(|(host, ifindex)| {
+            let address = SocketAddr::new(format!("10.0.0.{host}").parse().unwrap(), 0);
+            (life.program(*ifindex, Direction::Ingress), address)
+        });
+        Self {
+            pods: pods.collect(),
+            sent: Count::default(),
+        }
+    }
+
+    /// Sends to the pods by turns, each packet of a connection of its own, and sees that it is judged.
+    fn send(&mut self, allow: u64, deny: u64) {
+        for _ in 0..allow {
+            self.packet(self.sent.allow, ADMITTED, true);
+            self.sent.allow += 1;
+        }
+        for _ in 0..deny {
+            self.packet(self.sent.deny, REFUSED, false);
+            self.sent.deny += 1;
+        }
+    }
+
+    fn packet(&self, number: u64, from: &str, passes: bool) {
+        let number = usize::try_from(number).unwrap();
+        let (program, to) = &self.pods[number % self.pods.len()];
+        let port = u16::try_from(number / self.pods.len() + 1).unwrap();
+        let from = SocketAddr::new(from.parse().unwrap(), 40_000);
+        let frame = frame::tcp(from, SocketAddr::new(to.ip(), port), flag::SYN);
+        assert_eq!(program.passes(&frame), passes, "packet {number} from {from}");
+    }
+}
+
+/// What stands in all files of a log.
+#[derive(Debug, Default)]
+struct Written {
+    records: Count,
+    losses: Count,
+    /// Causes of the losses.
+    why: BTreeSet<String>,
+    lines: u64,
+    bytes: u64,
+}
+
+/// Reads all files; each line must be whole, and about something else.
+fn written(log: &Path) -> Written {
+    let mut written = Written::default();
+    let mut sequences = BTreeSet::new();
+    for part in files::open(log).unwrap() {
+        let text = std::fs::read_to_string(&part.path).unwrap();
+        assert!(
+            text.is_empty() || text.ends_with('\n'),
+            "{} is torn",
+            part.path.display()
+        );
+        written.bytes += text.len() as u64;
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let seq = line["seq"].as_str().unwrap().to_owned();
+            assert!(sequences.insert(seq), "twice: {line}");
+            written.lines += 1;
+            let (counts, disposition) = match line["disposition"].as_str().unwrap() {
+                "lost" => {
+                    written.why.insert(line["lost"]["why"].as_str().unwrap().to_owned());
+                    (&mut written.losses, &line["lost"]["disposition"])
+                }
+                _ => (&mut written.records, &line["disposition"]),
+            };
+            let count = line["count"].as_u64().unwrap();
+            match disposition.as_str().unwrap() {
+                "allow" => counts.allow += count,
+                "deny" => counts.deny += count,
+                other => panic!("{other}: {line}"),
+            }
+        }
+    }
+    written
+}
+
+impl Written {
+    fn all(&self) -> Count {
+        Count {
+            allow: self.records.allow + self.losses.allow,
+            deny: self.records.deny + self.losses.deny,
+        }
+    }
+}
