@@ -81,6 +81,8 @@ conformance: deps tool ## oracle, beside-kube-proxy, and Kubernetes' own network
 	$(LAB) conformance --repeat $(REPEAT) $(CONFORMANCE) || status=1
 	echo 'a million packets while policies are rewritten all the time'
 	WARDLINE_ATOMIC_PACKETS=1000000 hack/named-tests.sh --package wardline-node --test traffic atomic -- --nocapture || status=1
+	echo 'a million packets of each protocol and verdict, and their records'
+	WARDLINE_EXACT_PACKETS=1000000 hack/named-tests.sh --package wardline-node --test log exact::records_are -- --nocapture || status=1
 	echo '$(FLOWS) generated flows'
 	$(MAKE) --no-print-directory oracle || status=1
 	echo 'Services and node ports beside kube-proxy'

@@ -53,6 +53,8 @@ fn helm(lab: &Lab, options: &Options) -> Command {
     command
         .arg("--set")
         .arg(format!("apiServer.host={CONTROL_PLANE},apiServer.port=6443"));
+    // Its nodes share the disk of the machine, and kubelets that evict nobody for it.
+    command.arg("--set").arg("dataplane.spec.logging.file.minFreePercent=1");
     for (chart, image) in [("operator", "operator"), ("daemon", "node")] {
         command
             .arg("--set")

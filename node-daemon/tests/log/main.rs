@@ -6,12 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod disk;
+mod exact;
 mod kills;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,8 +27,8 @@ use wardline_record::files;
 use support::{Life, Node, Program};
 
 const NODE: &str = "node1";
-const ADMITTED: &str = "10.0.1.1";
-const REFUSED: &str = "10.0.1.2";
+/// Remote pods of each kind.
+const CLIENTS: usize = 10;
 
 /// Records or packets by verdict.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,22 +37,50 @@ struct Count {
     deny: u64,
 }
 
-/// A node with as many pods as interfaces, each of which admits one of two remote pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn address(self, net: u8, host: usize) -> IpAddr {
+        let host = u8::try_from(host).unwrap();
+        match self {
+            Self::V4 => Ipv4Addr::new(10, 0, net, host).into(),
+            Self::V6 => Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, net.into(), host.into()).into(),
+        }
+    }
+
+    /// Of a pod of the node.
+    fn server(self, number: usize) -> IpAddr {
+        self.address(0, number + 1)
+    }
+
+    /// Of a remote pod that the policy admits, or of one that it does not.
+    fn client(self, is_admitted: bool, number: usize) -> IpAddr {
+        self.address(if is_admitted { 1 } else { 2 }, number + 1)
+    }
+}
+
+/// A node with as many pods as interfaces, which admit one kind of remote pods in both directions, and another not.
 fn desired(node: &Node) -> Desired {
     let mut objects = Objects::default();
     objects.namespaces.insert("shop".into(), Labels::new());
-    let servers = (0..node.veths.len()).map(|i| (format!("server{i}"), format!("10.0.0.{}", i + 1), NODE));
-    let clients =
-        [("a", ADMITTED), ("b", REFUSED)].map(|(name, address)| (name.to_owned(), address.to_owned(), "node2"));
-    for (name, address, of) in servers.chain(clients) {
-        let app = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let both = |address: &dyn Fn(Family) -> IpAddr| vec![address(Family::V4), address(Family::V6)];
+    let servers = (0..node.veths.len()).map(|i| ("server", i, both(&|family| family.server(i)), NODE));
+    let clients = [("a", true), ("b", false)].into_iter().flat_map(|(app, is_admitted)| {
+        (0..CLIENTS).map(move |i| (app, i, both(&|family| family.client(is_admitted, i)), "node2"))
+    });
+    for (app, number, addresses, of) in servers.chain(clients) {
         let pod = Pod {
             labels: Labels::from([("app".to_owned(), app.to_owned())]),
-            addresses: vec![address.parse().unwrap()],
+            addresses,
             node: of.into(),
             ports: Vec::new(),
         };
-        objects.pods.insert(ObjectName::new("shop", name), Arc::new(pod));
+        let name = ObjectName::new("shop", format!("{app}{number}"));
+        objects.pods.insert(name, Arc::new(pod));
     }
     let app = |name: &str| Selector {
         requirements: vec![Requirement {
@@ -72,8 +101,8 @@ fn desired(node: &Node) -> Desired {
         generation: 1,
         log: false,
         pod_selector: app("server"),
-        ingress: Some(vec![rule]),
-        egress: None,
+        ingress: Some(vec![rule.clone()]),
+        egress: Some(vec![rule]),
     };
     objects.policies.insert(name, Arc::new(policy));
     node.desired(&objects, NODE)
@@ -81,16 +110,16 @@ fn desired(node: &Node) -> Desired {
 
 /// The edges of the pods, and what was sent to them.
 struct Traffic {
-    pods: Vec<(Program, SocketAddr)>,
+    pods: Vec<Program>,
     sent: Count,
 }
 
 impl Traffic {
     fn of(node: &Node, life: &Life) -> Self {
-        let pods = (1..).zip(&node.veths).map(|(host, ifindex)| {
-            let address = SocketAddr::new(format!("10.0.0.{host}").parse().unwrap(), 0);
-            (life.program(*ifindex, Direction::Ingress), address)
-        });
+        let pods = node
+            .veths
+            .iter()
+            .map(|ifindex| life.program(*ifindex, Direction::Ingress));
         Self {
             pods: pods.collect(),
             sent: Count::default(),
@@ -100,22 +129,26 @@ impl Traffic {
     /// Sends to the pods by turns, each packet of a connection of its own, and sees that it is judged.
     fn send(&mut self, allow: u64, deny: u64) {
         for _ in 0..allow {
-            self.packet(self.sent.allow, ADMITTED, true);
+            self.packet(self.sent.allow, true);
             self.sent.allow += 1;
         }
         for _ in 0..deny {
-            self.packet(self.sent.deny, REFUSED, false);
+            self.packet(self.sent.deny, false);
             self.sent.deny += 1;
         }
     }
 
-    fn packet(&self, number: u64, from: &str, passes: bool) {
+    fn packet(&self, number: u64, is_admitted: bool) {
         let number = usize::try_from(number).unwrap();
-        let (program, to) = &self.pods[number % self.pods.len()];
+        let pod = number % self.pods.len();
         let port = u16::try_from(number / self.pods.len() + 1).unwrap();
-        let from = SocketAddr::new(from.parse().unwrap(), 40_000);
-        let frame = frame::tcp(from, SocketAddr::new(to.ip(), port), flag::SYN);
-        assert_eq!(program.passes(&frame), passes, "packet {number} from {from}");
+        let from = SocketAddr::new(Family::V4.client(is_admitted, 0), 40_000);
+        let frame = frame::tcp(from, SocketAddr::new(Family::V4.server(pod), port), flag::SYN);
+        assert_eq!(
+            self.pods[pod].passes(&frame),
+            is_admitted,
+            "packet {number} from {from}"
+        );
     }
 }
 
