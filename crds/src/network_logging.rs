@@ -48,7 +48,8 @@ pub struct ClusterLogging {
     pub allow: AllowLogging,
     /// Attempts that were denied: one record for those that are alike within a few seconds, with their count.
     #[schemars(extend("x-kubernetes-validations" = [
-        {"rule": "!has(self.delegate) || !self.delegate || self.log", "message": "deny.delegate needs deny.log"}
+        {"rule": "!has(self.delegate) || !self.delegate || self.log", "message": "deny.delegate needs deny.log"},
+        {"rule": "!has(self.events) || !self.events || self.log", "message": "deny.events needs deny.log"}
     ]))]
     pub deny: DenyLogging,
 }
@@ -73,6 +74,9 @@ pub struct DenyLogging {
     /// Log only denies of pods whose Namespace is annotated wardline.io/enable-deny-logging: "true". Needs `log`.
     /// GKE's annotation policy.network.gke.io/enable-deny-logging means the same.
     pub delegate: bool,
+    /// Tell the first deny of each pair of a pod and a peer also as an Event NetworkPolicyDeny on the pod, so many a pod
+    /// and a node. Only of what is logged. Needs `log`.
+    pub events: bool,
 }
 
 /// How far the nodes are. Written by the operator only.

@@ -99,6 +99,9 @@ pub fn network_logging(spec: &NetworkLoggingSpec) -> Result<(), SpecError> {
     )?;
     ensure(!cluster.deny.delegate || cluster.deny.log, "spec.cluster.deny", || {
         "delegate needs log".into()
+    })?;
+    ensure(!cluster.deny.events || cluster.deny.log, "spec.cluster.deny", || {
+        "events needs log".into()
     })
 }
 

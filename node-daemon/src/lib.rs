@@ -15,6 +15,7 @@ pub mod args;
 pub mod cni;
 pub mod control;
 pub mod datapath;
+pub mod deny_events;
 pub mod events;
 pub mod index;
 pub mod interfaces;

@@ -55,6 +55,7 @@ pub struct Metrics {
     registry: Registry,
     packets: IntCounterVec,
     log: LogMetrics,
+    deny_events: IntCounterVec,
     endpoints: IntGaugeVec,
     connections: IntGauge,
     invalid: IntGaugeVec,
@@ -85,6 +86,11 @@ impl Metrics {
                 &["direction", "verdict", "reason"],
             )?,
             log: LogMetrics::new(&families)?,
+            deny_events: counters(
+                "wardline_deny_events_total",
+                "First denies of a pair that were to be Events on their pods, by what became of them.",
+                &["outcome"],
+            )?,
             endpoints: gauges("wardline_endpoints", "Pods of the node.", &["state"])?,
             connections: gauge(
                 "wardline_conntrack_entries",
@@ -198,6 +204,11 @@ impl Metrics {
 
     pub fn set_connections(&self, entries: usize) {
         self.connections.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    /// What became of a first deny that was to be an Event.
+    pub fn deny_event(&self, outcome: &str) {
+        self.deny_events.with_label_values(&[outcome]).inc();
     }
 
     /// Totals that only grow, also over a restart: what is shown is raised to them.

@@ -24,6 +24,7 @@ use crate::args::{Args, Command};
 use crate::cni::{Announcer, Call, Installer, Server};
 use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
+use crate::deny_events::{DenyEvents, deny_events};
 use crate::events::{FileOptions, LogFile, Origin, PolicyLog, Stdout, follow_events, monotonic};
 use crate::index::Index;
 use crate::metrics::Metrics;
@@ -182,6 +183,7 @@ impl Daemon {
         );
         let mut log = self.open_log(accounts)?;
         log.hand_to(self.start_observing(state.clone())?);
+        log.tell_denies_to(self.start_deny_events(state.clone()));
         let (messages, inbox) = mpsc::channel(MESSAGES);
         let cancel = self.parts.cancel.clone();
 
@@ -271,6 +273,13 @@ impl Daemon {
                 cancel.cancel();
             }
         });
+    }
+
+    fn start_deny_events(&self, state: watch_channel::Receiver<NodeState>) -> DenyEvents {
+        let (events, writer) = deny_events(&self.metrics, self.client.clone(), self.args.node_name());
+        let work = writer.run(state, self.parts.cancel.clone());
+        self.parts.task("Event writer", work.map(Ok));
+        events
     }
 
     /// Serves those who watch the log.

@@ -89,6 +89,7 @@ impl Watched {
             generation: 1,
             allow: Logged::All,
             deny: Logged::Off,
+            deny_events: false,
         };
         let (_, state) = watch::channel(NodeState {
             logging: Some(logging),

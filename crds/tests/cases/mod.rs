@@ -42,6 +42,7 @@ const UNDER: Option<&str> = Some("file.path must not lie under");
 const UNAVAILABLE: Option<&str> = Some("rollout.maxUnavailable must be 1 or more, or 1% to 100%");
 const ALLOW: Option<&str> = Some("allow.delegate needs allow.log");
 const DENY: Option<&str> = Some("deny.delegate needs deny.log");
+const EVENTS: Option<&str> = Some("deny.events needs deny.log");
 
 #[rustfmt::skip]
 pub(crate) const CASES: &[Case] = &[
@@ -144,6 +145,10 @@ pub(crate) const CASES: &[Case] = &[
     logging("delegated", "{cluster: {allow: {log: true, delegate: true}, deny: {log: true, delegate: true}}}", None),
     logging("allow.delegate alone", "{cluster: {allow: {delegate: true}}}", ALLOW),
     logging("allow.delegate without log", "{cluster: {allow: {log: false, delegate: true}, deny: {log: true}}}", ALLOW),
+    logging("events", "{cluster: {deny: {log: true, events: true}}}", None),
+    logging("delegated, with events", "{cluster: {deny: {log: true, delegate: true, events: true}}}", None),
+    logging("deny.events alone", "{cluster: {deny: {events: true}}}", EVENTS),
+    logging("deny.events without log", "{cluster: {allow: {log: true}, deny: {log: false, events: true}}}", EVENTS),
     logging("deny.delegate alone", "{cluster: {deny: {delegate: true}}}", DENY),
     logging("deny.delegate without log", "{cluster: {allow: {log: true}, deny: {log: false, delegate: true}}}", DENY),
 ];

@@ -21,5 +21,6 @@ pub(crate) use self::clock::monotonic;
 pub use self::file::{FileError, FileOptions, LogFile};
 pub use self::follow::follow as follow_events;
 pub use self::log::{Imbalance, LogError, PolicyLog};
+pub(crate) use self::observed::{Observed, Verdict, protocol_name};
 pub use self::record::Origin;
 pub use self::stdout::Stdout;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A verdict as the kernel told it, in plain types: what decoders make and records are written from.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
 use wardline_policy::model::Direction;
@@ -24,6 +25,25 @@ pub struct Observed {
     /// Named where it tells more than the disposition.
     pub reason: Option<&'static str>,
     pub verdict: Verdict,
+}
+
+impl Observed {
+    /// Whether its protocol has ports.
+    pub fn has_ports(&self) -> bool {
+        matches!(self.protocol, 6 | 17 | 132)
+    }
+}
+
+/// The protocol's name, or its number where the log has no name for it.
+pub fn protocol_name(number: u8) -> Cow<'static, str> {
+    Cow::Borrowed(match number {
+        1 => "icmp",
+        6 => "tcp",
+        17 => "udp",
+        58 => "icmpv6",
+        132 => "sctp",
+        other => return Cow::Owned(other.to_string()),
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

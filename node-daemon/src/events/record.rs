@@ -9,7 +9,7 @@ use wardline_policy::model::{self, Direction, ObjectName};
 use wardline_policy::tables::{Attribution, PolicyRef};
 use wardline_record::Timestamp;
 
-use super::observed::{Lost, Observed, Verdict};
+use super::observed::{Lost, Observed, Verdict, protocol_name};
 use crate::names::{Names, Party, PodName};
 use crate::services::FrontKey;
 
@@ -159,7 +159,7 @@ pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Nam
         .as_deref()
         .map(|table| isolating(&table.isolated_by))
         .unwrap_or_default();
-    let has_ports = matches!(seen.protocol, 6 | 17 | 132);
+    let has_ports = seen.has_ports();
     let (pod_port, remote_port) = (
         has_ports.then_some(seen.pod_port),
         has_ports.then_some(seen.remote_port),
@@ -305,19 +305,11 @@ fn policy_line(policy: &PolicyRef) -> PolicyLine<'_> {
     }
 }
 
-/// The protocol's name, or its number where the log has no name for it.
 struct Protocol(u8);
 
 impl Serialize for Protocol {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            1 => serializer.serialize_str("icmp"),
-            6 => serializer.serialize_str("tcp"),
-            17 => serializer.serialize_str("udp"),
-            58 => serializer.serialize_str("icmpv6"),
-            132 => serializer.serialize_str("sctp"),
-            other => serializer.collect_str(&other),
-        }
+        serializer.serialize_str(&protocol_name(self.0))
     }
 }
 

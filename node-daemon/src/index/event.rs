@@ -139,6 +139,8 @@ pub struct LoggingSpec {
     pub generation: i64,
     pub allow: Logged,
     pub deny: Logged,
+    /// The first deny of a pair is an Event on the pod too.
+    pub deny_events: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

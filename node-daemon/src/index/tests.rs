@@ -358,6 +358,7 @@ fn logging_off_without_an_object_and_last_good_with_a_bad_one() {
         generation: 3,
         allow: Logged::All,
         deny: Logged::Delegated,
+        deny_events: false,
     };
     index.apply(Event::Logging(Update::Set(spec)));
     index.apply(Event::Logging(Update::Invalid("spec.cluster: bad".into())));

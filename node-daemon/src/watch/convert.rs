@@ -149,10 +149,14 @@ pub fn logging(_key: &ObjectKey, seen: Seen<NetworkLogging>) -> Event {
                 return Err(format!("spec.cluster.{side}.delegate: needs spec.cluster.{side}.log"));
             }
         }
+        if cluster.deny.events && !cluster.deny.log {
+            return Err("spec.cluster.deny.events: needs spec.cluster.deny.log".to_owned());
+        }
         Ok(LoggingSpec {
             generation: logging.metadata.generation.unwrap_or_default(),
             allow: Logged::from_switches(cluster.allow.log, cluster.allow.delegate),
             deny: Logged::from_switches(cluster.deny.log, cluster.deny.delegate),
+            deny_events: cluster.deny.events,
         })
     }))
 }

@@ -226,6 +226,7 @@ fn logging() -> Event {
         generation: 1,
         allow: Logged::All,
         deny: Logged::All,
+        deny_events: false,
     }))
 }
 

@@ -124,6 +124,7 @@ pub fn with_config(plugin: Plugin, config: DaemonConfig, test: impl FnOnce(&mut 
             generation: 1,
             allow: Logged::All,
             deny: Logged::All,
+            deny_events: false,
         })));
         test(&mut cluster);
     });

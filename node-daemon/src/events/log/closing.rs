@@ -221,6 +221,9 @@ impl PolicyLog {
             }
             sequence.write(self.accounts.epoch(), &mut seq);
             write_verdict(&mut self.buffer, &seen, &seq, &self.names, &self.origin);
+            if let Some(deny_events) = &mut self.deny_events {
+                deny_events.tell(&seen, &self.names, Instant::now());
+            }
             if self.buffer.len() >= chunk {
                 self.append_closing(generation, i)?;
             }

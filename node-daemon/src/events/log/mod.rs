@@ -32,6 +32,7 @@ use super::ring::Ring;
 use super::sequence::{Sequence, Written};
 use super::stdout::Stdout;
 use crate::datapath::{Accounts, Cause, Ledger, MapError, add};
+use crate::deny_events::DenyEvents;
 use crate::metrics::LogFigures;
 use crate::names::Names;
 use crate::observe::Observers;
@@ -66,6 +67,7 @@ pub struct PolicyLog {
     file: LogFile,
     /// Who reads along.
     observers: Arc<Observers>,
+    deny_events: Option<DenyEvents>,
     names: Arc<Names>,
     origin: Origin,
     aggregation: Duration,
@@ -144,6 +146,7 @@ impl PolicyLog {
             ring,
             file,
             observers: Arc::default(),
+            deny_events: None,
             names,
             origin,
             aggregation,
@@ -172,6 +175,11 @@ impl PolicyLog {
     /// Hands what is written to observers too.
     pub fn hand_to(&mut self, observers: Arc<Observers>) {
         self.observers = observers;
+    }
+
+    /// Tells first denies there too.
+    pub fn tell_denies_to(&mut self, deny_events: DenyEvents) {
+        self.deny_events = Some(deny_events);
     }
 
     /// Lets observers in that came since.
