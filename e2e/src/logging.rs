@@ -28,12 +28,21 @@ pub async fn alone() -> RwLockWriteGuard<'static, ()> {
 
 /// Logs every allow and every deny, or nothing; waits until every node does as it is told.
 pub async fn set(lab: &Lab, log: bool) -> Result<()> {
+    apply(lab, log, false).await
+}
+
+/// Logs all, and tells first denies as Events.
+pub async fn set_with_events(lab: &Lab) -> Result<()> {
+    apply(lab, true, true).await
+}
+
+async fn apply(lab: &Lab, log: bool, events: bool) -> Result<()> {
     let object = format!(
         "
 apiVersion: wardline.io/v1alpha1
 kind: NetworkLogging
 metadata: {{name: default}}
-spec: {{cluster: {{allow: {{log: {log}, delegate: false}}, deny: {{log: {log}, delegate: false}}}}}}
+spec: {{cluster: {{allow: {{log: {log}, delegate: false}}, deny: {{log: {log}, delegate: false, events: {events}}}}}}}
 "
     );
     lab.apply("", &object).await?;

@@ -11,6 +11,7 @@ mod first_packet;
 mod hostile;
 mod live;
 mod node_port;
+mod observe;
 mod reuse;
 mod rewritten;
 mod services;

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `wardline observe` from a laptop, and first denies as Events.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser as _;
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, ListParams};
+use wardline_cli::{Cli, Outcome};
+use wardline_e2e::logging;
+use wardline_e2e::namespace::{TestNamespace, with_namespace, with_namespace_alone};
+use wardline_e2e::progress::wait_until;
+use wardline_e2e::records::Record;
+use wardline_e2e::traffic::Protocol;
+
+use crate::WEB_TAKES_FRIENDS;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const CLIENTS: [(&str, &str); 4] = [
+    ("friend1", "node1"),
+    ("friend2", "node2"),
+    ("foe1", "node1"),
+    ("foe2", "node2"),
+];
+const CLIENTS_MAY_ONLY_SEND: &str = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: clients-may-only-send}
+spec:
+  podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [web]}]}
+  policyTypes: [Egress]
+  egress: [{}]
+";
+
+fn command(namespace: &TestNamespace, arguments: &str) -> Result<Cli> {
+    let kubeconfig = namespace.lab.layout().kubeconfig();
+    let arguments = format!("wardline observe --kubeconfig {} {arguments}", kubeconfig.display());
+    Cli::try_parse_from(arguments.split_whitespace()).context("failed to parse the command line")
+}
+
+/// `wardline observe`, which runs to its end.
+async fn observe(namespace: &TestNamespace, arguments: &str) -> Result<(Vec<String>, Outcome)> {
+    let cli = command(namespace, arguments)?;
+    let run = move || {
+        let mut out = Vec::new();
+        let outcome = wardline_cli::run(&cli, &mut io::empty(), &mut out)?;
+        let text = String::from_utf8(out).context("failed to read what is shown")?;
+        anyhow::Ok((text.lines().map(str::to_owned).collect(), outcome))
+    };
+    tokio::task::spawn_blocking(run).await.context("it panicked")?
+}
+
+/// `wardline observe --follow`, as a person watches it.
+struct Watched {
+    screen: Screen,
+    thread: JoinHandle<Result<Outcome>>,
+}
+
+#[derive(Clone, Default)]
+struct Screen {
+    shown: Arc<Mutex<Vec<u8>>>,
+    is_closed: Arc<AtomicBool>,
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Watched {
+    fn start(namespace: &TestNamespace, arguments: &str) -> Result<Self> {
+        let (cli, screen) = (command(namespace, arguments)?, Screen::default());
+        let mut out = screen.clone();
+        let thread = std::thread::spawn(move || wardline_cli::run(&cli, &mut io::empty(), &mut out));
+        Ok(Self { screen, thread })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let shown = self.screen.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&shown).lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until each record of the namespace is shown, once.
+    async fn until_all(&self, namespace: &TestNamespace, enough: impl Fn(&[Record]) -> bool) -> Result<Vec<Record>> {
+        wait_until("all records to be shown", PATIENCE, async || {
+            let records = namespace.records()?;
+            let written: BTreeSet<&str> = records.iter().map(|record| record.line.as_str()).collect();
+            let shown = self.lines();
+            let shown_once: BTreeSet<&str> = shown.iter().map(String::as_str).collect();
+            ensure!(shown_once.len() == shown.len(), "a record is shown twice:\n{}", shown.join("\n"));
+            Ok((shown_once == written && enough(&records)).then(|| records.clone()))
+        })
+        .await
+    }
+}
+
+/// Processes on the machine that `wardline observe` started in the daemons' containers.
+fn observing() -> Result<usize> {
+    let processes = std::fs::read_dir("/proc").context("failed to list processes")?;
+    let is_observing = |entry: &std::fs::DirEntry| {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        command.starts_with(b"/wardline-node\0observe\0")
+    };
+    Ok(processes.filter_map(Result::ok).filter(is_observing).count())
+}
+
+async fn try_all(namespace: &TestNamespace) -> Result<()> {
+    for (client, _) in CLIENTS {
+        let attempt = namespace.attempt(client, "web", Protocol::Tcp).await?;
+        ensure!(attempt.ok == client.starts_with("friend"), "{client}: {attempt:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn all_nodes_are_shown_merged_and_each_record_once_also_when_a_daemon_dies() -> Result<()> {
+    with_namespace_alone("observe", async |namespace: &TestNamespace| {
+        let _logged = logging::on(&namespace.lab).await?;
+        namespace.server("web", "node1").await?;
+        for (client, node) in CLIENTS {
+            namespace.client(client, node).await?;
+        }
+        namespace.ready().await?;
+        namespace.apply(WEB_TAKES_FRIENDS).await?;
+        namespace.apply(CLIENTS_MAY_ONLY_SEND).await?;
+        namespace.until_reach("foe2", "web", false).await?;
+        let filter = format!("-n {} -o json", namespace.name);
+        let watched = Watched::start(namespace, &format!("-f --last 10000 {filter}"))?;
+        try_all(namespace).await?;
+        let both = |records: &[Record]| {
+            let of = |node: &str, disposition: &str| {
+                let is = |r: &&Record| r.node_name == node && r.disposition == disposition;
+                records.iter().filter(is).count()
+            };
+            of("node1", "allow") >= 3 && of("node2", "allow") >= 2 && of("node1", "deny") >= 2
+        };
+        let before = watched.until_all(namespace, both).await?.len();
+
+        let node = namespace.lab.node("node1")?;
+        let killed = node.kill_daemon()?;
+        try_all(namespace).await?;
+        wait_until("a new daemon on node1", Duration::from_mins(2), async || {
+            Ok((node.daemon_pid()? != killed && node.metrics().await.is_ok()).then_some(()))
+        })
+        .await?;
+        let after = watched.until_all(namespace, |records| records.len() >= before + 6).await?;
+
+        let (lines, outcome) = observe(namespace, &format!("--last 10000 {filter}")).await?;
+        ensure!(outcome == Outcome::Well);
+        let merged = wardline_e2e::records::parse(&format!("{}\n", lines.join("\n")))?;
+        ensure!(merged.len() == after.len(), "{} of {}", merged.len(), after.len());
+        ensure!(merged.is_sorted_by_key(|record| record.timestamp));
+        let (lines, _) = observe(namespace, &format!("--last 3 --verdict deny --direction ingress {filter}")).await?;
+        ensure!(lines.len() == 3 && lines.iter().all(|line| line.contains("default-deny")), "{lines:?}");
+
+        // It shows one more, and finds that nobody looks.
+        watched.screen.is_closed.store(true, Ordering::Relaxed);
+        try_all(namespace).await?;
+        let ended = tokio::task::spawn_blocking(|| watched.thread.join());
+        let outcome = ended.await?.map_err(|_| anyhow::anyhow!("it panicked"))??;
+        ensure!(outcome == Outcome::Well);
+        wait_until("nothing to be left in the daemons' containers", PATIENCE, async || {
+            Ok((observing()? == 0).then_some(()))
+        })
+        .await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_does_not_hide_the_others() -> Result<()> {
+    with_namespace("nowhere", async |namespace: &TestNamespace| {
+        let (_, outcome) = observe(namespace, "--last 1 --node node1").await?;
+        ensure!(outcome == Outcome::Well);
+        let (_, outcome) = observe(namespace, "--last 1 --node node1 --node nowhere").await?;
+        ensure!(outcome == Outcome::Problems);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_first_deny_is_an_event_on_the_pod() -> Result<()> {
+    with_namespace("deny-events", async |namespace: &TestNamespace| {
+        let alone = logging::alone().await;
+        logging::set_with_events(&namespace.lab).await?;
+        namespace.server("web", "node1").await?;
+        namespace.client("foe2", "node2").await?;
+        namespace.ready().await?;
+        namespace.apply(WEB_TAKES_FRIENDS).await?;
+        namespace.until_reach("foe2", "web", false).await?;
+        let events: Api<Event> = Api::namespaced(namespace.lab.client().clone(), &namespace.name);
+        let of_denies = ListParams::default().fields("reason=NetworkPolicyDeny");
+        let told = wait_until("an Event", PATIENCE, async || {
+            let listed = events.list(&of_denies).await.context("failed to list Events")?;
+            Ok((!listed.items.is_empty()).then_some(listed.items))
+        })
+        .await?;
+        for _ in 0..2 {
+            let attempt = namespace.attempt("foe2", "web", Protocol::Tcp).await?;
+            ensure!(attempt.timed_out(), "{attempt:?}");
+        }
+        let records = |records: &[Record]| records.iter().filter(|r| r.disposition == "deny").count() >= 2;
+        namespace.records_until("records of later denies", records).await?;
+        let event = &told[0];
+        let regarding = event.regarding.as_ref().context("it regards nothing")?;
+        ensure!(regarding.name.as_deref() == Some("web") && regarding.uid.is_some(), "{event:?}");
+        let note = event.note.as_deref().unwrap_or_default();
+        let policy = format!("isolated by NetworkPolicy {}/web-takes-friends", namespace.name);
+        ensure!(note.contains("foe2") && note.contains("tcp/8080") && note.ends_with(&policy), "{note}");
+        let later = events.list(&of_denies).await.context("failed to list Events")?;
+        ensure!(later.items.len() == told.len(), "a pair is told once: {:?}", later.items);
+        logging::set(&namespace.lab, true).await?;
+        drop(alone);
+        Ok(())
+    })
+    .await
+}
