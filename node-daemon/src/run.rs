@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Puts the daemon together: starts its threads and tasks, and stops them all when one ends or a signal comes.
 
-use std::fmt::Display;
+mod parts;
+
 use std::fs::File;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -15,11 +16,10 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as watch_channel};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use wardline_crds::config::{DaemonConfig, LogFormat};
 use wardline_crds::{AttachKind, ServicesMode};
 
+use self::parts::Parts;
 use crate::args::{Args, Command};
 use crate::cni::{Announcer, Call, Installer, Server};
 use crate::control::{Control, Message, NodeState};
@@ -96,51 +96,6 @@ struct Daemon {
     names: Arc<Names>,
     metrics: Arc<Metrics>,
     parts: Parts,
-}
-
-/// Everything that is being run, and how it is stopped.
-struct Parts {
-    tasks: TaskTracker,
-    cancel: CancellationToken,
-    failed: mpsc::Sender<anyhow::Error>,
-    failures: mpsc::Receiver<anyhow::Error>,
-}
-
-impl Parts {
-    fn new() -> Self {
-        let (failed, failures) = mpsc::channel(1);
-        Self {
-            tasks: TaskTracker::new(),
-            cancel: CancellationToken::new(),
-            failed,
-            failures,
-        }
-    }
-
-    /// A thread that must not end before the daemon is cancelled.
-    fn thread(&self, name: &'static str, work: impl FnOnce() -> Result<()> + Send + 'static) {
-        let thread = tokio::task::spawn_blocking(work);
-        self.watch(name, async move { thread.await.context("the thread panicked")? });
-    }
-
-    /// A task that must not end before the daemon is cancelled.
-    fn task(&self, name: impl Display + Send + 'static, work: impl Future<Output = Result<()>> + Send + 'static) {
-        let task = tokio::spawn(work);
-        self.watch(name, async move { task.await.context("the task panicked")? });
-    }
-
-    fn watch(&self, name: impl Display + Send + 'static, work: impl Future<Output = Result<()>> + Send + 'static) {
-        let (failed, cancel) = (self.failed.clone(), self.cancel.clone());
-        self.tasks.spawn(async move {
-            let result = work.await;
-            if let Err(error) = result {
-                let _ = failed.try_send(error.context(format!("{name} failed")));
-            } else if !cancel.is_cancelled() {
-                let _ = failed.try_send(anyhow::anyhow!("{name} ended"));
-            }
-            cancel.cancel();
-        });
-    }
 }
 
 impl Daemon {
@@ -417,33 +372,5 @@ fn start_logging(config: &DaemonConfig) {
     match config.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => builder.init(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_part_that_ends_is_told_and_stops_the_others() {
-        type Work = std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>>;
-        let works: [(&str, Work); 3] = [
-            ("part ended", Box::pin(async { Ok(()) })),
-            (
-                "part failed: for a cause",
-                Box::pin(async { Err(anyhow::anyhow!("for a cause")) }),
-            ),
-            (
-                "part failed: the task panicked",
-                Box::pin(async { panic!("it is tested") }),
-            ),
-        ];
-        for (expected, work) in works {
-            let mut parts = Parts::new();
-            parts.task("part", work);
-            let failure = parts.failures.recv().await.unwrap();
-            assert!(format!("{failure:#}").starts_with(expected), "{failure:#}");
-            parts.cancel.cancelled().await;
-        }
     }
 }

@@ -33,6 +33,11 @@ pub struct FilesError {
 }
 
 impl FilesError {
+    /// There is no log, at least not yet.
+    pub fn is_not_found(&self) -> bool {
+        self.cause.kind() == io::ErrorKind::NotFound
+    }
+
     pub(crate) fn of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |cause| Self { action, path, cause }
@@ -117,7 +122,11 @@ mod tests {
     fn files_come_in_the_order_of_their_times() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("policy_action.log");
-        assert!(open(&log).unwrap_err().to_string().contains("policy_action.log"));
+        let none = open(&log).unwrap_err();
+        assert!(
+            none.is_not_found() && none.to_string().contains("policy_action.log"),
+            "{none}"
+        );
         let names = [
             "policy_action-2026-06-14T00-00-00.000001.log",
             "policy_action-2026-06-13T21-29-31.445836.log",

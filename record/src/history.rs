@@ -38,7 +38,11 @@ pub fn last(log: &Path, position: &Position, past: &Past<'_>) -> Result<Vec<Vec<
     if past.last == 0 {
         return Ok(Vec::new());
     }
-    let mut parts = files::open(log)?;
+    let mut parts = match files::open(log) {
+        // Nothing was ever logged.
+        Err(error) if error.is_not_found() => return Ok(Vec::new()),
+        parts => parts?,
+    };
     // What was begun since belongs to the stream.
     if let Some(current) = parts.iter().position(|part| part.inode == position.inode) {
         parts.truncate(current + 1);
@@ -123,6 +127,15 @@ mod tests {
     fn the_last_lines_that_fit_over_files_and_blocks() {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("p.log");
+        let nowhere = last(
+            &log,
+            &Position::default(),
+            &Past {
+                last: 5,
+                ..Past::default()
+            },
+        );
+        assert_eq!(nowhere.unwrap(), Vec::<Vec<u8>>::new());
         let old = directory.path().join("p-2026-06-13T21-29-31.445836.log");
         fs::write(&old, format!("{DENY}\n{}", numbered(0, 500))).unwrap();
         fs::write(

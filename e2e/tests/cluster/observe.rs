@@ -102,7 +102,11 @@ impl Watched {
             let written: BTreeSet<&str> = records.iter().map(|record| record.line.as_str()).collect();
             let shown = self.lines();
             let shown_once: BTreeSet<&str> = shown.iter().map(String::as_str).collect();
-            ensure!(shown_once.len() == shown.len(), "a record is shown twice:\n{}", shown.join("\n"));
+            ensure!(
+                shown_once.len() == shown.len(),
+                "a record is shown twice:\n{}",
+                shown.join("\n")
+            );
             Ok((shown_once == written && enough(&records)).then(|| records.clone()))
         })
         .await
@@ -158,15 +162,24 @@ async fn all_nodes_are_shown_merged_and_each_record_once_also_when_a_daemon_dies
             Ok((node.daemon_pid()? != killed && node.metrics().await.is_ok()).then_some(()))
         })
         .await?;
-        let after = watched.until_all(namespace, |records| records.len() >= before + 6).await?;
+        let after = watched
+            .until_all(namespace, |records| records.len() >= before + 6)
+            .await?;
 
         let (lines, outcome) = observe(namespace, &format!("--last 10000 {filter}")).await?;
         ensure!(outcome == Outcome::Well);
         let merged = wardline_e2e::records::parse(&format!("{}\n", lines.join("\n")))?;
         ensure!(merged.len() == after.len(), "{} of {}", merged.len(), after.len());
         ensure!(merged.is_sorted_by_key(|record| record.timestamp));
-        let (lines, _) = observe(namespace, &format!("--last 3 --verdict deny --direction ingress {filter}")).await?;
-        ensure!(lines.len() == 3 && lines.iter().all(|line| line.contains("default-deny")), "{lines:?}");
+        let (lines, _) = observe(
+            namespace,
+            &format!("--last 3 --verdict deny --direction ingress {filter}"),
+        )
+        .await?;
+        ensure!(
+            lines.len() == 3 && lines.iter().all(|line| line.contains("default-deny")),
+            "{lines:?}"
+        );
 
         // It shows one more, and finds that nobody looks.
         watched.screen.is_closed.store(true, Ordering::Relaxed);
@@ -219,12 +232,22 @@ async fn a_first_deny_is_an_event_on_the_pod() -> Result<()> {
         namespace.records_until("records of later denies", records).await?;
         let event = &told[0];
         let regarding = event.regarding.as_ref().context("it regards nothing")?;
-        ensure!(regarding.name.as_deref() == Some("web") && regarding.uid.is_some(), "{event:?}");
+        ensure!(
+            regarding.name.as_deref() == Some("web") && regarding.uid.is_some(),
+            "{event:?}"
+        );
         let note = event.note.as_deref().unwrap_or_default();
         let policy = format!("isolated by NetworkPolicy {}/web-takes-friends", namespace.name);
-        ensure!(note.contains("foe2") && note.contains("tcp/8080") && note.ends_with(&policy), "{note}");
+        ensure!(
+            note.contains("foe2") && note.contains("tcp/8080") && note.ends_with(&policy),
+            "{note}"
+        );
         let later = events.list(&of_denies).await.context("failed to list Events")?;
-        ensure!(later.items.len() == told.len(), "a pair is told once: {:?}", later.items);
+        ensure!(
+            later.items.len() == told.len(),
+            "a pair is told once: {:?}",
+            later.items
+        );
         logging::set(&namespace.lab, true).await?;
         drop(alone);
         Ok(())
