@@ -15,6 +15,7 @@ mod observe;
 mod reuse;
 mod rewritten;
 mod services;
+mod stopped;
 mod upstream;
 
 use wardline_e2e::records::Record;

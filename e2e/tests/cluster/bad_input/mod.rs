@@ -123,7 +123,7 @@ async fn node_status(lab: &Lab, node: LabNode<'_>) -> Result<Value> {
 }
 
 /// A condition's status, reason and message.
-fn condition<'a>(status: &'a Value, type_: &str) -> [&'a str; 3] {
+pub(crate) fn condition<'a>(status: &'a Value, type_: &str) -> [&'a str; 3] {
     let mut all = status["conditions"].as_array().into_iter().flatten();
     let found = all.find(|one| one["type"] == type_).unwrap_or(&Value::Null);
     ["status", "reason", "message"].map(|field| found[field].as_str().unwrap_or_default())
