@@ -52,7 +52,9 @@ async fn taken(namespace: &TestNamespace) -> Result<()> {
     let node = lab.node("node1")?;
     attempt(namespace).await?;
     namespace
-        .records_until("records of friend1", |records| of_client(records, "friend1").len() == ATTEMPTS)
+        .records_until("records of friend1", |records| {
+            of_client(records, "friend1").len() == ATTEMPTS
+        })
         .await?;
 
     node.run(&["busybox", "mv", LOG, MOVED])?;
@@ -104,7 +106,11 @@ async fn until_stopped(lab: &Lab, node: LabNode<'_>, stopped: bool) -> Result<()
     })
     .await?;
     for (kind, name, expected) in [
-        ("DataplaneNode", node.spec.name, ["PolicyLogStopped", "it is a directory"]),
+        (
+            "DataplaneNode",
+            node.spec.name,
+            ["PolicyLogStopped", "it is a directory"],
+        ),
         ("Dataplane", "default", ["NodesDegraded", node.spec.name]),
     ] {
         wait_until(&format!("{kind} {name} to say it: {stopped}"), PATIENCE, async || {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use wardline_crds::config::DaemonConfig;
-use wardline_node::events::FileOptions;
+use wardline_node::events::{FileOptions, LogFile};
 
 use crate::support::{Life, Node, on_a_node};
 use crate::{Count, Traffic, desired, written};
@@ -16,7 +16,7 @@ use crate::{Count, Traffic, desired, written};
 const AGGREGATION: Duration = Duration::from_millis(100);
 /// Longer than a closed generation waits to be written.
 const LONG: Duration = Duration::from_mins(6);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A small disk of its own for the log.
 struct Disk {
@@ -252,5 +252,29 @@ fn something_else_in_the_files_place_is_told_until_it_is_gone() {
         let written = check(&mut life, &disk, traffic.sent);
         assert!(written.why.iter().eq(["write-error"]), "{written:?}");
         assert_eq!(written.losses, Count { allow: 50, deny: 20 });
+    });
+}
+
+/// As a container keeps it: of the directory on the node only the mount is left.
+#[test]
+fn a_directory_that_is_deleted_outside_of_the_container_is_told() {
+    on_a_node(0, |node| {
+        let (outside, inside) = (node.state.join("outside"), node.state.join("inside"));
+        fs::create_dir_all(&outside).unwrap();
+        fs::create_dir(&inside).unwrap();
+        let none = None::<&str>;
+        mount(Some(&outside), &inside, none, MsFlags::MS_BIND, none).unwrap();
+        let mut file = LogFile::new(FileOptions {
+            path: inside.join("policy_action.log"),
+            ..node.file_options()
+        });
+        file.append(b"one\n").unwrap();
+        fs::remove_dir_all(&outside).unwrap();
+        let told = file.append(b"two\n").unwrap_err().to_string();
+        assert!(
+            told.ends_with("its directory was deleted on the node; restart the daemon"),
+            "{told}"
+        );
+        umount2(&inside, MntFlags::MNT_DETACH).unwrap();
     });
 }
