@@ -4,11 +4,14 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tokio_util::sync::CancellationToken;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::events::{FileOptions, LogFile};
+use wardline_node::events::{FileOptions, LogFile, follow_events};
+use wardline_node::metrics::Metrics;
 
 use crate::support::{Life, Node, on_a_node};
 use crate::{Count, Traffic, desired, written};
@@ -252,6 +255,65 @@ fn something_else_in_the_files_place_is_told_until_it_is_gone() {
         let written = check(&mut life, &disk, traffic.sent);
         assert!(written.why.iter().eq(["write-error"]), "{written:?}");
         assert_eq!(written.losses, Count { allow: 50, deny: 20 });
+    });
+}
+
+/// A value of the daemon's metrics, without labels.
+fn metric(metrics: &Metrics, name: &str) -> String {
+    let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()
+}
+
+#[test]
+fn that_nothing_is_written_is_told_until_it_is_heard_and_so_is_the_end_of_it() {
+    on_a_node(1, |node| {
+        let disk = Disk::new(node, "size=2m", 12);
+        let mut life = disk.start(node);
+        life.apply(&desired(node));
+        let mut traffic = Traffic::of(node, &life);
+        disk.fill();
+        traffic.send(50, 20);
+        let (metrics, cancel) = (Metrics::new().unwrap(), CancellationToken::new());
+        let told = Mutex::new(Vec::new());
+        let heard = |count: usize| {
+            let end = Instant::now() + PATIENCE;
+            while told.lock().unwrap().len() < count {
+                assert!(Instant::now() < end, "{:?}", told.lock().unwrap());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let shown = |stopped: &str| {
+            let end = Instant::now() + PATIENCE;
+            while metric(&metrics, "wardline_log_stopped") != stopped {
+                assert!(Instant::now() < end, "wardline_log_stopped is not {stopped}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        std::thread::scope(|scope| {
+            let follower = scope.spawn(|| {
+                follow_events(life.log, &metrics, &cancel, |problem| {
+                    let mut told = told.lock().unwrap();
+                    told.push(problem.map(str::to_owned));
+                    // Whoever is told is busy at first.
+                    told.len() > 1
+                })
+            });
+            heard(2);
+            shown("1");
+            assert_ne!(metric(&metrics, "wardline_log_write_errors_total"), "0");
+            disk.make_room();
+            heard(3);
+            shown("0");
+            cancel.cancel();
+            follower.join().unwrap().unwrap();
+        });
+        let problem = format!(
+            "failed to write policy log {}: less than 12% of its file system is free",
+            disk.path().display()
+        );
+        assert_eq!(*told.lock().unwrap(), [Some(problem.clone()), Some(problem), None]);
+        check(&mut disk.start(node), &disk, traffic.sent);
     });
 }
 
