@@ -15,18 +15,25 @@ mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /run
 mount -t bpf bpf /sys/fs/bpf
 results=/dev/ttyS1
+# Before 6.6 there are no links that could take over from filters.
+case $(uname -r) in
+    5.* | 6.[0-5].*) old='--skip handover::' ;;
+    *) old='' ;;
+esac
 while read -r module; do
     insmod "/modules/$module" || echo "module-$module 1 0" > "$results"
 done < /modules/order
 ip link set lo up
 # A machine by emulation takes some twenty times as long for each.
-export WARDLINE_FUZZ_CASES=5000 WARDLINE_FLOWS=2000 WARDLINE_ATOMIC_PACKETS=10000
+export WARDLINE_FUZZ_CASES=5000 WARDLINE_FLOWS=2000
 for test in /tests/*; do
     name=${test##*/}
     echo "--- $name on $(uname -r)"
     read -r start _ < /proc/uptime
-    # Not the one of sums that a device took, which these kernels' test runs cannot give a packet.
-    "$test" --test-threads=2 --skip the_sum_that_a_device_took
+    # Not the one of sums that a device took, which these kernels' test runs cannot give a packet. Nor what does not end
+    # by emulation: policies rewritten all the time, floods, and daemons whose patience is in seconds.
+    "$test" --test-threads=2 --skip the_sum_that_a_device_took --skip never_show_a_packet_a_mix \
+        --skip hostile:: --skip control:: $old
     status=$?
     read -r end _ < /proc/uptime
     echo "$name $status $((${end%.*} - ${start%.*}))" > "$results"
