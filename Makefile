@@ -109,8 +109,9 @@ fmt: ## format the Rust code
 	@cargo fmt --all
 
 .PHONY: crds
-crds: ## write the CRDs' YAML from the types
+crds: ## write the CRDs' YAML and the schema of the policy log from the types
 	@cargo run --quiet --package wardline-crds --bin crdgen
+	cargo run --quiet --package wardline-record --bin schemagen
 
 .PHONY: deps
 deps: ## install the Debian packages that are missing
@@ -132,6 +133,7 @@ check-sections:
 	hack/section.sh 'formatting' cargo fmt --all --check
 	hack/section.sh 'lints' cargo clippy --quiet --workspace --all-targets --all-features -- -D warnings
 	hack/section.sh 'CRDs fit their types' cargo run --quiet --package wardline-crds --bin crdgen -- --check
+	hack/section.sh 'the log fits its schema' cargo run --quiet --package wardline-record --bin schemagen -- --check
 	hack/section.sh 'tests without root' cargo test --quiet $(UNPRIVILEGED)
 
 .PHONY: privileged-sections

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The policy log, read back: docs/events.md describes its lines.
 
-use anyhow::{Context as _, Result};
+use std::sync::LazyLock;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use jsonschema::Validator;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
@@ -103,11 +106,36 @@ impl Record {
     }
 }
 
+/// The schema that the docs promise to whoever reads the log.
+static SCHEMA: LazyLock<Result<Validator, String>> = LazyLock::new(|| {
+    let schema = serde_json::from_str(include_str!("../../docs/policy-log.schema.json")).map_err(|e| e.to_string())?;
+    jsonschema::options()
+        .should_validate_formats(true)
+        .build(&schema)
+        .map_err(|error| error.to_string())
+});
+
+fn check(line: &str) -> Result<()> {
+    let schema = SCHEMA
+        .as_ref()
+        .map_err(|error| anyhow!("failed to read the log's schema: {error}"))?;
+    let value = serde_json::from_str(line).with_context(|| format!("failed to decode the record {}", line.trim()))?;
+    let wrong: Vec<_> = schema.iter_errors(&value).map(|error| error.to_string()).collect();
+    ensure!(
+        wrong.is_empty(),
+        "{} is not what the log's schema says: {}",
+        line.trim(),
+        wrong.join("; ")
+    );
+    Ok(())
+}
+
 /// Reads whole lines; a last one without its end is still being written, and left out.
 pub fn parse(text: &str) -> Result<Vec<Record>> {
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n') && !line.trim().is_empty())
         .map(|line| {
+            check(line)?;
             let mut record: Record =
                 serde_json::from_str(line).with_context(|| format!("failed to decode the record {}", line.trim()))?;
             line.trim().clone_into(&mut record.line);
@@ -120,7 +148,7 @@ pub fn parse(text: &str) -> Result<Vec<Record>> {
 mod tests {
     use super::parse;
 
-    const DENY: &str = r#"{"connection":{"src_ip":"10.244.1.7","dest_ip":"10.244.0.11","src_port":55644,"dest_port":8080,"protocol":"tcp","direction":"ingress"},"disposition":"deny","reason":"default-deny","isolated_by":[{"kind":"NetworkPolicy","namespace":"shop","name":"db","generation":4}],"src":{"pod_name":"web","pod_namespace":"shop"},"dest":{"instance":"203.0.113.9"},"count":3,"node_name":"node1","timestamp":"2026-06-13T21:29:31.445836587Z","last_timestamp":"2026-06-13T21:29:33.1Z","seq":"1"}"#;
+    const DENY: &str = r#"{"connection":{"src_ip":"10.244.1.7","dest_ip":"10.244.0.11","src_port":55644,"dest_port":8080,"protocol":"tcp","direction":"ingress"},"disposition":"deny","reason":"default-deny","isolated_by":[{"kind":"NetworkPolicy","namespace":"shop","name":"db","generation":4}],"src":{"pod_name":"web","pod_namespace":"shop","namespace":"shop"},"dest":{"instance":"203.0.113.9"},"count":3,"node_name":"node1","timestamp":"2026-06-13T21:29:31.445836587Z","last_timestamp":"2026-06-13T21:29:33.1Z","seq":"1"}"#;
 
     #[test]
     fn a_line_that_is_being_written_is_left_out() {

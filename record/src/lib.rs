@@ -182,6 +182,11 @@ pub enum Party {
     Instance { instance: IpAddr },
 }
 
+/// The JSON Schema of a line: docs/policy-log.schema.json. It leaves room for fields that a newer daemon adds.
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(Record)
+}
+
 impl Record {
     /// The node whose daemon wrote the line.
     pub fn node(&self) -> &str {
