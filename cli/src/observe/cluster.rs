@@ -81,9 +81,10 @@ async fn keep(client: Client, pods: Api<Pod>, args: ObserveArgs, mut nodes: Node
                     sessions.insert(node, session);
                 }
                 Some(Err(_)) => {}
-                None => tokio::time::sleep_until(again).await,
+                None => break,
             }
         }
+        tokio::time::sleep_until(again).await;
         if told.is_closed() {
             return;
         }
