@@ -178,12 +178,21 @@ impl Index {
     /// The interface with one of the addresses that is nobody's yet.
     pub(super) fn free_interface(&self, addresses: &[IpAddr]) -> Result<u32, &'static str> {
         let has_one = |veth: &Veth| addresses.iter().any(|ip| veth.addresses.contains(ip));
+        // A pod that is on its way out had one of them: what it has of the other family is not this pod's.
+        let is_anothers = |veth: &Veth| {
+            [true, false].into_iter().any(|is_v4| {
+                let mut own = addresses.iter().filter(|ip| ip.is_ipv4() == is_v4).peekable();
+                let has_family = veth.addresses.iter().any(|ip| ip.is_ipv4() == is_v4);
+                has_family && own.peek().is_some() && !own.any(|ip| veth.addresses.contains(ip))
+            })
+        };
         let free = self
             .interfaces
             .veths
             .iter()
             .filter(|(index, _)| !self.bound.contains_key(index));
-        let mut found = free.filter(|(_, veth)| has_one(veth)).map(|(index, _)| *index);
+        let fits = free.filter(|(_, veth)| has_one(veth) && !is_anothers(veth));
+        let mut found = fits.map(|(index, _)| *index);
         match (found.next(), found.next()) {
             (Some(index), None) => Ok(index),
             (None, _) => Err(NO_INTERFACE),

@@ -84,6 +84,30 @@ fn a_pod_meets_its_interface() {
     assert!(desired.tables.endpoints[&name("web")].ingress.is_some());
 }
 
+/// One of its addresses was a pod's that is on its way out, at an interface that nobody knows any more.
+#[test]
+fn a_pod_does_not_meet_the_interface_of_who_had_one_of_its_addresses() {
+    let both = |index, v4: &str| {
+        let mut found = veths(&[(index, v4)]);
+        let veth = found.veths.values_mut().next().unwrap();
+        veth.addresses.insert(address("fd00::15"));
+        found
+    };
+    let mut index = index();
+    let mut told = pod("u2", "node1", "10.0.0.16", "web");
+    let pod = Arc::make_mut(told.policy.as_mut().unwrap());
+    pod.addresses.push(address("fd00::15"));
+    index.set_interfaces(both(9, "10.0.0.14"));
+    index.apply(Event::Pod(name("new"), Update::Set(told)));
+    let desired = index.desired();
+    assert!(desired.unmanaged.contains_key(&name("new")), "{:?}", desired.endpoints);
+
+    index.set_interfaces(both(29, "10.0.0.16"));
+    let desired = index.desired();
+    assert_eq!(desired.endpoints[&29].pod, name("new"));
+    assert!(!desired.unmanaged.contains_key(&name("new")));
+}
+
 #[test]
 fn a_pod_that_is_gone_stays_guarded_while_its_interface_is_there() {
     let mut index = index();
