@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Clients in pods: one attempt, or a connection that stays open and is watched. [`crate::raw`] has those that forge.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -362,7 +363,11 @@ fn summarise(sent: u64, events: &[Said]) -> Summary {
             _ => None,
         })
         .collect();
-    let times = |seq: u64| echoes.iter().filter(|(number, _)| *number == seq).count();
+    let mut came: HashMap<u64, usize> = HashMap::new();
+    for (seq, _) in &echoes {
+        *came.entry(*seq).or_default() += 1;
+    }
+    let times = |seq: u64| came.get(&seq).copied().unwrap_or_default();
     // The client does not wait for long for the echo of its last message, so that one does not count as missing.
     let missing = (1..sent).filter(|seq| times(*seq) == 0).collect();
     let twice = (1..=sent).filter(|seq| times(*seq) > 1).collect();

@@ -85,7 +85,8 @@ impl EventWriter {
         let pod = &denied.pod;
         Event {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{}.", pod.name)),
+                // The API server cuts long ones, and takes none that ends in a dot.
+                generate_name: Some(format!("{}-", pod.name)),
                 namespace: Some(pod.namespace.to_string()),
                 ..ObjectMeta::default()
             },
