@@ -221,9 +221,9 @@ impl LabNode<'_> {
         node::enter(&self.lab.layout, self.spec, args)
     }
 
-    /// The pid of the node's daemon, in the node's own pid namespace.
+    /// The pid of the node's daemon, in the node's own pid namespace. Those who observe run the same program beside it.
     pub fn daemon_pid(&self) -> Result<u32> {
-        let pids = self.run(&["busybox", "pidof", "wardline-node"]);
+        let pids = self.run(&["busybox", "pgrep", "-f", "^/?wardline-node --config"]);
         let pids = pids.with_context(|| format!("failed to find the daemon on {}", self.spec.name))?;
         pids.trim()
             .parse()
