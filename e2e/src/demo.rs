@@ -247,20 +247,19 @@ mod tests {
 
     fn record(rest: &str) -> crate::records::Record {
         let line = format!(
-            "{{\"connection\":{{\"direction\":\"ingress\"}},\"count\":1,\"node_name\":\"n\",\
-             \"timestamp\":\"2026-06-13T21:29:31Z\",{rest}}}\n"
-        );
+            r#"{{"connection":{{"src_ip":"10.0.0.1","dest_ip":"10.0.0.2","protocol":"icmp","direction":"ingress"}},"src":{{"instance":"10.0.0.1"}},"dest":{{"instance":"10.0.0.2"}},"count":1,"node_name":"n","timestamp":"2026-06-13T21:29:31Z","seq":"1",{rest}}}"#
+        ) + "\n";
         parse(&line).unwrap().remove(0)
     }
 
     #[test]
     fn a_record_is_put_in_words() {
         let allow = record(
-            r#""disposition":"allow","policies":[{"kind":"NetworkPolicy","name":"a","rules":[0,2]},{"kind":"NetworkPolicy","name":"b"}]"#,
+            r#""disposition":"allow","policies":[{"kind":"NetworkPolicy","namespace":"n","name":"a","generation":1,"rules":[0,2]},{"kind":"NetworkPolicy","namespace":"n","name":"b","generation":1}]"#,
         );
         assert_eq!(because(&allow), "a, rule 0,2; b");
         let deny = record(
-            r#""disposition":"deny","reason":"default-deny","isolated_by":[{"kind":"NetworkPolicy","name":"c"}]"#,
+            r#""disposition":"deny","reason":"default-deny","isolated_by":[{"kind":"NetworkPolicy","namespace":"n","name":"c","generation":1}]"#,
         );
         assert_eq!(because(&deny), "default-deny: isolated by c");
     }
