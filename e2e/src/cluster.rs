@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::core::{GroupVersionKind, TypeMeta};
 use kube::{Client, discovery};
@@ -223,11 +223,20 @@ impl LabNode<'_> {
 
     /// The pid of the node's daemon, in the node's own pid namespace. Those who observe run the same program beside it.
     pub fn daemon_pid(&self) -> Result<u32> {
-        let pids = self.run(&["busybox", "pgrep", "-f", "^/?wardline-node --config"]);
-        let pids = pids.with_context(|| format!("failed to find the daemon on {}", self.spec.name))?;
-        pids.trim()
-            .parse()
-            .with_context(|| format!("failed to find one daemon on {}: `{pids}`", self.spec.name))
+        let programs = self.run(&["busybox", "pidof", "wardline-node"]);
+        let programs = programs.with_context(|| format!("failed to find the daemon on {}", self.spec.name))?;
+        let mut daemons = Vec::new();
+        for pid in programs.split_ascii_whitespace() {
+            // Who observed and has gone meanwhile is not the daemon.
+            let arguments = self.run(&["busybox", "cat", &format!("/proc/{pid}/cmdline")]);
+            if arguments.is_ok_and(|arguments| arguments.split('\0').any(|argument| argument == "--config")) {
+                daemons.push(pid);
+            }
+        }
+        match daemons[..] {
+            [pid] => Ok(pid.parse()?),
+            _ => bail!("failed to find one daemon on {}: {daemons:?}", self.spec.name),
+        }
     }
 
     /// Kills the node's daemon without warning, and returns the pid that it had.

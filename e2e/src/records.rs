@@ -115,12 +115,11 @@ static SCHEMA: LazyLock<Result<Validator, String>> = LazyLock::new(|| {
         .map_err(|error| error.to_string())
 });
 
-fn check(line: &str) -> Result<()> {
+fn check(line: &str, value: &serde_json::Value) -> Result<()> {
     let schema = SCHEMA
         .as_ref()
         .map_err(|error| anyhow!("failed to read the log's schema: {error}"))?;
-    let value = serde_json::from_str(line).with_context(|| format!("failed to decode the record {}", line.trim()))?;
-    let wrong: Vec<_> = schema.iter_errors(&value).map(|error| error.to_string()).collect();
+    let wrong: Vec<_> = schema.iter_errors(value).map(|error| error.to_string()).collect();
     ensure!(
         wrong.is_empty(),
         "{} is not what the log's schema says: {}",
@@ -135,9 +134,10 @@ pub fn parse(text: &str) -> Result<Vec<Record>> {
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n') && !line.trim().is_empty())
         .map(|line| {
-            check(line)?;
-            let mut record: Record =
-                serde_json::from_str(line).with_context(|| format!("failed to decode the record {}", line.trim()))?;
+            let undecoded = || format!("failed to decode the record {}", line.trim());
+            let value = serde_json::from_str(line).with_context(undecoded)?;
+            check(line, &value)?;
+            let mut record: Record = serde_json::from_value(value).with_context(undecoded)?;
             line.trim().clone_into(&mut record.line);
             Ok(record)
         })

@@ -252,12 +252,15 @@ impl Control {
     /// Brings the Services that changed in force. One that is refused holds up no other.
     fn apply_services(&mut self) {
         let began = Instant::now();
-        let changes = self.index.services().take_changes();
+        let services = self.index.services();
+        let changes = services.take_changes();
         let is_changed = !changes.is_empty();
-        for change in changes {
-            let services = self.index.services();
-            let owners = change.fronts.keys().map(|key| (*key, services.owner(key).cloned()));
+        if is_changed {
+            let fronts = changes.iter().flat_map(|change| change.fronts.keys());
+            let owners = fronts.map(|key| (*key, services.owner(key).cloned()));
             self.names.apply_services(owners);
+        }
+        for change in changes {
             match self.datapath.apply_services(&change) {
                 Ok(()) => _ = self.refused_services.remove(&change.service),
                 Err(error) => {

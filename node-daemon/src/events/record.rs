@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The shape of a line in the policy log: docs/events.md. Pure: verdicts and names in, JSON out.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -226,11 +226,11 @@ fn find_service(seen: &Observed, names: &Names, is_node: bool) -> (Option<Socket
     if seen.direction == Direction::Ingress {
         return (None, None);
     }
-    let every_node = match seen.remote {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    let address = if is_node {
+        FrontKey::every_node(seen.remote.is_ipv4())
+    } else {
+        seen.remote
     };
-    let address = if is_node { every_node } else { seen.remote };
     let name = named(SocketAddr::new(address, seen.remote_port));
     let front = name.is_some().then(|| SocketAddr::new(seen.remote, seen.remote_port));
     (front, name)

@@ -143,6 +143,9 @@ impl Names {
         let now = Instant::now();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for (key, service) in fronts {
+            if known.services.get(&key) == service.as_ref() {
+                continue;
+            }
             let former = match service {
                 Some(service) => known.services.insert(key, service),
                 None => known.services.remove(&key),

@@ -2,7 +2,7 @@
 //! The fronts of one Service.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use wardline_policy::model::Protocol;
 
@@ -68,12 +68,8 @@ enum Told {
 
 /// Where the Service answers beside its `ClusterIP`, in one family. What is told by the cluster comes first.
 fn other_addresses(service: &Service, port: &ServicePort, is_v4: bool) -> impl Iterator<Item = (IpAddr, u16, Told)> {
-    let every_node = if is_v4 {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-    } else {
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-    };
-    let node_port = port.node_port.map(|number| (every_node, number, Told::ByCluster));
+    let every_node = |number| (FrontKey::every_node(is_v4), number, Told::ByCluster);
+    let node_port = port.node_port.map(every_node);
     let balancers = service.balancer_ips.iter().map(|ip| (*ip, port.port, Told::ByCluster));
     let external = service.external_ips.iter().map(|ip| (*ip, port.port, Told::ByAnybody));
     let addresses = balancers.chain(external).filter(move |(ip, ..)| ip.is_ipv4() == is_v4);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Services and `EndpointSlices`, reduced to what decides where a flow goes, and the fronts that come of them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use wardline_policy::model::Protocol;
@@ -80,6 +80,17 @@ pub struct FrontKey {
     pub address: IpAddr,
     /// None: the address itself, there where an address is translated, so that other ports are refused.
     pub port: Option<(Protocol, u16)>,
+}
+
+impl FrontKey {
+    /// The address that stands for every node's.
+    pub fn every_node(is_v4: bool) -> IpAddr {
+        if is_v4 {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        }
+    }
 }
 
 /// What becomes of such a packet.
