@@ -119,17 +119,24 @@ impl Index {
             return false;
         }
         self.services.set_local(&interfaces.local);
-        self.interfaces = interfaces;
-        let gone: Vec<EndpointSpec> = {
+        let former = std::mem::replace(&mut self.interfaces, interfaces).veths;
+        let gone: Vec<(u32, EndpointSpec)> = {
             let veths = &self.interfaces.veths;
             self.bound
                 .extract_if(.., |index, _| !veths.contains_key(index))
-                .map(|(_, spec)| spec)
                 .collect()
         };
-        for spec in gone {
+        for (index, spec) in gone {
             // Its sandbox was made anew, and only now is the former one taken away.
             if self.is_bound(&spec.pod, &spec.pod_uid) {
+                continue;
+            }
+            // It was found there by one of its addresses, and lacked another: that was somebody else's, and its own may
+            // have come since.
+            let had = former.get(&index).map(|veth| &veth.addresses);
+            let has_all = had.is_none_or(|had| spec.addresses.iter().all(|address| had.contains(address)));
+            if !spec.assigned && !has_all {
+                self.forget_guarded(&spec);
                 continue;
             }
             match self.told(&spec.pod) {

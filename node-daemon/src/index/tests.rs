@@ -108,6 +108,26 @@ fn a_pod_does_not_meet_the_interface_of_who_had_one_of_its_addresses() {
     assert!(!desired.unmanaged.contains_key(&name("new")));
 }
 
+/// The interface was of a pod that is on its way out too, and that had no address of the other family.
+#[test]
+fn a_pod_that_met_anothers_interface_finds_its_own_when_that_goes() {
+    let mut index = index();
+    let mut told = pod("u2", "node1", "10.0.0.20", "web");
+    let pod = Arc::make_mut(told.policy.as_mut().unwrap());
+    pod.addresses.push(address("fd00::10"));
+    index.set_interfaces(veths(&[(9, "10.0.0.20")]));
+    index.apply(Event::Pod(name("new"), Update::Set(told)));
+    assert_eq!(index.desired().endpoints[&9].pod, name("new"));
+
+    let mut own = veths(&[(29, "10.0.0.20")]);
+    own.veths.get_mut(&29).unwrap().addresses.insert(address("fd00::10"));
+    index.set_interfaces(own);
+    let desired = index.desired();
+    assert_eq!(desired.endpoints[&29].pod, name("new"));
+    assert!(!desired.unmanaged.contains_key(&name("new")));
+    assert!(index.objects.pods.contains_key(&name("new")), "it is a peer");
+}
+
 #[test]
 fn a_pod_that_is_gone_stays_guarded_while_its_interface_is_there() {
     let mut index = index();

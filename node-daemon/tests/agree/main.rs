@@ -192,7 +192,10 @@ impl<'a> Run<'a> {
         let world = self.world.as_ref().unwrap();
         if let Some(difference) = difference(world) {
             let (seed, number) = (self.seed, self.number);
-            panic!("seed {seed}, state {number}: {difference}\n{:#?}", world.cluster);
+            panic!(
+                "seed {seed}, state {number}: {difference}\nunmanaged: {:#?}\n{:#?}",
+                world.unmanaged, world.cluster
+            );
         }
     }
 

@@ -12,7 +12,7 @@ use wardline_node::index::{Desired, Event, Index, Kind, Logged, LoggingSpec, Upd
 use wardline_node::interfaces::{Interfaces, Veth};
 use wardline_node::names::PodName;
 use wardline_node::watch::{ObjectKey, Seen, convert};
-use wardline_policy::model::Direction;
+use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::oracle::Cluster;
 use wardline_policy::oracle::generate::{NODE, node_addresses};
 
@@ -29,6 +29,8 @@ pub struct World<'a> {
     /// Interfaces by the pods' uids.
     at: BTreeMap<String, u32>,
     endpoints: BTreeMap<String, u32>,
+    /// Pods without an interface, and why.
+    pub unmanaged: BTreeMap<ObjectName, &'static str>,
     programs: BTreeMap<(u32, Direction), Program>,
 }
 
@@ -54,6 +56,7 @@ impl<'a> World<'a> {
             index: Index::new(NODE, false),
             at,
             endpoints: BTreeMap::new(),
+            unmanaged: BTreeMap::new(),
             programs: BTreeMap::new(),
         };
         for (ifindex, spec) in world.life.datapath.inherited() {
@@ -131,6 +134,7 @@ impl<'a> World<'a> {
             .filter(|(ifindex, spec)| self.at.get(&*spec.pod_uid) == Some(*ifindex))
             .map(|(ifindex, spec)| (spec.pod.to_string(), *ifindex))
             .collect();
+        self.unmanaged = desired.unmanaged;
     }
 
     /// The interface that the daemon found for a pod: none where two pods of the node have one address.
