@@ -51,6 +51,7 @@ pub fn compile_within(objects: &Objects, node: &str, room: Room) -> Result<Table
     let endpoints = Endpoints::of(objects, &pods, node);
     let selectors = Selectors::of(&endpoints);
     shares::check_blocks(&endpoints, &selectors, room.peers)?;
+    shares::check_matches(&pods, &endpoints, &selectors, room.peers)?;
     let classes = Classes::new(&pods, &selectors, &Cidrs::new(&selectors));
     shares::check_peers(&endpoints, &classes, room)?;
     shares::check_rules(&pods, &endpoints, &selectors, &classes, room.rules)?;

@@ -78,7 +78,7 @@ impl Index {
         }
         found.sort();
         let all: usize = found.iter().map(|(_, Reverse(size), ..)| size).sum();
-        let mut excess = all.saturating_mul(over.excess()).div_ceil(over.needed);
+        let mut excess = all.saturating_mul(over.excess()).div_ceil(over.held.max(1));
         let is_needed = |(_, Reverse(size), ..): &(bool, Reverse<usize>, ObjectName, Arc<Policy>)| {
             let is_needed = excess > 0;
             excess = excess.saturating_sub(*size);

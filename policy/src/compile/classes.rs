@@ -11,8 +11,8 @@ use super::cidrs::Cidrs;
 use super::endpoints::NamedPorts;
 use super::pods::PodIndex;
 use super::selectors::Selectors;
-use crate::model::{Peer, Pod};
-use crate::tables::{Class, PeerSelector};
+use crate::model::Pod;
+use crate::tables::Class;
 
 /// Indices of selectors, ascending, and what the named ports in use mean.
 type Identity = (Vec<usize>, NamedPorts);
@@ -84,23 +84,7 @@ impl Classes {
 fn selecting(pods: &PodIndex<'_>, selectors: &Selectors<'_>) -> Vec<Vec<usize>> {
     let mut selected: Vec<Vec<usize>> = vec![Vec::new(); pods.pods.len()];
     for (index, selector) in selectors.all.iter().enumerate() {
-        let PeerSelector {
-            namespace,
-            peer: Peer::Pods {
-                namespaces,
-                pods: labels,
-            },
-        } = &**selector
-        else {
-            continue;
-        };
-        let found = match (namespace, namespaces) {
-            (Some(own), _) => pods.in_namespace(own, labels),
-            (None, Some(namespaces)) => pods.across(namespaces, labels),
-            // Not made: a selector without namespaces has its policy's own.
-            (None, None) => Vec::new(),
-        };
-        for pod in found {
+        for pod in pods.selected(selector) {
             selected[pod].push(index);
         }
     }

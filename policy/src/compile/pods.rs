@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::model::{Labels, ObjectName, Objects, Operator, Pod, Selector};
+use crate::model::{Labels, ObjectName, Objects, Operator, Peer, Pod, Selector};
+use crate::tables::PeerSelector;
 
 /// Below this many pods, looking at each is cheaper than the index by label.
 const WORTH_AN_INDEX: usize = 512;
@@ -33,6 +34,19 @@ impl<'a> PodIndex<'a> {
             namespaces: &objects.namespaces,
             by_namespace,
             by_label: OnceCell::new(),
+        }
+    }
+
+    /// The pods that a peer selects, ascending; none where it is a block.
+    pub(super) fn selected(&self, selector: &PeerSelector) -> Vec<usize> {
+        let Peer::Pods { namespaces, pods } = &selector.peer else {
+            return Vec::new();
+        };
+        match (&selector.namespace, namespaces) {
+            (Some(own), _) => self.in_namespace(own, pods),
+            (None, Some(namespaces)) => self.across(namespaces, pods),
+            // Not made: a selector without namespaces has its policy's own.
+            (None, None) => Vec::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 //! Whether a node's tables have room for what its policies ask for, and whose policies give way where they have not.
 //!
 //! ```text
-//! blocks, rules of one namespace, as if it were alone  > its share   --> that namespace
+//! blocks, matches, rules of one namespace, as if alone > its share   --> that namespace
 //! blocks, rules of all                                 > the table   --> the namespace that takes most
 //! ```
 //!
@@ -25,6 +25,7 @@ use super::ports::most_prefixes;
 use super::rules;
 use super::selectors::Selectors;
 use crate::model::{Direction, IpBlock, Peer, Policy, Port, Protocol, Rule};
+use crate::tables::PeerSelector;
 
 /// A namespace may take one of so many shares of a table.
 pub const SHARES: usize = 4;
@@ -55,6 +56,8 @@ pub struct Over {
     pub size: usize,
     /// About how many entries are asked for: by the namespace, or where that is within its share, by all.
     pub needed: usize,
+    /// About how many of them go where the namespace's policies give way.
+    pub held: usize,
     pub is_share: bool,
 }
 
@@ -74,6 +77,7 @@ impl fmt::Display for Over {
             size,
             needed,
             is_share,
+            ..
         } = self;
         if *is_share {
             let share = share_of(*size);
@@ -122,6 +126,7 @@ pub(super) fn check_blocks(endpoints: &Endpoints<'_>, selectors: &Selectors<'_>,
             limit: "limits.peers",
             size: peers,
             needed,
+            held: needed,
             is_share: true,
         }),
     }
@@ -159,6 +164,48 @@ impl Prefixes {
     }
 }
 
+/// Looks at how often selectors match pods: each time is remembered while classes are made, so it is memory that is
+/// bounded here, and not entries.
+pub(super) fn check_matches(
+    pods: &PodIndex<'_>,
+    endpoints: &Endpoints<'_>,
+    selectors: &Selectors<'_>,
+    peers: usize,
+) -> Result<(), Over> {
+    let share = WORTH_COUNTING * share_of(peers);
+    let of_pods = |selector: &&Arc<PeerSelector>| block(&selector.peer).is_none();
+    if selectors.all.iter().filter(of_pods).count() * pods.pods.len() <= share {
+        return Ok(());
+    }
+    let matches: Vec<usize> = selectors
+        .all
+        .iter()
+        .map(|selector| pods.selected(selector).len())
+        .collect();
+    let mut asked: BTreeMap<&Arc<str>, BTreeSet<usize>> = BTreeMap::new();
+    for isolation in &endpoints.tables {
+        let asked = asked.entry(namespace_of(isolation)).or_default();
+        for_each_rule(isolation, selectors, |_, peers| {
+            asked.extend(peers.into_iter().flatten())
+        });
+    }
+    let needed = |(namespace, asked): (_, BTreeSet<usize>)| {
+        let matches: usize = asked.into_iter().map(|selector| matches[selector]).sum();
+        (matches.div_ceil(WORTH_COUNTING), namespace)
+    };
+    match asked.into_iter().map(needed).max() {
+        Some((needed, namespace)) if needed > share_of(peers) => Err(Over {
+            namespace: Arc::clone(namespace),
+            limit: "limits.peers",
+            size: peers,
+            needed,
+            held: needed,
+            is_share: true,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Looks at blocks and addresses together. Blocks give way; where addresses alone are too many, that is not for them to
 /// mend.
 pub(super) fn check_peers(endpoints: &Endpoints<'_>, classes: &Classes, room: Room) -> Result<(), Over> {
@@ -176,12 +223,13 @@ pub(super) fn check_peers(endpoints: &Endpoints<'_>, classes: &Classes, room: Ro
         taken.entry(namespace_of(isolation)).or_default().extend(nets);
     }
     let largest = taken.into_iter().max_by_key(|(_, nets)| nets.len());
-    largest.map_or(Ok(()), |(namespace, _)| {
+    largest.map_or(Ok(()), |(namespace, nets)| {
         Err(Over {
             namespace: Arc::clone(namespace),
             limit: "limits.peers",
             size: room.peers,
             needed,
+            held: nets.len(),
             is_share: false,
         })
     })
@@ -199,11 +247,12 @@ pub(super) fn check_rules(
     for isolation in &endpoints.tables {
         *bounds.entry(namespace_of(isolation)).or_default() += bound(isolation, selectors, classes) * weight(isolation);
     }
-    let over = |namespace: &Arc<str>, needed, is_share| Over {
+    let over = |namespace: &Arc<str>, needed, held: usize, is_share| Over {
         namespace: Arc::clone(namespace),
         limit: "limits.rules",
         size: rules,
         needed,
+        held: held.min(needed),
         is_share,
     };
     let share = share_of(rules);
@@ -218,7 +267,7 @@ pub(super) fn check_rules(
         }
     }
     if let Some((needed, namespace)) = largest {
-        return Err(over(namespace, needed, true));
+        return Err(over(namespace, needed, needed, true));
     }
     if bounds.values().sum::<usize>() <= rules {
         return Ok(());
@@ -228,7 +277,7 @@ pub(super) fn check_rules(
         return Ok(());
     }
     match who_takes_most(&bounds, endpoints, selectors, classes) {
-        Some(namespace) => Err(over(namespace, needed, false)),
+        Some((namespace, held)) => Err(over(namespace, needed, held, false)),
         None => Ok(()),
     }
 }
@@ -287,7 +336,8 @@ fn ports(rule: &Rule, meanings: &Meanings<'_>) -> usize {
     let Some(ports) = &rule.ports else { return EVERY };
     let entries = ports.iter().map(|port| match &port.port {
         Port::Range(first, last) => most_prefixes(*first, *last),
-        Port::Named(name) => meanings.numbers(name, port.protocol),
+        // A name that means nothing costs no entry, but it is looked at for each class.
+        Port::Named(name) => meanings.numbers(name, port.protocol).max(1),
         Port::Any | Port::Exact(_) => 1,
     });
     entries.sum()
@@ -299,6 +349,10 @@ struct Meanings<'a>(BTreeMap<(&'a str, Protocol), usize>);
 impl<'a> Meanings<'a> {
     fn of(isolation: &'a Isolation<'_>, classes: &'a Classes) -> Self {
         let mut most = BTreeMap::new();
+        let ports = isolation.rules().flatten().flat_map(|rule| rule.ports.iter().flatten());
+        if !ports.map(|port| &port.port).any(|port| matches!(port, Port::Named(_))) {
+            return Self(most);
+        }
         let mut see = |ports: &'a NamedPorts| {
             // Sorted: what has one name and protocol stands together.
             let same = |a: &&(Arc<str>, Protocol, u16), b: &&(Arc<str>, Protocol, u16)| (&a.0, a.1) == (&b.0, b.1);
@@ -328,7 +382,7 @@ fn who_takes_most<'a>(
     endpoints: &Endpoints<'_>,
     selectors: &Selectors<'_>,
     classes: &Classes,
-) -> Option<&'a Arc<str>> {
+) -> Option<(&'a Arc<str>, usize)> {
     let mut for_every_peer: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
     let mut brought: BTreeMap<&Arc<str>, BTreeSet<usize>> = BTreeMap::new();
     for isolation in &endpoints.tables {
@@ -339,17 +393,17 @@ fn who_takes_most<'a>(
         );
         let meanings = Meanings::of(isolation, classes);
         for_each_rule(isolation, selectors, |rule, peers| match peers {
-            None => *every += ports(rule, &meanings),
+            None => *every += ports(rule, &meanings) * weight(isolation),
             Some(peers) => brought.extend(peers.iter().flat_map(|&peer| &classes.with[peer])),
         });
     }
     let all: usize = for_every_peer.values().sum();
-    let takes = |(namespace, bound): &(&&'a Arc<str>, &usize)| {
-        let others = all - for_every_peer.get(**namespace).copied().unwrap_or_default();
-        let brought = brought.get(**namespace).map_or(0, BTreeSet::len);
-        **bound + brought * others
+    let takes = |(namespace, bound): (&&'a Arc<str>, &usize)| {
+        let others = all - for_every_peer.get(*namespace).copied().unwrap_or_default();
+        let brought = brought.get(*namespace).map_or(0, BTreeSet::len);
+        (*namespace, bound + brought * others)
     };
-    bounds.iter().max_by_key(takes).map(|(namespace, _)| *namespace)
+    bounds.iter().map(takes).max_by_key(|(_, taken)| *taken)
 }
 
 /// Each rule, and the indices of its selectors.

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who is told to give way, and that nothing comes to more than what it was taken for.
 
+use std::net::IpAddr;
+
 use super::*;
 use crate::compile::{compile, compile_within};
-use crate::model::{Labels, ObjectName, Objects, Pod, PortMatch, Protocol, Selector};
+use crate::model::{Labels, ObjectName, Objects, Operator, Pod, PortMatch, Protocol, Requirement, Selector};
 
 const NODE: &str = "n1";
 /// Shares of 10 rules and of 20 peers.
@@ -113,9 +115,13 @@ fn who_asks_for_too_much_is_told() {
             limit,
             size,
             needed,
+            held: found.as_ref().err().map_or(0, |over| over.held),
             is_share,
         });
         assert_eq!(found.as_ref().err(), expected.as_ref(), "{why}");
+        if let Err(over) = &found {
+            assert!((1..=over.needed).contains(&over.held), "{why}: {over:?}");
+        }
         if let Ok(tables) = found {
             assert_eq!(tables, compile(&objects, NODE), "{why}");
         }
@@ -236,7 +242,20 @@ fn what_makes_much_of_little_is_told_before_it_is_made() {
         peers: 20_000,
         nodes: 0,
     };
+    let nobodys = || tcp([Port::Named("nobodys".into())]);
+    let block = |n| IpBlock {
+        cidr: format!("198.18.{}.{}/32", n / 256, n % 256).parse().unwrap(),
+        except: Vec::new(),
+    };
+    let blocks = Rule {
+        peers: Some((0..1_000).map(|n| Peer::Block(block(n))).collect()),
+        ..nobodys()
+    };
     for (why, rules) in [
+        (
+            "a port that nobody has, for many classes",
+            [vec![blocks], vec![nobodys(); 1_000]].concat(),
+        ),
         ("ranges in one another", nested.collect()),
         (
             "ports beside many rules",
@@ -283,5 +302,79 @@ fn what_is_counted_is_what_is_written() {
             .sum();
         assert_eq!(rules::count(table, &selectors, &classes), written);
         assert!(bound(table, &selectors, &classes) >= written);
+    }
+}
+
+/// Of 20 pods, each of which `a`'s selectors all match.
+#[test]
+fn selectors_that_match_very_often_are_told() {
+    let mut objects = objects(&[("a", 0, 0), ("b", 0, 1)]);
+    for n in 0..20_u8 {
+        let pod = Pod {
+            labels: Labels::new(),
+            addresses: vec![IpAddr::from([10, 0, 0, n])],
+            node: "another".into(),
+            ports: Vec::new(),
+        };
+        objects
+            .pods
+            .insert(ObjectName::new("a", format!("pod-{n}")), pod.into());
+    }
+    let selector = |n| Peer::Pods {
+        namespaces: None,
+        pods: Selector {
+            requirements: vec![Requirement {
+                key: format!("key-{n}").into(),
+                operator: Operator::DoesNotExist,
+            }],
+        },
+    };
+    let room = Room { peers: 100, ..ROOM };
+    let share = WORTH_COUNTING * share_of(room.peers);
+    for (selectors, is_told) in [(share / 21, false), (share / 21 + 1, true)] {
+        let rule = Rule {
+            peers: Some((0..selectors).map(selector).collect()),
+            ports: Some(Vec::new()),
+        };
+        let policy = objects.policies.values_mut().next().unwrap();
+        *policy = Arc::new(Policy {
+            ingress: Some(vec![rule]),
+            egress: None,
+            ..Policy::clone(policy)
+        });
+        let found = compile_within(&objects, NODE, room);
+        let told = found.err().map(|over| (over.namespace, over.limit, over.is_share));
+        assert_eq!(told, is_told.then(|| ("a".into(), "limits.peers", true)), "{selectors}");
+    }
+}
+
+/// More than weigh nothing: what they make of classes that others bring is the others'.
+#[test]
+fn rules_for_every_peer_are_not_blamed_for_others_classes() {
+    for rules in [16, 17, 40] {
+        let mut objects = objects(&[("a", 0, 0), ("b", 0, 0)]);
+        let every = (0..rules).map(|n| tcp([Port::Exact(1000 + 2 * n)])).collect();
+        let block = |n| IpBlock {
+            cidr: format!("198.18.{}.{}/32", n / 256, n % 256).parse().unwrap(),
+            except: Vec::new(),
+        };
+        let blocks = Rule {
+            peers: Some((0..400).map(|n| Peer::Block(block(n))).collect()),
+            ..tcp([Port::Exact(1000)])
+        };
+        for (policy, rules) in objects.policies.values_mut().zip([every, vec![blocks]]) {
+            *policy = Arc::new(Policy {
+                ingress: Some(rules),
+                egress: None,
+                ..Policy::clone(policy)
+            });
+        }
+        let room = Room {
+            rules: 4_000,
+            peers: 4_000,
+            nodes: 0,
+        };
+        let over = compile_within(&objects, NODE, room).unwrap_err();
+        assert_eq!((&*over.namespace, over.is_share), ("b", false), "{rules}");
     }
 }
