@@ -192,9 +192,11 @@ fn is_in_force(state: &NodeState) -> bool {
 /// Waits until the state is to be written again; false where there will be no other. The end of a daemon's start comes
 /// once, and whoever rolls daemons out waits for it: it is due at once.
 async fn until_due(state: &mut watch::Receiver<NodeState>, was_in_force: bool, is_written: bool) -> bool {
+    // Looking for the start must not count as having seen what changed before it.
+    let mut starting = state.clone();
     tokio::select! {
         () = tokio::time::sleep(if is_written { INTERVAL } else { RETRY }) => {}
-        started = state.wait_for(is_in_force), if !was_in_force => return started.is_ok(),
+        started = starting.wait_for(is_in_force), if !was_in_force => return started.is_ok(),
     }
     !is_written || state.changed().await.is_ok()
 }
@@ -274,6 +276,16 @@ mod tests {
             let due = tokio::time::timeout(soon, until_due(&mut state, was_in_force, true)).await;
             assert_eq!(due.ok(), is_due.then_some(true), "change {managed}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changed_before_the_start_is_due_later() {
+        let (sender, mut state) = watch::channel(NodeState::default());
+        sender.send_modify(|state| state.managed = 1);
+        let due = tokio::time::timeout(2 * INTERVAL, until_due(&mut state, false, true)).await;
+        assert_eq!(due, Ok(true));
+        let due = tokio::time::timeout(2 * INTERVAL, until_due(&mut state, false, true)).await;
+        assert!(due.is_err(), "nothing has changed since");
     }
 
     #[test]
