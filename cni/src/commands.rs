@@ -182,14 +182,20 @@ fn del<F: Fn(&str) -> Option<String>>(
 /// why it fails. A daemon that never was there since the node started is one: its socket does not outlive the node.
 fn status(entry: &Entry, log: &mut Log<'_, impl Write>) -> Result<(), Error> {
     let answered = ask(&entry.socket, protocol::Command::Status);
-    if let Err(error @ AskError::Away { cause, .. }) = &answered {
-        let was_there = cause.kind() != ErrorKind::NotFound;
-        if was_there || entry.failure_policy == FailurePolicy::Ignore {
-            log.write(LogLevel::Warn, &format!("STATUS goes on without the daemon: {error}"));
-            return Ok(());
+    let goes_on = match &answered {
+        Err(AskError::Away { cause, .. }) => {
+            cause.kind() != ErrorKind::NotFound || entry.failure_policy == FailurePolicy::Ignore
         }
+        Err(AskError::Slow { .. }) => true,
+        _ => false,
+    };
+    match answered {
+        Err(error) if goes_on => {
+            log.write(LogLevel::Warn, &format!("STATUS goes on without the daemon: {error}"));
+            Ok(())
+        }
+        answered => done(answered, Code::NotAvailable),
     }
-    done(answered, Code::NotAvailable)
 }
 
 fn network<F: Fn(&str) -> Option<String>>(environment: &Environment<F>, previous: &Previous) -> Result<Network, Error> {
@@ -208,7 +214,9 @@ fn done(answered: Result<Response, AskError>, away: Code) -> Result<(), Error> {
     match answered {
         Ok(Response::Done) => Ok(()),
         Ok(Response::Refused { code, message }) => Err(Error::new(code, message)),
-        Err(error @ AskError::Away { .. }) => Err(Error::new(away, error.to_string()).with_details(AWAY)),
+        Err(error @ (AskError::Away { .. } | AskError::Slow { .. })) => {
+            Err(Error::new(away, error.to_string()).with_details(AWAY))
+        }
         Err(error @ AskError::Strange { .. }) => Err(Error::new(Code::Decode, error.to_string())),
     }
 }

@@ -14,21 +14,30 @@ const TIMEOUT: Duration = Duration::from_secs(ANSWER_TIMEOUT.as_secs() + 5);
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// Nobody listens, or does not answer in time: the daemon is away.
+    /// Nobody listens, or ended before it answered: the daemon is away.
     #[error("failed to reach wardline-node at {socket}: {cause}")]
     Away { socket: String, cause: io::Error },
+    /// It is there; what it decided is not known.
+    #[error("failed to get an answer of wardline-node at {socket} within {} s", .patience.as_secs())]
+    Slow { socket: String, patience: Duration },
     #[error("failed to understand wardline-node at {socket}: {cause}")]
     Strange { socket: String, cause: MessageError },
 }
 
 pub(crate) fn ask(socket: &str, command: Command) -> Result<Response, AskError> {
+    ask_within(socket, command, TIMEOUT)
+}
+
+fn ask_within(socket: &str, command: Command, patience: Duration) -> Result<Response, AskError> {
     let request = Request {
         protocol: PROTOCOL,
         command,
     };
-    exchange(socket, &request).map_err(|error| {
+    exchange(socket, &request, patience).map_err(|error| {
         let socket = socket.to_owned();
         match error {
+            // What a read or write says whose time is up.
+            MessageError::Io(cause) if cause.kind() == io::ErrorKind::WouldBlock => AskError::Slow { socket, patience },
             MessageError::Io(cause) => AskError::Away { socket, cause },
             // It closed the connection without a word: it ended meanwhile.
             MessageError::Decode(cause) if cause.is_eof() => AskError::Away {
@@ -40,11 +49,30 @@ pub(crate) fn ask(socket: &str, command: Command) -> Result<Response, AskError> 
     })
 }
 
-fn exchange(socket: &str, request: &Request) -> Result<Response, MessageError> {
+fn exchange(socket: &str, request: &Request, patience: Duration) -> Result<Response, MessageError> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     protocol::write(&stream, request)?;
     stream.shutdown(Shutdown::Write)?;
     protocol::read(&stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_takes_too_long_is_not_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("cni.sock");
+        let _silent = UnixListener::bind(&socket).unwrap();
+        let socket = socket.to_str().unwrap();
+        let asked = ask_within(socket, Command::Status, Duration::from_millis(50));
+        assert!(matches!(asked, Err(AskError::Slow { .. })), "{asked:?}");
+        let asked = ask_within("/nowhere/cni.sock", Command::Status, Duration::from_millis(50));
+        assert!(matches!(asked, Err(AskError::Away { .. })), "{asked:?}");
+    }
 }
