@@ -106,7 +106,7 @@ pub fn generations_alternate() -> Vec<Row> {
     ]
 }
 
-/// A page of ring holds 56 records of 72 bytes.
+/// A page of ring holds 46 records of 88 bytes.
 pub fn ring_is_full() -> Table {
     fn fill(world: &mut World) {
         for source_port in 100..146 {

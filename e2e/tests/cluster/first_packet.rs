@@ -250,6 +250,11 @@ fn check_condition(pod: &Pod) -> Result<()> {
     let condition = condition.context("failed to find the condition that announces addresses")?;
     if condition.status == "False" {
         // The pod's sandbox went before kubelet had written its addresses, and so the node took its word back.
+        let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        ensure!(
+            has_ended,
+            "the announcement of a pod that runs was taken back: {status:?}"
+        );
         return Ok(());
     }
     let announced = condition.message.as_deref().unwrap_or_default();

@@ -168,9 +168,12 @@ async fn all_nodes_are_shown_merged_and_each_record_once_also_when_a_daemon_dies
             Ok((node.daemon_pid()? != killed && node.metrics().await.is_ok()).then_some(()))
         })
         .await?;
-        let after = watched
-            .until_all(namespace, |records| records.len() >= before + 6)
-            .await?;
+        // Denies of the second time come with their generation, after what was allowed.
+        let all = |records: &[Record]| {
+            let denies = records.iter().filter(|record| record.disposition == "deny");
+            records.len() >= before + 6 && denies.count() >= 4
+        };
+        let after = watched.until_all(namespace, all).await?;
 
         let (lines, outcome) = observe(namespace, &format!("--last 10000 {filter}")).await?;
         ensure!(outcome == Outcome::Well);

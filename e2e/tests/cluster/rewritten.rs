@@ -133,6 +133,11 @@ async fn flows_that_policies_agree_on_do_not_notice_that_they_are_rewritten() ->
             missing += fared.missing.len();
         }
         check(&fences.settled_records().await?)?;
+        // A machine with much to do loses datagrams; programs that are off, or rewrite wrongly, lose most.
+        ensure!(
+            missing * 20 <= messages,
+            "{missing} of {messages} messages of flows that are admitted had no answer"
+        );
         println!(
             "{requests} requests in {DURATION:?}, {messages} messages, {missing} without an answer, {attempts} attempts"
         );
