@@ -40,6 +40,7 @@ pub struct DaemonConfig {
     pub services_mode: ServicesMode,
     pub cni: CniConfig,
     pub logging: LoggingConfig,
+    pub metrics: MetricsConfig,
     pub limits: Limits,
     pub api_server: ApiServer,
     pub log_level: LogLevel,
@@ -59,6 +60,7 @@ impl Default for DaemonConfig {
             services_mode: ServicesSpec::default().mode,
             cni: CniConfig::default(),
             logging: LoggingConfig::default(),
+            metrics: MetricsConfig::default(),
             limits: Limits::default(),
             api_server: ApiServer::default(),
             log_level: LogLevel::Info,
@@ -102,6 +104,9 @@ impl DaemonConfig {
             services_mode: spec.services.mode,
             cni: CniConfig::from(&spec.cni),
             logging: LoggingConfig::from_spec(&spec.logging)?,
+            metrics: MetricsConfig {
+                policies: spec.metrics.policies,
+            },
             limits: Limits::from(&spec.limits),
             api_server: ApiServer {
                 host: spec.api_server.host.clone(),
@@ -181,6 +186,14 @@ impl Default for LoggingConfig {
             stdout: spec.stdout,
         }
     }
+}
+
+/// What metrics tell beside the totals.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Policies that are told apart where verdicts are counted by them; 0 counts none.
+    pub policies: u32,
 }
 
 /// The file of the policy log.

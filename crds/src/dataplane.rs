@@ -51,6 +51,9 @@ pub struct DataplaneSpec {
     /// Where each node keeps its policy log. What is logged is decided by the NetworkLogging object.
     #[serde(default)]
     pub logging: LoggingSpec,
+    /// What the daemons' metrics tell beside the totals.
+    #[serde(default)]
+    pub metrics: MetricsSpec,
     /// Sizes of the tables in each node's kernel. They are allocated in advance, so memory follows them.
     #[serde(default)]
     pub limits: LimitsSpec,
@@ -236,6 +239,16 @@ impl Default for LogFileSpec {
             min_free_percent: 12,
         }
     }
+}
+
+/// What the daemons' metrics tell beside the totals.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MetricsSpec {
+    /// How many policies each node tells apart when it counts the verdicts that it logs; those of further ones are
+    /// counted together. Each is up to four time series a node. 0 to 10000; 0 does not count by policy.
+    #[schemars(range(min = 0, max = 10_000))]
+    pub policies: u32,
 }
 
 /// Sizes of the tables in each node's kernel, in entries. A change that would not fit is refused whole, what was in

@@ -154,7 +154,7 @@ mod tests {
                 .unwrap();
             walk("", schema, &mut groups);
         }
-        assert_eq!(groups, 14);
+        assert_eq!(groups, 15);
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub fn dataplane(spec: &DataplaneSpec) -> Result<(), SpecError> {
         parse_bytes(&logging.file.max_size)?,
         MAX_SIZE,
     )?;
+    number("spec.metrics.policies", spec.metrics.policies, 0..=10_000)?;
     number("spec.limits.connections", spec.limits.connections, 1024..=16_777_216)?;
     number("spec.limits.peers", spec.limits.peers, 1024..=4_194_304)?;
     number("spec.limits.rules", spec.limits.rules, 1024..=4_194_304)?;

@@ -13,7 +13,7 @@ use wardline_bpf::abi::{Direction, Reason, Verdict};
 
 use crate::control::NodeState;
 use crate::datapath::{Cause, Ledger};
-use crate::events::Imbalance;
+use crate::events::{Imbalance, Meters};
 
 /// How long the control thread may be busy before the daemon counts as hanging.
 const HANGING: Duration = Duration::from_mins(1);
@@ -198,6 +198,11 @@ impl Metrics {
         }
     }
 
+    /// What measures records; verdicts are counted by so many policies.
+    pub fn meters(&self, policies: u32) -> Meters {
+        Meters::new(self.log.delay.clone(), self.log.by_policy.clone(), policies)
+    }
+
     pub fn program_restored(&self) {
         self.restored.inc();
     }
@@ -240,6 +245,8 @@ struct LogMetrics {
     deleted_records: IntCounterVec,
     left_out: IntCounter,
     backlog: IntGauge,
+    delay: Histogram,
+    by_policy: IntCounterVec,
 }
 
 impl LogMetrics {
@@ -287,6 +294,15 @@ impl LogMetrics {
             backlog: families.gauge(
                 "wardline_log_backlog_bytes",
                 "Bytes of events in the kernel that are not read yet.",
+            )?,
+            delay: families.register(Histogram::with_opts(histogram_options(
+                "wardline_log_delay_seconds",
+                "Time from the first packet of an allowed connection to its line in the policy log.",
+            )?)?)?,
+            by_policy: families.counters(
+                "wardline_policy_verdicts_total",
+                "Verdicts whose record is written, by each policy that it names.",
+                &["namespace", "policy", "direction", "verdict"],
             )?,
         })
     }

@@ -202,6 +202,7 @@ impl Daemon {
         let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.into());
         let file = LogFile::new(options);
         let mut log = PolicyLog::open(accounts, file, Arc::clone(&self.names), origin, aggregation)?;
+        log.measure_with(self.metrics.meters(self.config.metrics.policies));
         if logging.stdout {
             log.copy_to(Stdout::start().context("failed to open standard output")?);
         }

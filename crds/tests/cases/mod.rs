@@ -103,6 +103,9 @@ pub(crate) const CASES: &[Case] = &[
     dataplane("negative floor of free space", "{logging: {file: {minFreePercent: -1}}}", LOW),
     dataplane("floor of free space too high", "{logging: {file: {minFreePercent: 51}}}", HIGH),
     dataplane("lines to standard output", "{logging: {stdout: true}}", None),
+    dataplane("policies in metrics", "{metrics: {policies: 10000}}", None),
+    dataplane("no policies in metrics", "{metrics: {policies: 0}}", None),
+    dataplane("too many policies in metrics", "{metrics: {policies: 10001}}", HIGH),
 
     dataplane("smallest limits", "{limits: {connections: 1024, peers: 1024, rules: 1024, denyAggregates: 1024}}", None),
     dataplane("largest limits", "{limits: {connections: 16777216, peers: 4194304, rules: 4194304, denyAggregates: 1048576}}", None),

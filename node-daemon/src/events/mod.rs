@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! ring, deny table -> decode -> observed -> record -> file -> stdout
-//!          \------------ log: the account ------------/
+//!          \------- log: the account -- meters -------/
 //! ```
 
 mod clock;
@@ -11,6 +11,7 @@ mod decode;
 mod file;
 mod follow;
 mod log;
+mod meters;
 mod observed;
 mod record;
 mod ring;
@@ -21,6 +22,7 @@ pub(crate) use self::clock::monotonic;
 pub use self::file::{FileError, FileOptions, LogFile};
 pub use self::follow::follow as follow_events;
 pub use self::log::{Imbalance, LogError, PolicyLog};
+pub use self::meters::Meters;
 pub(crate) use self::observed::{Observed, Verdict, protocol_name};
 pub use self::record::Origin;
 pub use self::stdout::Stdout;

@@ -371,6 +371,7 @@ mod tests {
             policy: {enforcement: Audit, sourceAddressCheck: Enforce}
             logging: {clusterName: prod, denyAggregationSeconds: 30, stdout: true,
                       file: {path: /var/log/wardline/policy.log, maxSize: 1Mi, maxFiles: 2, maxAgeSeconds: 3600, minFreePercent: 20}}
+            metrics: {policies: 50}
             limits: {connections: 65536}
             services: {mode: Disabled}
             apiServer: {host: 10.0.0.1, port: 443}

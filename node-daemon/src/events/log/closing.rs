@@ -209,7 +209,7 @@ impl PolicyLog {
         let mut outcome = Outcome::default();
         let chunk = self.file.chunk();
         let mut seq = String::new();
-        self.buffer.clear();
+        self.begin();
         for (i, (key, entry)) in closed.denies.iter().enumerate() {
             let Ok(seen) = decode::deny(key, entry, clock) else {
                 continue;
@@ -221,6 +221,9 @@ impl PolicyLog {
             }
             sequence.write(self.accounts.epoch(), &mut seq);
             write_verdict(&mut self.buffer, &seen, &seq, &self.names, &self.origin);
+            if let Some(meters) = &mut self.meters {
+                meters.add(&seen, None);
+            }
             if let Some(deny_events) = &mut self.deny_events {
                 deny_events.tell(&seen, &self.names, Instant::now());
             }

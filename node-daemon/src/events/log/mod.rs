@@ -27,6 +27,7 @@ use self::stop::Stop;
 use super::clock::Clock;
 use super::decode;
 use super::file::{FileError, LogFile};
+use super::meters::Meters;
 use super::record::{Origin, write_verdict};
 use super::ring::Ring;
 use super::sequence::{Sequence, Written};
@@ -68,6 +69,7 @@ pub struct PolicyLog {
     /// Who reads along.
     observers: Arc<Observers>,
     deny_events: Option<DenyEvents>,
+    meters: Option<Meters>,
     names: Arc<Names>,
     origin: Origin,
     aggregation: Duration,
@@ -147,6 +149,7 @@ impl PolicyLog {
             file,
             observers: Arc::default(),
             deny_events: None,
+            meters: None,
             names,
             origin,
             aggregation,
@@ -180,6 +183,11 @@ impl PolicyLog {
     /// Tells first denies there too.
     pub fn tell_denies_to(&mut self, deny_events: DenyEvents) {
         self.deny_events = Some(deny_events);
+    }
+
+    /// Measures what is written.
+    pub fn measure_with(&mut self, meters: Meters) {
+        self.meters = Some(meters);
     }
 
     /// Lets observers in that came since.
@@ -220,8 +228,10 @@ impl PolicyLog {
     fn read_batch(&mut self, start: u64, fate: Fate) -> Result<Batch, LogError> {
         let clock = Clock::read().map_err(LogError::Clock)?;
         let chunk = self.file.chunk();
+        self.begin();
         let Self {
             accounts,
+            meters,
             names,
             origin,
             written,
@@ -232,17 +242,16 @@ impl PolicyLog {
         let generation = accounts.generation();
         let only_annotated = accounts.is_allow_delegated();
         let mut seq = String::new();
-        buffer.clear();
         let end = self.ring.read(start, size_of::<AllowEvent>(), |position, bytes| {
             batch.events += 1;
             let event = AllowEvent::read_from_bytes(bytes).ok();
             let seen = event.and_then(|event| {
                 let seen = decode::allow(&event, &clock, only_annotated).ok()?;
-                Some((seen, event.generation))
+                Some((seen, event))
             });
-            if let Some((seen, of)) = seen {
+            if let Some((seen, event)) = seen {
                 let direction = index(seen.direction);
-                batch.ahead[direction] += u64::from(of == generation);
+                batch.ahead[direction] += u64::from(event.generation == generation);
                 let sequence = Sequence::Ring { position };
                 if written.has(sequence) {
                     batch.written[direction] += 1;
@@ -250,6 +259,9 @@ impl PolicyLog {
                     batch.written[direction] += 1;
                     sequence.write(accounts.epoch(), &mut seq);
                     write_verdict(buffer, &seen, &seq, names, origin);
+                    if let Some(meters) = meters {
+                        meters.add(&seen, Some(event.time));
+                    }
                 } else {
                     batch.lost[direction] += 1;
                 }
@@ -290,6 +302,14 @@ impl PolicyLog {
         }
     }
 
+    /// Nothing is to be written yet.
+    fn begin(&mut self) {
+        self.buffer.clear();
+        if let Some(meters) = &mut self.meters {
+            meters.forget();
+        }
+    }
+
     /// Writes the buffer.
     fn append(&mut self) -> Result<(), LogError> {
         if self.buffer.is_empty() {
@@ -302,6 +322,9 @@ impl PolicyLog {
         self.observers.tell(&self.buffer);
         if let Some(stdout) = &self.stdout {
             stdout.offer(&self.buffer);
+        }
+        if let Some(meters) = &mut self.meters {
+            meters.written(&self.names);
         }
         self.buffer.clear();
         Ok(())
@@ -379,7 +402,7 @@ impl PolicyLog {
     }
 }
 
-fn index(direction: Direction) -> usize {
+pub(super) fn index(direction: Direction) -> usize {
     match direction {
         Direction::Ingress => AbiDirection::Ingress as usize,
         Direction::Egress => AbiDirection::Egress as usize,
