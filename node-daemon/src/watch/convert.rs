@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use wardline_crds::{Dataplane, NetworkLogging, validate};
 use wardline_policy::model::{ObjectName, Policy};
 
@@ -177,19 +178,29 @@ fn workload(metadata: &ObjectMeta) -> Option<Workload> {
         .iter()
         .find(|owner| owner.controller == Some(true))?;
     let labels = metadata.labels.as_ref();
-    let deployment = (owner.kind == "ReplicaSet")
-        .then(|| deployment(&owner.name, labels))
-        .flatten();
-    Some(match deployment {
-        Some(name) => Workload {
-            kind: "Deployment".into(),
-            name: name.into(),
-        },
-        None => Workload {
-            kind: owner.kind.as_str().into(),
-            name: owner.name.as_str().into(),
-        },
+    let created = metadata.creation_timestamp.as_ref();
+    let owners = match &*owner.kind {
+        "ReplicaSet" => deployment(&owner.name, labels).map(|name| ("Deployment", name)),
+        "Job" => cron_job(&owner.name, created).map(|name| ("CronJob", name)),
+        _ => None,
+    };
+    let (kind, name) = owners.unwrap_or((&owner.kind, &owner.name));
+    Some(Workload {
+        kind: kind.into(),
+        name: name.into(),
     })
+}
+
+/// The `CronJob` of a Job. Its controller puts the minute behind its name at which the Job was due, counted from the epoch;
+/// a number that says another time is part of the Job's own name.
+fn cron_job<'a>(job: &'a str, created: Option<&Time>) -> Option<&'a str> {
+    /// How long after that the Job's last pod may be made, and by how much clocks differ, in seconds.
+    const LATE: RangeInclusive<i64> = -60..=7 * 24 * 3600;
+    let (name, minute) = job.rsplit_once('-')?;
+    let is_number = minute.bytes().all(|byte| byte.is_ascii_digit());
+    let due = minute.parse::<i64>().ok().filter(|_| is_number)?.checked_mul(60)?;
+    let late = created?.0.as_second() - due;
+    (!name.is_empty() && LATE.contains(&late)).then_some(name)
 }
 
 fn deployment<'a>(replica_set: &'a str, labels: Option<&BTreeMap<String, String>>) -> Option<&'a str> {
@@ -200,6 +211,7 @@ fn deployment<'a>(replica_set: &'a str, labels: Option<&BTreeMap<String, String>
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+    use k8s_openapi::jiff::Timestamp;
 
     use super::*;
 
@@ -270,6 +282,31 @@ mod tests {
     }
 
     #[test]
+    fn a_job_is_of_the_cron_job_that_it_was_due_of() {
+        // 2026-06-13T21:30:05Z, 29689770 minutes after the epoch.
+        let created = 1_781_386_205;
+        for (job, created, expected) in [
+            ("backup-29689770", Some(created), ("CronJob", "backup")),
+            ("a-b-29689700", Some(created), ("CronJob", "a-b")),
+            ("backup-29689770", None, ("Job", "backup-29689770")),
+            ("backup-29689773", Some(created), ("Job", "backup-29689773")),
+            ("backup-29679000", Some(created), ("Job", "backup-29679000")),
+            ("backup-2", Some(created), ("Job", "backup-2")),
+            ("backup", Some(created), ("Job", "backup")),
+            ("-29689770", Some(created), ("Job", "-29689770")),
+            ("backup-+29689770", Some(created), ("Job", "backup-+29689770")),
+        ] {
+            let time = |seconds| Time(Timestamp::from_second(seconds).unwrap());
+            let metadata = ObjectMeta {
+                creation_timestamp: created.map(time),
+                ..owned("Job", job, None)
+            };
+            let found = workload(&metadata).unwrap();
+            assert_eq!((&*found.kind, &*found.name), expected, "{job}");
+        }
+    }
+
+    #[test]
     fn the_workload_is_the_owner_that_a_person_knows() {
         let table = [
             (
@@ -286,6 +323,7 @@ mod tests {
             ),
             (owned("StatefulSet", "db", None), Some(("StatefulSet", "db"))),
             (owned("DaemonSet", "agent", None), Some(("DaemonSet", "agent"))),
+            (owned("Node", "node1", None), Some(("Node", "node1"))),
             (ObjectMeta::default(), None),
         ];
         for (metadata, expected) in table {
