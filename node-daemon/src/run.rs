@@ -151,7 +151,9 @@ impl Daemon {
                 let message = Message::PolicyLog(problem.map(str::to_owned));
                 told.try_send(message).is_ok()
             };
-            move || follow_events(log, &metrics, &cancel, tell)
+            let state = state.clone();
+            let knows_names = move || state.borrow().last_applied.is_some();
+            move || follow_events(log, &metrics, &cancel, knows_names, tell)
         });
         self.start_control(control, inbox);
         let told = messages.clone();

@@ -18,12 +18,16 @@ const SHOW: Duration = Duration::from_secs(1);
 /// After the kernel's tables could not be read.
 const RETRY: Duration = Duration::from_millis(500);
 
+/// How long a daemon that starts lets verdicts wait in the kernel for the names of those whom they are about.
+const NAMES: Duration = Duration::from_secs(10);
+
 /// Writes until cancelled, then what is left. `tell` is told why nothing is written, and that something is again, and
-/// once more where it returns false.
+/// once more where it returns false. `knows_names` says whether the cluster's objects have been read.
 pub fn follow(
     mut log: PolicyLog,
     metrics: &Metrics,
     cancel: &CancellationToken,
+    knows_names: impl Fn() -> bool,
     tell: impl Fn(Option<&str>) -> bool,
 ) -> Result<()> {
     // Edge-triggered: events that nobody was woken for do not end the wait, so that they are read in batches.
@@ -34,6 +38,7 @@ pub fn follow(
     )?;
     let (mut looked, mut shown) = (Instant::now(), None::<Instant>);
     let mut news = News::default();
+    let (began, mut waits_for_names) = (Instant::now(), true);
     while !cancel.is_cancelled() {
         log.admit_observers();
         let now = Instant::now();
@@ -41,7 +46,13 @@ pub fn follow(
         if look {
             looked = now;
         }
-        match step(&mut log, look.then_some(now)) {
+        waits_for_names = waits_for_names && !knows_names() && began.elapsed() < NAMES && !log.is_filling();
+        let stepped = if waits_for_names {
+            Ok(false)
+        } else {
+            step(&mut log, look.then_some(now))
+        };
+        match stepped {
             Ok(true) => {}
             // The log itself knows that it cannot be written, and when to try again.
             Ok(false) | Err(LogError::File(_)) => wait(&epoll)?,

@@ -292,12 +292,18 @@ fn that_nothing_is_written_is_told_until_it_is_heard_and_so_is_the_end_of_it() {
         };
         std::thread::scope(|scope| {
             let follower = scope.spawn(|| {
-                follow_events(life.log, &metrics, &cancel, |problem| {
-                    let mut told = told.lock().unwrap();
-                    told.push(problem.map(str::to_owned));
-                    // Whoever is told is busy at first.
-                    told.len() > 1
-                })
+                follow_events(
+                    life.log,
+                    &metrics,
+                    &cancel,
+                    || true,
+                    |problem| {
+                        let mut told = told.lock().unwrap();
+                        told.push(problem.map(str::to_owned));
+                        // Whoever is told is busy at first.
+                        told.len() > 1
+                    },
+                )
             });
             heard(2);
             shown("1");

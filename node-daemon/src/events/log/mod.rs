@@ -400,6 +400,11 @@ impl PolicyLog {
     pub fn backlog(&self) -> u64 {
         self.ring.end().saturating_sub(self.ring.position())
     }
+
+    /// Half of the ring is not read yet.
+    pub fn is_filling(&self) -> bool {
+        self.backlog() > u64::from(self.accounts.ring().1) / 2
+    }
 }
 
 pub(super) fn index(direction: Direction) -> usize {

@@ -61,9 +61,8 @@ impl PolicyLog {
 
     /// Gives up the oldest events where they take more than half of the ring. Returns whether more may be to do.
     pub(super) fn shed(&mut self) -> Result<bool, LogError> {
-        let half = u64::from(self.accounts.ring().1) / 2;
         match self.fate_of_the_unwritten() {
-            Some(fate) if self.backlog() > half => self.take_batch(fate),
+            Some(fate) if self.is_filling() => self.take_batch(fate),
             _ => Ok(false),
         }
     }
