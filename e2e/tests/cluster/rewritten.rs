@@ -125,12 +125,12 @@ async fn flows_that_policies_agree_on_do_not_notice_that_they_are_rewritten() ->
         let (requests, attempts) = tokio::try_join!(rewrite(&policies), connect(namespace))?;
         let after: Vec<usize> = refused.iter().map(|(_, flow)| flow.echoes()).collect();
         ensure!(before == after, "echoes of refused flows: {before:?}, then {after:?}");
-        let (mut messages, mut missing) = (0, 0);
+        let (mut messages, mut missing) = (0, 0_u64);
         for (client, flow) in admitted {
             let fared = flow.finish().await?;
             ensure!(fared.twice.is_empty(), "a flow of {client} was disturbed: {fared:?}");
             messages += fared.sent;
-            missing += fared.missing.len();
+            missing += fared.missing.len() as u64;
         }
         check(&fences.settled_records().await?)?;
         // A machine with much to do loses datagrams; programs that are off, or rewrite wrongly, lose most.

@@ -2,6 +2,7 @@
 //! What is measured of records, once their lines are in the file: how long they took, and whose policies decided them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use prometheus::{Histogram, IntCounter, IntCounterVec};
 use wardline_bpf::abi::{Direction as AbiDirection, Verdict as AbiVerdict};
@@ -65,7 +66,7 @@ impl Meters {
         let delay = self.delay.local();
         for line in self.unwritten.drain(..) {
             if let (Some(now), Some(since)) = (now, line.since) {
-                delay.observe(now.saturating_sub(since) as f64 / 1e9);
+                delay.observe(Duration::from_nanos(now.saturating_sub(since)).as_secs_f64());
             }
             if let Some(by_policy) = &mut self.by_policy {
                 by_policy.count(&line, names);

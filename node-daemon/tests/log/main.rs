@@ -10,6 +10,7 @@ mod exact;
 mod kills;
 #[path = "../support/mod.rs"]
 mod support;
+mod switches;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

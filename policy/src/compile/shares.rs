@@ -186,7 +186,7 @@ pub(super) fn check_matches(
     for isolation in &endpoints.tables {
         let asked = asked.entry(namespace_of(isolation)).or_default();
         for_each_rule(isolation, selectors, |_, peers| {
-            asked.extend(peers.into_iter().flatten())
+            asked.extend(peers.into_iter().flatten());
         });
     }
     let needed = |(namespace, asked): (_, BTreeSet<usize>)| {

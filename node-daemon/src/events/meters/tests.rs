@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use prometheus::core::Collector as _;
+use prometheus::proto::MetricFamily;
 use prometheus::{HistogramOpts, Opts};
 use wardline_policy::tables::{Allowing, Attribution, PolicyRef};
 
@@ -95,7 +96,7 @@ impl Measured {
     /// `policy verdict count` of each series, sorted.
     fn series(&self) -> Vec<String> {
         let families = self.verdicts.collect();
-        let samples = families.iter().flat_map(|family| family.get_metric());
+        let samples = families.iter().flat_map(MetricFamily::get_metric);
         let mut series: Vec<String> = samples
             .map(|sample| {
                 let label = |name| {
