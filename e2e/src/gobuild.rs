@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kubernetes, etcd and Helm, built from the Go modules that this crate pins, into `target/lab/bin`.
+//! Kubernetes, etcd, Helm and the OpenTelemetry Collector, built from the Go modules that this crate pins, into
+//! `target/lab/bin`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -12,18 +13,29 @@ use crate::command;
 use crate::layout::Layout;
 use crate::progress::step;
 
-/// A Go module with `tool` lines.
+/// A Go module that says what is built.
 struct Module {
     /// Its folder in e2e/.
     folder: &'static str,
-    /// What `go build tool` makes; asked for to see whether the build was complete.
+    /// What building makes; asked for to see whether the build was complete.
     binaries: &'static [&'static str],
-    /// Whether it holds the upstream network suite, compiled to `e2e.test`.
-    suite: bool,
+    /// What is built in it.
+    kind: Kind,
     /// How long the first build takes on two cores.
     cold: &'static str,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// What its `tool` lines name.
+    Tools,
+    /// Kubernetes: the tools, and the upstream network suite compiled to `e2e.test`.
+    Kubernetes,
+    /// Its own program.
+    Program,
+}
+
+/// What the lab is made of.
 const MODULES: [Module; 2] = [
     Module {
         folder: "cluster",
@@ -38,16 +50,30 @@ const MODULES: [Module; 2] = [
             "kubectl",
             "kubelet",
         ],
-        suite: true,
+        kind: Kind::Kubernetes,
         cold: "about 9 minutes",
     },
     Module {
         folder: "helm",
         binaries: &["helm", "kubeconform"],
-        suite: false,
+        kind: Kind::Tools,
         cold: "about 2 minutes",
     },
 ];
+
+/// The OpenTelemetry Collector, which the lab does without.
+const COLLECTOR: Module = Module {
+    folder: "collector",
+    binaries: &["otelcol"],
+    kind: Kind::Program,
+    cold: "about 4 minutes",
+};
+
+/// Builds the collector if need be, and returns where it is.
+pub fn collector(layout: &Layout) -> Result<PathBuf> {
+    build_module(layout, &COLLECTOR)?;
+    Ok(layout.bin("otelcol"))
+}
 
 /// Builds what is not there or no longer fits its module files.
 pub fn build(layout: &Layout) -> Result<()> {
@@ -74,12 +100,13 @@ fn build_module(layout: &Layout, module: &Module) -> Result<()> {
     fs::create_dir_all(&out).with_context(|| format!("failed to create {}", out.display()))?;
     let flags = linker_flags(&source, module)?;
     let mut build = go(&source);
-    build
-        .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
-        .arg(format!("{}/", out.display()))
-        .arg("tool");
+    build.args(["build", "-trimpath", "-ldflags", &flags, "-o"]);
+    match module.kind {
+        Kind::Program => build.arg(out.join(module.binaries[0])),
+        Kind::Tools | Kind::Kubernetes => build.arg(format!("{}/", out.display())).arg("tool"),
+    };
     command::stream(&mut build)?;
-    if module.suite {
+    if module.kind == Kind::Kubernetes {
         let mut suite = go(&source);
         suite
             .args(["test", "-c", "-trimpath", "-ldflags", &flags, "-o"])
@@ -105,7 +132,7 @@ fn go(source: &Path) -> Command {
 /// Kubernetes reads its version from linker flags; without them kubelet and API server call themselves v0.0.0.
 fn linker_flags(source: &Path, module: &Module) -> Result<String> {
     let mut flags = "-s -w".to_owned();
-    if module.suite {
+    if module.kind == Kind::Kubernetes {
         let version = command::output_of(go(source).args(["list", "-m", "-f", "{{.Version}}", "k8s.io/kubernetes"]))?;
         let version = version.trim();
         let mut numbers = version.trim_start_matches('v').split('.');
@@ -122,7 +149,7 @@ fn linker_flags(source: &Path, module: &Module) -> Result<String> {
 fn fingerprint(source: &Path) -> Result<String> {
     let mut digest = Sha256::new();
     digest.update(command::output_of(go(source).arg("version"))?);
-    for file in ["go.mod", "go.sum", "netpol/netpol_test.go"] {
+    for file in ["go.mod", "go.sum", "main.go", "netpol/netpol_test.go"] {
         let path = source.join(file);
         if path.exists() {
             digest.update(file);

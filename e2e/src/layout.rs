@@ -156,6 +156,11 @@ impl Layout {
         self.lab().join("bin").join(name)
     }
 
+    /// Programs that only some tests need.
+    pub fn tools(&self) -> PathBuf {
+        self.target().join("tools")
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.lab().join("kubeconfig")

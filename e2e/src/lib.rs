@@ -48,6 +48,7 @@ pub mod progress;
 pub mod raw;
 pub mod records;
 pub mod status;
+pub mod tools;
 pub mod traffic;
 pub mod up;
 pub mod wardline;
