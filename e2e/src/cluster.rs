@@ -248,13 +248,17 @@ impl LabNode<'_> {
 
     /// The daemon's metrics.
     pub async fn metrics(&self) -> Result<Metrics> {
-        let address = format!("{}:{METRICS_PORT}", self.spec.address);
-        let text = tokio::time::timeout(Duration::from_secs(5), http_get(&address, "/metrics"))
-            .await
-            .with_context(|| format!("failed to read http://{address}/metrics: no answer within 5 s"))?
-            .with_context(|| format!("failed to read http://{address}/metrics"))?;
-        Ok(Metrics(text))
+        metrics_of(&format!("{}:{METRICS_PORT}", self.spec.address)).await
     }
+}
+
+/// What is served at an address as metrics.
+pub async fn metrics_of(address: &str) -> Result<Metrics> {
+    let text = tokio::time::timeout(Duration::from_secs(5), http_get(address, "/metrics"))
+        .await
+        .with_context(|| format!("failed to read http://{address}/metrics: no answer within 5 s"))?
+        .with_context(|| format!("failed to read http://{address}/metrics"))?;
+    Ok(Metrics(text))
 }
 
 /// Metrics in the text format of Prometheus.
@@ -285,7 +289,7 @@ impl Metrics {
 }
 
 /// HTTP/1.0, so that the answer ends with the connection and comes in one piece.
-async fn http_get(address: &str, path: &str) -> Result<String> {
+pub(crate) async fn http_get(address: &str, path: &str) -> Result<String> {
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     stream
         .write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())

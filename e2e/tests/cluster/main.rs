@@ -10,6 +10,7 @@ mod families;
 mod first_packet;
 mod hostile;
 mod live;
+mod monitoring;
 mod node_port;
 mod observe;
 mod reuse;
