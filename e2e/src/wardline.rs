@@ -22,6 +22,16 @@ pub async fn install(lab: &Lab, options: &Options, built: &[Built]) -> Result<()
     let pods: Api<Pod> = Api::namespaced(lab.client().clone(), SYSTEM_NAMESPACE);
     let before = pods.list(&ListParams::default()).await.context("failed to list pods")?;
     step("installing Wardline by its chart");
+    if !before.items.is_empty() {
+        // Which Helm never changes once it has installed them.
+        let crds = lab.layout().workspace().join("charts/wardline/crds");
+        let mut kubectl = Command::new(lab.layout().bin("kubectl"));
+        kubectl
+            .args(["apply", "--server-side", "--force-conflicts", "--filename"])
+            .arg(crds);
+        kubectl.arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()));
+        output_of(&mut kubectl)?;
+    }
     output_of(&mut helm(lab, options))?;
     if changed && !before.items.is_empty() {
         restart(lab).await?;
@@ -55,6 +65,7 @@ fn helm(lab: &Lab, options: &Options) -> Command {
         .arg(format!("apiServer.host={CONTROL_PLANE},apiServer.port=6443"));
     // Its nodes share the disk of the machine, and kubelets that evict nobody for it.
     command.arg("--set").arg("dataplane.spec.logging.file.minFreePercent=1");
+    command.arg("--set").arg("dataplane.spec.metrics.policies=100");
     for (chart, image) in [("operator", "operator"), ("daemon", "node")] {
         command
             .arg("--set")

@@ -25,7 +25,7 @@ use crate::cni::{Announcer, Call, Installer, Server};
 use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
 use crate::deny_events::{DenyEvents, deny_events};
-use crate::events::{FileOptions, LogFile, Origin, PolicyLog, Stdout, follow_events, monotonic};
+use crate::events::{FileOptions, LogFile, Origin, PolicyLog, Stdout, follow_events, monotonic, show_account};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -204,6 +204,8 @@ impl Daemon {
         let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.into());
         let file = LogFile::new(options);
         let mut log = PolicyLog::open(accounts, file, Arc::clone(&self.names), origin, aggregation)?;
+        // Whoever scrapes first must not take counters that go on for such that begin anew.
+        show_account(&log, &self.metrics)?;
         log.measure_with(self.metrics.meters(self.config.metrics.policies));
         if logging.stdout {
             log.copy_to(Stdout::start().context("failed to open standard output")?);

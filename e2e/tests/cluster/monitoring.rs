@@ -18,12 +18,9 @@ use wardline_e2e::namespace::{TestNamespace, with_namespace};
 use wardline_e2e::progress::wait_until;
 use wardline_e2e::prometheus::{Prometheus, Target, faults_of};
 
+use crate::WEB_TAKES_FRIENDS;
+
 const PATIENCE: Duration = Duration::from_mins(2);
-/// What dashboards ask for and a cluster that is well may not have, and why.
-const MAY_BE_EMPTY: [(&str, &str); 1] = [(
-    "wardline_policy_verdicts_total",
-    "policies are told apart only where the Dataplane says how many",
-)];
 
 /// The daemons of both nodes, and the operator wherever it runs.
 async fn targets(lab: &Lab) -> Result<Vec<Target>> {
@@ -61,11 +58,10 @@ async fn ask_all(lab: &Lab) -> Result<()> {
     for panel in panels(layout)? {
         for target in &panel.targets {
             let query = target.query();
-            let is_optional = MAY_BE_EMPTY.iter().any(|(metric, _)| query.contains(metric));
             // Rates come with the second scrape, and some series with the first request.
             wait_until(&format!("{}: {query}", panel.title), PATIENCE, async || {
                 let series = prometheus.query(&query).await?;
-                Ok((is_optional || !series.is_empty()).then_some(()))
+                Ok((!series.is_empty()).then_some(()))
             })
             .await?;
         }
@@ -96,8 +92,11 @@ async fn every_query_of_alerts_and_dashboard_has_an_answer() -> Result<()> {
         let _logged = logging::on(&namespace.lab).await?;
         // Pods that start, so that both daemons have had requests of the plugin.
         namespace.server("web", "node1").await?;
-        namespace.client("client", "node2").await?;
+        namespace.client("foe", "node2").await?;
         namespace.ready().await?;
+        // A policy denies.
+        namespace.apply(WEB_TAKES_FRIENDS).await?;
+        namespace.until_reach("foe", "web", false).await?;
         ask_all(&namespace.lab).await
     })
     .await

@@ -114,7 +114,8 @@ fn wait(epoll: &Epoll) -> Result<()> {
     }
 }
 
-fn show(log: &PolicyLog, metrics: &Metrics) -> Result<()> {
+/// Shows the account in the metrics.
+pub fn show(log: &PolicyLog, metrics: &Metrics) -> Result<()> {
     metrics.set_account(log.ledger(), &log.packets()?, &log.figures());
     Ok(())
 }
