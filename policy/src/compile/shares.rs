@@ -189,21 +189,27 @@ pub(super) fn check_matches(
             asked.extend(peers.into_iter().flatten());
         });
     }
-    let needed = |(namespace, asked): (_, BTreeSet<usize>)| {
+    let held = |(namespace, asked): (_, BTreeSet<usize>)| {
         let matches: usize = asked.into_iter().map(|selector| matches[selector]).sum();
         (matches.div_ceil(WORTH_COUNTING), namespace)
     };
-    match asked.into_iter().map(needed).max() {
-        Some((needed, namespace)) if needed > share_of(peers) => Err(Over {
-            namespace: Arc::clone(namespace),
-            limit: "limits.peers",
-            size: peers,
-            needed,
-            held: needed,
-            is_share: true,
-        }),
-        _ => Ok(()),
+    let held: Vec<(usize, &Arc<str>)> = asked.into_iter().map(held).collect();
+    let all: usize = held.iter().map(|(held, _)| held).sum();
+    let Some((most, namespace)) = held.into_iter().max() else {
+        return Ok(());
+    };
+    let is_share = most > share_of(peers);
+    if !is_share && all <= peers {
+        return Ok(());
     }
+    Err(Over {
+        namespace: Arc::clone(namespace),
+        limit: "limits.peers",
+        size: peers,
+        needed: if is_share { most } else { all },
+        held: most,
+        is_share,
+    })
 }
 
 /// Looks at blocks and addresses together. Blocks give way; where addresses alone are too many, that is not for them to
@@ -375,35 +381,62 @@ impl<'a> Meanings<'a> {
     }
 }
 
-/// Rules for every peer are written out for each class, so whoever brings classes makes others' tables larger too, and
-/// whoever has many such rules makes each class dearer. Both are counted for it, and who brings the most is who it is.
+/// What a namespace's policies take, and make others take.
+#[derive(Default)]
+struct Asks {
+    /// Entries of its own, with those for others' classes.
+    bound: usize,
+    /// Of rules for every peer, for each class: entries, and for how many they count.
+    every: usize,
+    weighed: usize,
+    /// Classes that it brings.
+    brought: BTreeSet<usize>,
+}
+
+/// Rules for every peer are written out for each class, whoever brings it. What one namespace's rules come to by another's
+/// classes is counted once: for the one of the two that has more of them. Who takes the most is who it is.
 fn who_takes_most<'a>(
     bounds: &BTreeMap<&'a Arc<str>, usize>,
     endpoints: &Endpoints<'_>,
     selectors: &Selectors<'_>,
     classes: &Classes,
 ) -> Option<(&'a Arc<str>, usize)> {
-    let mut for_every_peer: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
-    let mut brought: BTreeMap<&Arc<str>, BTreeSet<usize>> = BTreeMap::new();
+    let mut asks: BTreeMap<&Arc<str>, Asks> = BTreeMap::new();
+    for (namespace, bound) in bounds {
+        asks.entry(*namespace).or_default().bound = *bound;
+    }
     for isolation in &endpoints.tables {
-        let namespace = namespace_of(isolation);
-        let (every, brought) = (
-            for_every_peer.entry(namespace).or_default(),
-            brought.entry(namespace).or_default(),
-        );
+        let Some(asks) = asks.get_mut(namespace_of(isolation)) else {
+            continue;
+        };
         let meanings = Meanings::of(isolation, classes);
         for_each_rule(isolation, selectors, |rule, peers| match peers {
-            None => *every += ports(rule, &meanings) * weight(isolation),
-            Some(peers) => brought.extend(peers.iter().flat_map(|&peer| &classes.with[peer])),
+            None => {
+                let ports = ports(rule, &meanings);
+                asks.every += ports;
+                asks.weighed += ports * weight(isolation);
+            }
+            Some(peers) => asks.brought.extend(peers.iter().flat_map(|&peer| &classes.with[peer])),
         });
     }
-    let all: usize = for_every_peer.values().sum();
-    let takes = |(namespace, bound): (&&'a Arc<str>, &usize)| {
-        let others = all - for_every_peer.get(*namespace).copied().unwrap_or_default();
-        let brought = brought.get(*namespace).map_or(0, BTreeSet::len);
-        (*namespace, bound + brought * others)
+    let takes = |namespace: &&'a Arc<str>| {
+        let own = &asks[*namespace];
+        let others_classes = classes.all.len().saturating_sub(own.brought.len() + 1);
+        let alone = own.bound.saturating_sub(own.weighed * others_classes);
+        let others = asks.iter().filter(|(other, _)| *other != namespace);
+        let shared = others.map(|(_, other)| {
+            let (brought, theirs) = (own.brought.len(), other.brought.len());
+            let by_rules = if own.every >= theirs { own.weighed * theirs } else { 0 };
+            let by_classes = if brought > other.every {
+                other.weighed * brought
+            } else {
+                0
+            };
+            by_rules + by_classes
+        });
+        (*namespace, alone + shared.sum::<usize>())
     };
-    bounds.iter().map(takes).max_by_key(|(_, taken)| *taken)
+    bounds.keys().map(takes).max_by_key(|(_, taken)| *taken)
 }
 
 /// Each rule, and the indices of its selectors.

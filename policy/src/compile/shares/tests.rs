@@ -353,7 +353,9 @@ fn selectors_that_match_very_often_are_told() {
 fn rules_for_every_peer_are_not_blamed_for_others_classes() {
     for rules in [16, 17, 40] {
         let mut objects = objects(&[("a", 0, 0), ("b", 0, 0)]);
-        let every = (0..rules).map(|n| tcp([Port::Exact(1000 + 2 * n)])).collect();
+        let mut every: Vec<Rule> = (0..rules).map(|n| tcp([Port::Exact(1000 + 2 * n)])).collect();
+        // It has some classes of its own too.
+        every.push(rule(1, 3, 1));
         let block = |n| IpBlock {
             cidr: format!("198.18.{}.{}/32", n / 256, n % 256).parse().unwrap(),
             except: Vec::new(),
