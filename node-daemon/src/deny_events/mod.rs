@@ -94,7 +94,7 @@ impl DenyEvents {
             pod_uid: Arc::clone(&endpoint.pod_uid),
             note: note(
                 seen,
-                names.party(&seen.remote).as_deref(),
+                names.party(&seen.remote, seen.time).as_deref(),
                 &isolated_by.unwrap_or_default(),
             ),
         };

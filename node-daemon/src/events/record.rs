@@ -125,7 +125,7 @@ struct LostWhat {
 /// Appends the line of one verdict, line feed included.
 pub fn write_verdict(line: &mut Vec<u8>, seen: &Observed, seq: &str, names: &Names, origin: &Origin) {
     let endpoint = names.endpoint(seen.endpoint);
-    let remote = names.party(&seen.remote);
+    let remote = names.party(&seen.remote, seen.time);
     let (front, service) = find_service(seen, names, matches!(remote.as_deref(), Some(Party::Node { .. })));
     let pod = match &endpoint {
         Some(endpoint) => pod_line(&endpoint.name),

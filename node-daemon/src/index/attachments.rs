@@ -304,6 +304,7 @@ impl Index {
         }
         let name = attached.pod.clone();
         self.parted.remove(&name);
+        self.doubtful.remove(&index);
         self.attachments.0.insert(index, attached);
         if let Some(former) = self.bound.insert(index, spec) {
             self.forget_guarded(&former);

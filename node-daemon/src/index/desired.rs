@@ -142,6 +142,10 @@ impl Index {
             let bound = at.get(&(name.clone(), Arc::clone(&info.uid))).copied();
             match bound.map_or_else(|| self.interface_for(name, info), Ok) {
                 Ok(index) => {
+                    let veth = self.interfaces.veths.get(&index);
+                    if bound.is_none() && veth.is_some_and(|veth| !veth.has_all(info.addresses())) {
+                        self.doubtful.insert(index);
+                    }
                     let spec = EndpointSpec {
                         pod: name.clone(),
                         pod_uid: Arc::clone(&info.uid),

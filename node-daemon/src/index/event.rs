@@ -104,6 +104,8 @@ pub struct PodInfo {
     pub policy: Option<Arc<Pod>>,
     /// Whether its status has the addresses that kubelet wrote; until then they are those that its node announced.
     pub is_written: bool,
+    /// Seconds since the epoch; 0 where it is not known.
+    pub created: u64,
     pub workload: Option<Workload>,
 }
 

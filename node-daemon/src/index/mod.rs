@@ -60,6 +60,8 @@ pub struct Index {
     /// Pods of this node whose interface went before they did: uid, and the addresses that they had. Those may be another
     /// pod's by now, and count no more for the one that had them.
     parted: BTreeMap<ObjectName, (Arc<str>, Vec<IpAddr>)>,
+    /// Interfaces that pods were found at by some of their addresses only, and that have not shown the others since.
+    doubtful: BTreeSet<u32>,
     /// Who came to addresses and left them since they were taken last.
     moves: Vec<Move>,
     synced: BTreeSet<Kind>,
@@ -119,23 +121,21 @@ impl Index {
             return false;
         }
         self.services.set_local(&interfaces.local);
-        let former = std::mem::replace(&mut self.interfaces, interfaces).veths;
+        self.interfaces = interfaces;
         let gone: Vec<(u32, EndpointSpec)> = {
             let veths = &self.interfaces.veths;
             self.bound
                 .extract_if(.., |index, _| !veths.contains_key(index))
                 .collect()
         };
+        let doubtful = std::mem::take(&mut self.doubtful);
         for (index, spec) in gone {
             // Its sandbox was made anew, and only now is the former one taken away.
             if self.is_bound(&spec.pod, &spec.pod_uid) {
                 continue;
             }
-            // It was found there by one of its addresses, and lacked another: that was somebody else's, and its own may
-            // have come since.
-            let had = former.get(&index).map(|veth| &veth.addresses);
-            let has_all = had.is_none_or(|had| spec.addresses.iter().all(|address| had.contains(address)));
-            if !spec.assigned && !has_all {
+            // That was somebody else's, and its own may have come since.
+            if doubtful.contains(&index) {
                 self.forget_guarded(&spec);
                 continue;
             }
@@ -148,6 +148,12 @@ impl Index {
                 _ => self.forget_guarded(&spec),
             }
         }
+        self.doubtful = doubtful;
+        let Self { bound, interfaces, .. } = self;
+        self.doubtful.retain(|index| {
+            let veth = interfaces.veths.get(index).zip(bound.get(index));
+            veth.is_some_and(|(veth, spec)| !veth.has_all(&spec.addresses))
+        });
         self.drop_attachments_without_interface();
         true
     }
@@ -328,7 +334,7 @@ impl Index {
         };
         let joins = pod.as_ref().map(party);
         let leaves = self.pods.get(&name).map(party);
-        self.note_moves(leaves, joins);
+        self.note_moves(leaves, joins, pod.as_ref().map_or(0, |pod| pod.created));
         if let Some(pod) = pod {
             self.pods.insert(name, pod);
         } else {
@@ -351,21 +357,29 @@ impl Index {
         };
         let joins = node.as_ref().map(party);
         let leaves = self.nodes.get(&name).map(party);
-        self.note_moves(leaves, joins);
+        self.note_moves(leaves, joins, 0);
         match node {
             Some(node) => _ = self.nodes.insert(name, node),
             None => _ = self.nodes.remove(&name),
         }
     }
 
-    fn note_moves(&mut self, leaves: Option<(Vec<IpAddr>, Arc<Party>)>, joins: Option<(Vec<IpAddr>, Arc<Party>)>) {
+    fn note_moves(
+        &mut self,
+        leaves: Option<(Vec<IpAddr>, Arc<Party>)>,
+        joins: Option<(Vec<IpAddr>, Arc<Party>)>,
+        created: u64,
+    ) {
         if leaves == joins {
             return;
         }
         self.moves
             .extend(leaves.map(|(addresses, party)| Move::Leaves(addresses, party)));
-        self.moves
-            .extend(joins.map(|(addresses, party)| Move::Joins(addresses, party)));
+        self.moves.extend(joins.map(|(addresses, party)| Move::Joins {
+            addresses,
+            party,
+            created,
+        }));
     }
 
     /// Who came to addresses and left them since the last call.

@@ -147,6 +147,7 @@ mod tests {
                 node: "node1".into(),
                 policy: Some(Arc::new(pod)),
                 is_written: true,
+                created: 0,
                 workload: None,
             };
             index.apply(Event::Pod(ObjectName::new(namespace, "pod"), Update::Set(info)));

@@ -24,6 +24,7 @@ fn pod(uid: &str, node: &str, ip: &str, app: &str) -> PodInfo {
             ports: Vec::<NamedPort>::new(),
         })),
         is_written: true,
+        created: 0,
         workload: None,
     }
 }
@@ -126,6 +127,35 @@ fn a_pod_that_met_anothers_interface_finds_its_own_when_that_goes() {
     assert_eq!(desired.endpoints[&29].pod, name("new"));
     assert!(!desired.unmanaged.contains_key(&name("new")));
     assert!(index.objects.pods.contains_key(&name("new")), "it is a peer");
+}
+
+/// It was seen to be its own: when it goes, what its status claims may be another's by then.
+#[test]
+fn a_pod_that_loses_an_address_before_its_interface_goes_is_parted_all_the_same() {
+    let with = |found: &[&str]| {
+        let mut interfaces = veths(&[(9, "10.0.0.20")]);
+        let veth = interfaces.veths.get_mut(&9).unwrap();
+        veth.addresses = found.iter().map(|ip| address(ip)).collect();
+        interfaces
+    };
+    // The other address came while the pod was there, or with it.
+    for found_at in [with(&["10.0.0.20"]), with(&["10.0.0.20", "fd00::10"])] {
+        let mut index = index();
+        let mut told = pod("u2", "node1", "10.0.0.20", "web");
+        let pod = Arc::make_mut(told.policy.as_mut().unwrap());
+        pod.addresses.push(address("fd00::10"));
+        index.set_interfaces(found_at);
+        index.apply(Event::Pod(name("new"), Update::Set(told)));
+        assert_eq!(index.desired().endpoints[&9].pod, name("new"));
+        index.set_interfaces(with(&["10.0.0.20", "fd00::10"]));
+        index.set_interfaces(with(&[]));
+        index.set_interfaces(veths(&[]));
+        assert_eq!(
+            index.desired().unmanaged.get(&name("new")),
+            Some(&"the interface that it had is gone")
+        );
+        assert!(!index.objects.pods.contains_key(&name("new")), "it is a peer no more");
+    }
 }
 
 #[test]

@@ -35,6 +35,12 @@ pub struct Veth {
     pub addresses: BTreeSet<IpAddr>,
 }
 
+impl Veth {
+    pub fn has_all(&self, addresses: &[IpAddr]) -> bool {
+        addresses.iter().all(|address| self.addresses.contains(address))
+    }
+}
+
 /// Reads the interfaces of the namespace that the process is in.
 pub fn scan() -> io::Result<Interfaces> {
     let mut netlink = Netlink::open()?;

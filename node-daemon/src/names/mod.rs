@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use wardline_policy::model::{Direction, ObjectName};
@@ -23,8 +23,10 @@ use crate::index::Workload;
 use crate::services::FrontKey;
 
 /// How long an address keeps the name of its last owner: events are read within milliseconds, denies are written
-/// within the aggregation time.
-const KEEP_ADDRESSES: Duration = Duration::from_mins(2);
+/// within the aggregation time, which is five minutes at most.
+const KEEP_ADDRESSES: Duration = Duration::from_mins(6);
+/// By how much the clocks of a node and of the API server may differ, in nanoseconds.
+const CLOCKS_DIFFER: u64 = 10 * 1_000_000_000;
 
 /// Who is at an address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +44,30 @@ pub struct PodName {
 /// Who came to addresses, or left them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Move {
-    Joins(Vec<IpAddr>, Arc<Party>),
+    Joins {
+        addresses: Vec<IpAddr>,
+        party: Arc<Party>,
+        /// When the object was made, seconds since the epoch: what happened before is not about it. 0: not known.
+        created: u64,
+    },
     Leaves(Vec<IpAddr>, Arc<Party>),
+}
+
+/// Who is at an address.
+#[derive(Clone, Debug)]
+struct Owner {
+    party: Arc<Party>,
+    /// Nanoseconds since the epoch.
+    created: u64,
+}
+
+/// Who was.
+#[derive(Clone, Debug)]
+struct FormerOwner {
+    owner: Owner,
+    left: Instant,
+    /// The same in nanoseconds since the epoch.
+    left_at: u64,
 }
 
 /// A pod at its interface, as the kernel numbers it.
@@ -74,11 +98,10 @@ struct Known {
     endpoints: HashMap<u32, Arc<EndpointName>>,
     tables: HashMap<u32, Arc<TableName>>,
     attributions: HashMap<u32, Arc<Attribution>>,
-    addresses: HashMap<IpAddr, Arc<Party>>,
+    addresses: HashMap<IpAddr, Owner>,
     /// Ids that the kernel no longer uses, and since when.
     retired: HashMap<EntryId, Instant>,
-    /// Former owners, and since when.
-    former: HashMap<IpAddr, (Arc<Party>, Instant)>,
+    former: HashMap<IpAddr, FormerOwner>,
     services: HashMap<FrontKey, ObjectName>,
     former_services: HashMap<FrontKey, (ObjectName, Instant)>,
 }
@@ -116,26 +139,46 @@ impl Names {
 
     /// Takes in who came to which addresses and who left them, in order. Who left is remembered for a while.
     pub fn apply_moves(&self, moves: Vec<Move>) {
-        let now = Instant::now();
+        let (now, wall) = (Instant::now(), nanoseconds_now());
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let Known { addresses, former, .. } = &mut *known;
+        let mut remember = |address, owner| {
+            let left = FormerOwner {
+                owner,
+                left: now,
+                left_at: wall,
+            };
+            former.insert(address, left);
+        };
         for change in moves {
             match change {
-                Move::Joins(joined, party) => {
-                    addresses.extend(joined.into_iter().map(|address| (address, Arc::clone(&party))));
+                Move::Joins {
+                    addresses: joined,
+                    party,
+                    created,
+                } => {
+                    let created = created.saturating_mul(1_000_000_000);
+                    let owner = Owner { party, created };
+                    for address in joined {
+                        let before = addresses.insert(address, owner.clone());
+                        if let Some(before) = before.filter(|before| before.party != owner.party) {
+                            remember(address, before);
+                        }
+                    }
                 }
                 Move::Leaves(left, party) => {
                     // Somebody else may have the address already.
                     for address in left {
-                        if addresses.get(&address) == Some(&party) {
-                            addresses.remove(&address);
-                            former.insert(address, (Arc::clone(&party), now));
+                        if addresses.get(&address).is_some_and(|owner| owner.party == party)
+                            && let Some(owner) = addresses.remove(&address)
+                        {
+                            remember(address, owner);
                         }
                     }
                 }
             }
         }
-        former.retain(|_, (_, since)| now.duration_since(*since) < KEEP_ADDRESSES);
+        former.retain(|_, former| now.duration_since(former.left) < KEEP_ADDRESSES);
     }
 
     /// Takes in which Services are at these addresses and ports now. Those that were are remembered for a while.
@@ -177,13 +220,21 @@ impl Names {
         self.read(|known| known.attributions.get(&id).cloned())
     }
 
-    pub fn party(&self, address: &IpAddr) -> Option<Arc<Party>> {
+    /// Who was at the address at `time`, nanoseconds since the epoch. None where whoever is there came later, and nobody
+    /// remembers who was there before.
+    pub fn party(&self, address: &IpAddr, time: u64) -> Option<Arc<Party>> {
         self.read(|known| {
-            known
-                .addresses
-                .get(address)
-                .or_else(|| known.former.get(address).map(|(party, _)| party))
-                .cloned()
+            let was_made = |owner: &&Owner| owner.created <= time.saturating_add(CLOCKS_DIFFER);
+            let former = known.former.get(address);
+            let then = former
+                .filter(|former| time < former.left_at)
+                .map(|former| &former.owner);
+            let owner = then.filter(was_made).or_else(|| {
+                let present = known.addresses.get(address).filter(was_made);
+                // What was on its way when it left.
+                present.or_else(|| former.map(|former| &former.owner).filter(was_made))
+            });
+            owner.map(|owner| Arc::clone(&owner.party))
         })
     }
 
@@ -258,6 +309,11 @@ impl Known {
     }
 }
 
+fn nanoseconds_now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 pub use self::journal::Entry as Meaning;
 
 #[cfg(test)]
@@ -322,20 +378,34 @@ mod tests {
     }
 
     #[test]
-    fn an_address_keeps_its_last_owner_for_a_while() {
+    fn an_address_is_its_owners_of_the_time() {
         let directory = tempfile::tempdir().unwrap();
         let names = Names::open(directory.path()).unwrap();
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         let node = |name: &str| Arc::new(Party::Node { name: name.into() });
-        let joins = |name| Move::Joins(vec![address], node(name));
+        let joins = |name, created| Move::Joins {
+            addresses: vec![address],
+            party: node(name),
+            created,
+        };
         let leaves = |name| Move::Leaves(vec![address], node(name));
-        for (moves, owner) in [
-            (vec![joins("a"), leaves("a")], "a"),
-            (vec![joins("b")], "b"),
-            (vec![joins("c"), leaves("b")], "c"),
-        ] {
-            names.apply_moves(moves);
-            assert_eq!(names.party(&address), Some(node(owner)));
-        }
+        let at = |time: u64| names.party(&address, time);
+        const SECOND: u64 = 1_000_000_000;
+
+        let start = nanoseconds_now();
+        let seconds = start / SECOND;
+        names.apply_moves(vec![joins("a", seconds - 100)]);
+        assert_eq!(at(start - 105 * SECOND), Some(node("a")), "clocks differ");
+        assert_eq!(at(start - 200 * SECOND), None, "it was not made yet");
+        names.apply_moves(vec![leaves("a")]);
+        assert_eq!(at(start), Some(node("a")));
+        assert_eq!(at(nanoseconds_now()), Some(node("a")), "on its way when it left");
+        names.apply_moves(vec![joins("b", seconds)]);
+        assert_eq!(at(start - SECOND), Some(node("a")));
+        assert_eq!(at(nanoseconds_now()), Some(node("b")));
+        let before = nanoseconds_now();
+        names.apply_moves(vec![joins("c", seconds), leaves("b")]);
+        assert_eq!(at(before), Some(node("b")));
+        assert_eq!(at(nanoseconds_now()), Some(node("c")));
     }
 }

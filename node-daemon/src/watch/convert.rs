@@ -78,10 +78,16 @@ pub fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
                 .as_ref()
                 .is_some_and(|status| status.pod_ip.is_some() || status.pod_ips.iter().flatten().next().is_some()),
             policy: wardline_policy::convert::pod(&pod).map(|(_, pod)| Arc::new(pod)),
+            created: created(&pod.metadata),
             workload: workload(&pod.metadata),
         })
     });
     Event::Pod(object_name(key), update)
+}
+
+fn created(metadata: &ObjectMeta) -> u64 {
+    let time = metadata.creation_timestamp.as_ref();
+    time.map_or(0, |time| u64::try_from(time.0.as_second()).unwrap_or_default())
 }
 
 /// kubelet knows a static pod by a uid of its own making, which it notes on the object that mirrors it.

@@ -8,6 +8,7 @@
 mod disk;
 mod exact;
 mod kills;
+mod names;
 #[path = "../support/mod.rs"]
 mod support;
 mod switches;

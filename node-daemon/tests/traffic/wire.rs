@@ -352,6 +352,7 @@ pub fn pod_event(name: &str, labels: &str, host: u8, node: &str, phase: &str) ->
         node: node.into(),
         policy: convert::pod(&object).map(|(_, pod)| Arc::new(pod)),
         is_written: true,
+        created: 0,
         workload: None,
     };
     Event::Pod(ObjectName::new(NAMESPACE, name), Update::Set(info))

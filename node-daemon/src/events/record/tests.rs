@@ -70,11 +70,16 @@ fn names(directory: &std::path::Path) -> Names {
         .unwrap();
     let web = Party::Pod(pod("web-5d9", Some(("Deployment", "web"))));
     names.apply_moves(vec![
-        Move::Joins(vec!["10.244.1.7".parse().unwrap()], Arc::new(web)),
-        Move::Joins(
-            vec!["10.77.0.12".parse().unwrap()],
-            Arc::new(Party::Node { name: "node2".into() }),
-        ),
+        Move::Joins {
+            addresses: vec!["10.244.1.7".parse().unwrap()],
+            party: Arc::new(web),
+            created: 0,
+        },
+        Move::Joins {
+            addresses: vec!["10.77.0.12".parse().unwrap()],
+            party: Arc::new(Party::Node { name: "node2".into() }),
+            created: 0,
+        },
     ]);
     names
 }

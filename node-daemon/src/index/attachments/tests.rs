@@ -34,6 +34,7 @@ fn pod(pod: &str, uid: &str, ip: Option<&str>) -> (ObjectName, PodInfo) {
         node: "node1".into(),
         policy: Some(Arc::new(policy)),
         is_written: ip.is_some(),
+        created: 0,
         workload: None,
     };
     (name(pod), info)
