@@ -18,6 +18,9 @@ use crate::version::Version;
 const MAX_INPUT: u64 = 4 << 20;
 const AWAY: &str = "is the wardline-node pod of this node running? `kubectl -n wardline-system get pods -o wide`; \
                     failurePolicy: Ignore in the Dataplane's spec.cni lets pods start unguarded meanwhile";
+/// What to look at where it takes too long. What it decided is not known, so that `Ignore` does not apply.
+const SLOW: &str = "what does the wardline-node pod of this node log? `kubectl -n wardline-system get pods -o wide`; \
+                    its metrics wardline_cni_add_phase_seconds and wardline_apply_seconds say what takes long";
 
 /// Runs one command, as the runtime calls the plugin, and says whether it succeeded. The answer goes to `stdout`, an
 /// error too; what people should know goes to `stderr`.
@@ -214,9 +217,8 @@ fn done(answered: Result<Response, AskError>, away: Code) -> Result<(), Error> {
     match answered {
         Ok(Response::Done) => Ok(()),
         Ok(Response::Refused { code, message }) => Err(Error::new(code, message)),
-        Err(error @ (AskError::Away { .. } | AskError::Slow { .. })) => {
-            Err(Error::new(away, error.to_string()).with_details(AWAY))
-        }
+        Err(error @ AskError::Away { .. }) => Err(Error::new(away, error.to_string()).with_details(AWAY)),
+        Err(error @ AskError::Slow { .. }) => Err(Error::new(away, error.to_string()).with_details(SLOW)),
         Err(error @ AskError::Strange { .. }) => Err(Error::new(Code::Decode, error.to_string())),
     }
 }
