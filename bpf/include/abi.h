@@ -20,7 +20,7 @@
 
 enum abi_version {
 	/* Names the pin directory: raised with every change of a pinned map's layout. */
-	ABI_VERSION = 2,
+	ABI_VERSION = 1,
 };
 
 enum abi_limit {
