@@ -141,7 +141,7 @@ privileged-sections:
 	$(SECTION) 'dependencies' $(MAKE) --no-print-directory deny
 	hack/section.sh 'packet programs' cargo test --quiet --package wardline-bpf
 	hack/section.sh 'node daemon' cargo test --quiet --package wardline-node
-	hack/section.sh 'shipping the log' cargo test --quiet --package wardline-e2e --features shipping-tests --test shipping
+	hack/section.sh 'alerts and shipping' cargo test --quiet --package wardline-e2e --features shipping-tests --test monitoring --test shipping
 	hack/section.sh 'real traffic, with clsact' env WARDLINE_TEST_ATTACH=clsact cargo test --quiet --package wardline-node --test traffic
 
 # The cluster goes down whatever happens, and that nothing is left of it is a test of its own.

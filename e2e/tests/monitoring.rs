@@ -9,8 +9,7 @@ use std::fs;
 
 use serde_yaml::Value;
 use wardline_e2e::layout::Layout;
-use wardline_e2e::monitoring::{alerts, alerts_file, metrics_in, panels};
-use wardline_e2e::prometheus::promtool;
+use wardline_e2e::monitoring::{alerts, metrics_in, panels};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Layout::of_workspace().workspace().join(path)).unwrap()
@@ -28,8 +27,13 @@ fn documented(prefix: &str) -> BTreeSet<String> {
         .collect()
 }
 
+// The program is unpacked for it, see src/tools.rs.
+#[cfg(feature = "shipping-tests")]
 #[test]
 fn rules_are_what_prometheus_takes_and_fire_when_they_should() {
+    use wardline_e2e::monitoring::alerts_file;
+    use wardline_e2e::prometheus::promtool;
+
     let layout = Layout::of_workspace();
     promtool(&layout, &["check", "rules"], &[&alerts_file(&layout)]).unwrap();
     let tests = layout.workspace().join("e2e/monitoring/alerts_test.yaml");

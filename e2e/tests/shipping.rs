@@ -92,7 +92,7 @@ impl Log {
 /// Allows, denies, losses, and now and then a line that is very long.
 fn record(number: usize) -> String {
     let policy = r#"{"kind":"NetworkPolicy","namespace":"shop","name":"db-takes-web","generation":2,"rules":[0]}"#;
-    let policies = vec![policy; if number % 500 == 7 { 500 } else { 2 }].join(",");
+    let policies = vec![policy; if number % 500 == 7 { 4_000 } else { 2 }].join(",");
     let what = match number % 100 {
         99 => {
             r#""disposition":"lost","connection":{"direction":"ingress"},"lost":{"disposition":"allow","why":"ring-full"}"#

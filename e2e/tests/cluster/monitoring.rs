@@ -171,5 +171,12 @@ fn the_chart_renders_what_it_is_asked_for() -> Result<()> {
         rendered("monitoring.prometheusRule.enabled=true,monitoring.prometheusRule.disabled={WardlineLogDeleted}")?;
     let text = serde_yaml::to_string(&of_kind(&fewer, "PrometheusRule"))?;
     ensure!(!text.contains("WardlineLogDeleted") && text.contains("WardlineLogLost"));
+    let unknown =
+        rendered("monitoring.prometheusRule.enabled=true,monitoring.prometheusRule.disabled={WardlineLogLots}");
+    let refused = format!(
+        "{:#}",
+        unknown.err().context("an alert that is not there can be disabled")?
+    );
+    ensure!(refused.contains("there is no alert \"WardlineLogLots\""), "{refused}");
     Ok(())
 }
