@@ -143,7 +143,7 @@ make_initramfs() {
 boot() {
     local version=$1
     : > "$work/$version/results"
-    timeout --foreground "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,la57=off -smp 2 -m 2048 \
+    timeout --foreground "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,la57=off -smp 2 -m 4096 \
         -display none -net none -no-reboot \
         -kernel "$work/$version/deb/boot/vmlinuz-$(release_of "$version")" -initrd "$work/$version/initramfs" \
         -append 'console=ttyS0 quiet panic=-1 mitigations=off' \

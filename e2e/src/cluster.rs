@@ -175,7 +175,7 @@ impl Lab {
 /// A node of the running lab.
 #[derive(Debug, Clone, Copy)]
 pub struct LabNode<'a> {
-    lab: &'a Lab,
+    pub lab: &'a Lab,
     /// Its names and addresses.
     pub spec: &'static NodeSpec,
 }

@@ -9,9 +9,10 @@ use anyhow::{Result, ensure};
 use super::figure::{Figure, Target, median};
 use super::load::{Traffic, count};
 use super::wires::{Place, Wires};
-use super::{Effort, account::Account};
+use super::{Effort, account::Account, delay::Delays};
 use crate::cluster::LabNode;
 use crate::container::ContainerProcess;
+use crate::logging;
 
 /// How long after a load the daemon may still be writing: it empties the ring every 10 ms, and settles now and then.
 const WRITE_OUT: Duration = Duration::from_millis(100);
@@ -53,7 +54,7 @@ struct Logging {
     elapsed: f64,
 }
 
-/// `tcp_rr`, `tcp_crr` and `daemon_cpu_per_record`.
+/// `tcp_rr`, `tcp_crr`, `daemon_cpu_per_record` and `record_delay`, then `tcp_crr` with logging off.
 pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figure>> {
     let wires = Wires::create(setting.node.spec)?;
     let mut servers = Vec::new();
@@ -62,6 +63,7 @@ pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figur
     }
     let (mut rr, mut crr, mut logging) = (Samples::default(), Samples::default(), Logging::default());
     let before = Account::read(setting.node).await?;
+    let delays = Delays::read(setting.node).await?;
     for round in 0..=effort.rounds {
         let load = |kind| Load {
             kind,
@@ -78,11 +80,36 @@ pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figur
         written.lost == 0 && written.due == expected,
         "{expected} connections were opened, but the account says {written:?}"
     );
+    let of = "in the rounds of tcp_crr between pods";
+    let delays = Delays::read(setting.node).await?.figures(&delays, of);
+    let unlogged = unlogged(setting, &wires, effort).await?;
     let mut figures = Vec::new();
-    figures.extend(rr.figures("tcp_rr", "one byte there and back on one connection", 0.97));
-    figures.extend(crr.figures("tcp_crr", "connect, one byte there and back, close", 0.85));
+    figures.extend(rr.figures(
+        "tcp_rr",
+        "one byte there and back on one connection, which is logged",
+        0.97,
+    ));
+    figures.extend(crr.figures("tcp_crr", "connect, one byte there and back, close, each logged", 0.85));
+    figures.extend(unlogged.figures("tcp_crr-logging-off", "the same while nothing is logged", 0.85));
     figures.push(logging.figure());
+    figures.extend(delays);
     Ok(figures)
+}
+
+/// The rounds of `crr` once more, while nothing is logged.
+async fn unlogged(setting: &Setting<'_>, wires: &Wires, effort: &Effort) -> Result<Samples> {
+    logging::set(setting.node.lab, false).await?;
+    let mut crr = Samples::default();
+    for round in 0..=effort.rounds {
+        let load = Load {
+            kind: "crr",
+            round,
+            duration: effort.round,
+        };
+        crr.round(setting, wires, load, None).await?;
+    }
+    logging::set(setting.node.lab, true).await?;
+    Ok(crr)
 }
 
 impl Samples {
@@ -123,8 +150,8 @@ impl Samples {
             measured,
         };
         let routed = format!(
-            "{what}, between two pods of node1, every connection judged and logged, over two namespaces hung into node1 \
-             in the same way that are no pods; medians of {} interleaved rounds",
+            "{what}, between two pods of node1, every connection judged, over two namespaces hung into node1 in the same \
+             way that are no pods; medians of {} interleaved rounds",
             self.pods.len()
         );
         let direct = "the same over one veth pair between two namespaces, without a node to route through".to_owned();

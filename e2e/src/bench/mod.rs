@@ -16,6 +16,7 @@
 
 mod account;
 mod connections;
+mod delay;
 mod figure;
 mod load;
 mod plugin;
