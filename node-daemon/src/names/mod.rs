@@ -379,6 +379,7 @@ mod tests {
 
     #[test]
     fn an_address_is_its_owners_of_the_time() {
+        const SECOND: u64 = 1_000_000_000;
         let directory = tempfile::tempdir().unwrap();
         let names = Names::open(directory.path()).unwrap();
         let address: IpAddr = "10.0.0.1".parse().unwrap();
@@ -390,8 +391,6 @@ mod tests {
         };
         let leaves = |name| Move::Leaves(vec![address], node(name));
         let at = |time: u64| names.party(&address, time);
-        const SECOND: u64 = 1_000_000_000;
-
         let start = nanoseconds_now();
         let seconds = start / SECOND;
         names.apply_moves(vec![joins("a", seconds - 100)]);
