@@ -70,6 +70,18 @@ impl ContainerProcess {
         Ok(Duration::from(time).as_secs_f64())
     }
 
+    /// Segments that TCP of its network namespace had to send again.
+    pub fn retransmissions(&self) -> Result<u64> {
+        let text = self.read("net/snmp")?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = lines.next().zip(lines.next()).context("failed to read net/snmp")?;
+        let mut columns = names.split_whitespace().zip(values.split_whitespace());
+        let (_, value) = columns
+            .find(|(name, _)| *name == "RetransSegs")
+            .context("failed to find RetransSegs in net/snmp")?;
+        value.parse().context("failed to read RetransSegs")
+    }
+
     /// Resident memory, in MiB.
     pub fn resident_mebibytes(&self) -> Result<f64> {
         let text = self.read("status")?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use wardline_e2e::cluster::LabNode;
+use wardline_e2e::container::ContainerProcess;
 use wardline_e2e::fence::Fences;
 use wardline_e2e::namespace::{TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
@@ -87,6 +88,9 @@ async fn policies_that_change_while_the_daemon_is_dead_wait_for_it() -> Result<(
         let was = namespace.hold("was", "web", Protocol::Udp, INTERVAL).await?;
         let both = namespace.hold("both", "web", Protocol::Udp, INTERVAL).await?;
         let stream = namespace.hold("both", "web", Protocol::Tcp, INTERVAL).await?;
+        let client = namespace.pods().get("both").await.context("failed to get Pod both")?;
+        let client = ContainerProcess::of(&client)?;
+        let sent_again = client.retransmissions()?;
 
         let node = namespace.lab.node("node2")?;
         // The kubelet starts it again at once the first time, and after a pause of ten seconds the second.
@@ -115,10 +119,12 @@ async fn policies_that_change_while_the_daemon_is_dead_wait_for_it() -> Result<(
         ensure!(node.daemon_pid()? != killed, "the daemon of node2 was not killed");
         check_flow("the datagrams", &both.finish().await?, NOISE)?;
         let stream = stream.finish().await?;
+        let sent_again = client.retransmissions()? - sent_again;
         check_flow("the stream", &stream, 0)?;
+        // A machine with much to do may let an echo wait for as long, and TCP send again for as little.
         ensure!(
-            stream.longest_gap_ms < RETRANSMISSION,
-            "the stream lost a segment: {} ms between two echoes",
+            stream.longest_gap_ms < RETRANSMISSION || sent_again == 0,
+            "the stream lost a segment: {} ms between two echoes, {sent_again} segments were sent again",
             stream.longest_gap_ms
         );
         wardline::wait_ready(&namespace.lab).await
