@@ -156,7 +156,7 @@ report() {
     printf '%-24s' "$(release_of "$version")"
     for test in "${tests[@]}"; do
         line=$(tr -d '\r' < "$work/$version/results" | grep "^$test " || true)
-        passed=$(awk -v test="$test" '$1 == "---" { of = $2 } /^test result: / && of == test { print $4 }' "$work/$version.log")
+        passed=$(awk -v test="$test" '$1 == "---" { of = $2 } /^test result: / && of == test { sum += $4 } END { print sum }' "$work/$version.log")
         case $line in
             "$test 0 "*) printf '%-18s' "ok ${passed:-0} (${line##* } s)" ;;
             '') printf '%-18s' 'did not end'; failed=1 ;;
