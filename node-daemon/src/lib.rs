@@ -12,6 +12,7 @@
 
 pub mod api;
 pub mod args;
+mod clock;
 pub mod cni;
 pub mod control;
 pub mod datapath;

@@ -25,14 +25,14 @@ use crate::cni::{Announcer, Call, Installer, Server};
 use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
 use crate::deny_events::{DenyEvents, deny_events};
-use crate::events::{FileOptions, LogFile, Origin, PolicyLog, Stdout, follow_events, monotonic, show_account};
+use crate::events::{FileOptions, LogFile, Origin, PolicyLog, Stdout, follow_events, show_account};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
 use crate::observe::{ObserveServer, Observers, Source};
 use crate::preflight::NodeKernel;
 use crate::status::StatusWriter;
-use crate::{api, interfaces, observe, preflight, programs, socket, watch};
+use crate::{api, clock, interfaces, observe, preflight, programs, socket, watch};
 
 /// Messages that wait for the control thread; the watches wait when it is full.
 const MESSAGES: usize = 4096;
@@ -305,7 +305,7 @@ impl Daemon {
                 }
                 swept = Instant::now();
                 let conntrack = Arc::clone(&conntrack);
-                let now = monotonic().context("failed to read clock")?;
+                let now = clock::monotonic();
                 match tokio::task::spawn_blocking(move || conntrack.sweep(now)).await? {
                     Ok(swept) => metrics.set_connections(swept.entries - swept.deleted),
                     Err(error) => tracing::warn!(%error, "failed to sweep the connection table; trying again"),

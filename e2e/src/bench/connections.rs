@@ -61,18 +61,10 @@ pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figur
     for [_, server] in [&setting.pods, &wires.routed, &wires.direct] {
         servers.push(setting.traffic.respond(server, 1).await?);
     }
-    let (mut rr, mut crr, mut logging) = (Samples::default(), Samples::default(), Logging::default());
+    let mut logging = Logging::default();
     let before = Account::read(setting.node).await?;
     let delays = Delays::read(setting.node).await?;
-    for round in 0..=effort.rounds {
-        let load = |kind| Load {
-            kind,
-            round,
-            duration: effort.round,
-        };
-        rr.round(setting, &wires, load("rr"), None).await?;
-        crr.round(setting, &wires, load("crr"), Some(&mut logging)).await?;
-    }
+    let [rr, crr] = rounds(setting, &wires, effort, ["rr", "crr"], Some(&mut logging)).await?;
     // Each connection is there once, those of the warm-up too, and so is that of each round of rr.
     let expected = logging.connections + u64::from(effort.rounds) + 1;
     let written = before.until_written(setting.node, expected).await?;
@@ -99,17 +91,33 @@ pub async fn measure(setting: &Setting<'_>, effort: &Effort) -> Result<Vec<Figur
 /// The rounds of `crr` once more, while nothing is logged.
 async fn unlogged(setting: &Setting<'_>, wires: &Wires, effort: &Effort) -> Result<Samples> {
     logging::set(setting.node.lab, false).await?;
-    let mut crr = Samples::default();
-    for round in 0..=effort.rounds {
-        let load = Load {
-            kind: "crr",
-            round,
-            duration: effort.round,
-        };
-        crr.round(setting, wires, load, None).await?;
-    }
+    let measured = rounds(setting, wires, effort, ["crr"], None).await;
     logging::set(setting.node.lab, true).await?;
+    let [crr] = measured?;
     Ok(crr)
+}
+
+/// All rounds, each of one load of every kind; what `crr` costs the daemon is added to `logging`.
+async fn rounds<const N: usize>(
+    setting: &Setting<'_>,
+    wires: &Wires,
+    effort: &Effort,
+    kinds: [&'static str; N],
+    mut logging: Option<&mut Logging>,
+) -> Result<[Samples; N]> {
+    let mut samples = [(); N].map(|()| Samples::default());
+    for round in 0..=effort.rounds {
+        for (samples, kind) in samples.iter_mut().zip(kinds) {
+            let load = Load {
+                kind,
+                round,
+                duration: effort.round,
+            };
+            let logging = logging.as_deref_mut().filter(|_| kind == "crr");
+            samples.round(setting, wires, load, logging).await?;
+        }
+    }
+    Ok(samples)
 }
 
 impl Samples {

@@ -6,6 +6,7 @@ use wardline_bpf::abi;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::map::{MapError, TypedMap};
+use crate::clock;
 
 /// The pinned counters; user space only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -36,10 +37,7 @@ impl Ids {
         let map = TypedMap::<u32, Counters>::new(handle)?;
         let mut counters = map.get(&0)?.unwrap_or_default();
         if counters.epoch == 0 {
-            let now = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap_or_default();
-            counters.epoch = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+            counters.epoch = clock::wall();
             map.set(&0, &counters)?;
         }
         Ok(Self {

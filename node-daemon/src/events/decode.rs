@@ -7,8 +7,8 @@ use wardline_bpf::UnknownValue;
 use wardline_bpf::abi::{self, Address, AllowEvent, DenyEntry, DenyKey, Reason};
 use wardline_policy::model::Direction;
 
-use super::clock::Clock;
 use super::observed::{Observed, Verdict};
+use crate::clock::Clock;
 
 /// Field `reason` of an allowed record: only what tells more than the policies do.
 fn allow_reason(reason: Reason) -> Option<&'static str> {

@@ -8,9 +8,9 @@ use prometheus::{Histogram, IntCounter, IntCounterVec};
 use wardline_bpf::abi::{Direction as AbiDirection, Verdict as AbiVerdict};
 use wardline_policy::model::{Direction, ObjectName};
 
-use super::clock::monotonic;
 use super::log::index;
 use super::observed::{Observed, Verdict};
+use crate::clock::monotonic;
 use crate::names::Names;
 
 /// A policy that has decided nothing for so long, in nanoseconds, gives its place to another.
@@ -62,10 +62,10 @@ impl Meters {
 
     /// The lines are in the file.
     pub(super) fn written(&mut self, names: &Names) {
-        let now = monotonic().ok();
+        let now = monotonic();
         let delay = self.delay.local();
         for line in self.unwritten.drain(..) {
-            if let (Some(now), Some(since)) = (now, line.since) {
+            if let Some(since) = line.since {
                 delay.observe(Duration::from_nanos(now.saturating_sub(since)).as_secs_f64());
             }
             if let Some(by_policy) = &mut self.by_policy {

@@ -6,7 +6,6 @@
 //!          \------- log: the account -- meters -------/
 //! ```
 
-mod clock;
 mod decode;
 mod file;
 mod follow;
@@ -18,7 +17,6 @@ mod ring;
 mod sequence;
 mod stdout;
 
-pub(crate) use self::clock::monotonic;
 pub use self::file::{FileError, FileOptions, LogFile};
 pub use self::follow::{follow as follow_events, show as show_account};
 pub use self::log::{Imbalance, LogError, PolicyLog};

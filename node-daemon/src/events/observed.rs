@@ -73,3 +73,21 @@ pub struct Lost {
     pub first: u64,
     pub last: u64,
 }
+
+/// A connection of pod 5 from 10.244.1.7.
+#[cfg(test)]
+pub(super) fn sample(verdict: Verdict) -> Observed {
+    Observed {
+        endpoint: 5,
+        direction: Direction::Ingress,
+        pod: "10.244.0.11".parse().unwrap(),
+        remote: "10.244.1.7".parse().unwrap(),
+        protocol: 6,
+        pod_port: 8080,
+        remote_port: 55644,
+        service: None,
+        time: 1_781_386_171_445_836_587,
+        reason: None,
+        verdict,
+    }
+}

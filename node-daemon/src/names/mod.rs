@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use wardline_policy::model::{Direction, ObjectName};
@@ -19,12 +19,13 @@ use wardline_policy::tables::{Attribution, PolicyRef};
 
 pub use self::journal::JournalError;
 use self::journal::{Entry, EntryId, Journal};
+use crate::clock;
 use crate::index::Workload;
 use crate::services::FrontKey;
 
-/// How long an address keeps the name of its last owner: events are read within milliseconds, denies are written
+/// How long an address keeps the name of its last owner, in nanoseconds: events are read within milliseconds, denies are written
 /// within the aggregation time, which is five minutes at most.
-const KEEP_ADDRESSES: Duration = Duration::from_mins(6);
+const KEEP: u64 = 6 * 60 * 1_000_000_000;
 /// By how much the clocks of a node and of the API server may differ, in nanoseconds.
 const CLOCKS_DIFFER: u64 = 10 * 1_000_000_000;
 
@@ -65,9 +66,8 @@ struct Owner {
 #[derive(Clone, Debug)]
 struct FormerOwner {
     owner: Owner,
-    left: Instant,
-    /// The same in nanoseconds since the epoch.
-    left_at: u64,
+    /// When, nanoseconds since the epoch.
+    left: u64,
 }
 
 /// A pod at its interface, as the kernel numbers it.
@@ -103,7 +103,8 @@ struct Known {
     retired: HashMap<EntryId, Instant>,
     former: HashMap<IpAddr, FormerOwner>,
     services: HashMap<FrontKey, ObjectName>,
-    former_services: HashMap<FrontKey, (ObjectName, Instant)>,
+    /// With when they left, nanoseconds since the epoch.
+    former_services: HashMap<FrontKey, (ObjectName, u64)>,
 }
 
 impl Names {
@@ -139,16 +140,11 @@ impl Names {
 
     /// Takes in who came to which addresses and who left them, in order. Who left is remembered for a while.
     pub fn apply_moves(&self, moves: Vec<Move>) {
-        let (now, wall) = (Instant::now(), nanoseconds_now());
+        let now = clock::wall();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let Known { addresses, former, .. } = &mut *known;
         let mut remember = |address, owner| {
-            let left = FormerOwner {
-                owner,
-                left: now,
-                left_at: wall,
-            };
-            former.insert(address, left);
+            former.insert(address, FormerOwner { owner, left: now });
         };
         for change in moves {
             match change {
@@ -178,12 +174,12 @@ impl Names {
                 }
             }
         }
-        former.retain(|_, former| now.duration_since(former.left) < KEEP_ADDRESSES);
+        former.retain(|_, former| now.saturating_sub(former.left) < KEEP);
     }
 
     /// Takes in which Services are at these addresses and ports now. Those that were are remembered for a while.
     pub fn apply_services(&self, fronts: impl IntoIterator<Item = (FrontKey, Option<ObjectName>)>) {
-        let now = Instant::now();
+        let now = clock::wall();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for (key, service) in fronts {
             if known.services.get(&key) == service.as_ref() {
@@ -197,8 +193,9 @@ impl Names {
                 known.former_services.insert(key, (former, now));
             }
         }
-        let recent = |since: &Instant| now.duration_since(*since) < KEEP_ADDRESSES;
-        known.former_services.retain(|_, (_, since)| recent(since));
+        known
+            .former_services
+            .retain(|_, (_, left)| now.saturating_sub(*left) < KEEP);
     }
 
     pub fn service(&self, front: &FrontKey) -> Option<ObjectName> {
@@ -226,9 +223,7 @@ impl Names {
         self.read(|known| {
             let was_made = |owner: &&Owner| owner.created <= time.saturating_add(CLOCKS_DIFFER);
             let former = known.former.get(address);
-            let then = former
-                .filter(|former| time < former.left_at)
-                .map(|former| &former.owner);
+            let then = former.filter(|former| time < former.left).map(|former| &former.owner);
             let owner = then.filter(was_made).or_else(|| {
                 let present = known.addresses.get(address).filter(was_made);
                 // What was on its way when it left.
@@ -309,11 +304,6 @@ impl Known {
     }
 }
 
-fn nanoseconds_now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
-}
-
 pub use self::journal::Entry as Meaning;
 
 #[cfg(test)]
@@ -391,20 +381,20 @@ mod tests {
         };
         let leaves = |name| Move::Leaves(vec![address], node(name));
         let at = |time: u64| names.party(&address, time);
-        let start = nanoseconds_now();
+        let start = clock::wall();
         let seconds = start / SECOND;
         names.apply_moves(vec![joins("a", seconds - 100)]);
         assert_eq!(at(start - 105 * SECOND), Some(node("a")), "clocks differ");
         assert_eq!(at(start - 200 * SECOND), None, "it was not made yet");
         names.apply_moves(vec![leaves("a")]);
         assert_eq!(at(start), Some(node("a")));
-        assert_eq!(at(nanoseconds_now()), Some(node("a")), "on its way when it left");
+        assert_eq!(at(clock::wall()), Some(node("a")), "on its way when it left");
         names.apply_moves(vec![joins("b", seconds)]);
         assert_eq!(at(start - SECOND), Some(node("a")));
-        assert_eq!(at(nanoseconds_now()), Some(node("b")));
-        let before = nanoseconds_now();
+        assert_eq!(at(clock::wall()), Some(node("b")));
+        let before = clock::wall();
         names.apply_moves(vec![joins("c", seconds), leaves("b")]);
         assert_eq!(at(before), Some(node("b")));
-        assert_eq!(at(nanoseconds_now()), Some(node("c")));
+        assert_eq!(at(clock::wall()), Some(node("c")));
     }
 }

@@ -12,6 +12,7 @@ use wardline_record::Timestamp;
 use wardline_record::stream::{Hello, Logging, Note};
 
 use super::{MOST, Observers, Told};
+use crate::clock;
 use crate::control::NodeState;
 use crate::index::Logged;
 
@@ -82,7 +83,7 @@ impl ObserveServer {
                     let missed = Note::Missed {
                         node_name: self.source.node.to_string(),
                         count,
-                        timestamp: now(),
+                        timestamp: Timestamp(clock::wall()),
                     };
                     output.write_all(&self.note(&missed)).await
                 }
@@ -109,9 +110,4 @@ impl ObserveServer {
         line.push(b'\n');
         line
     }
-}
-
-fn now() -> Timestamp {
-    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-    Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -8,8 +8,8 @@ use wardline_policy::model::Direction;
 
 use super::stop::PATIENCE;
 use super::{DENY, Fate, LogError, PolicyLog, index};
+use crate::clock::{self, Clock};
 use crate::datapath::{Cause, Closed, Losses, add};
-use crate::events::clock::{Clock, monotonic};
 use crate::events::decode;
 use crate::events::observed::Lost;
 use crate::events::record::{write_lost, write_verdict};
@@ -128,8 +128,8 @@ impl PolicyLog {
             self.take_batch(fate)?;
         }
         let closed = self.accounts.read(generation)?;
-        let clock = Clock::read().map_err(LogError::Clock)?;
-        let now = clock.wall(monotonic().map_err(LogError::Clock)?);
+        let clock = Clock::read();
+        let now = clock::wall();
         if !self.is_entered(generation) {
             let losses = self.losses(&closed);
             let outcome = match fate {

@@ -24,7 +24,6 @@ use zerocopy::FromBytes;
 
 use self::closing::Pending;
 use self::stop::Stop;
-use super::clock::Clock;
 use super::decode;
 use super::file::{FileError, LogFile};
 use super::meters::Meters;
@@ -32,6 +31,7 @@ use super::record::{Origin, write_verdict};
 use super::ring::Ring;
 use super::sequence::{Sequence, Written};
 use super::stdout::Stdout;
+use crate::clock::{self, Clock};
 use crate::datapath::{Accounts, Cause, Ledger, MapError, add};
 use crate::deny_events::DenyEvents;
 use crate::metrics::LogFigures;
@@ -52,8 +52,6 @@ pub enum LogError {
     Settle(io::Error),
     #[error("failed to map the ring of events: {0}")]
     Ring(io::Error),
-    #[error("failed to read clock: {0}")]
-    Clock(nix::Error),
     #[error(transparent)]
     Map(#[from] MapError),
 }
@@ -140,9 +138,8 @@ impl PolicyLog {
         if let Err(error) = learned {
             tracing::error!(%error, "what an earlier life wrote last, and did not enter, may be written again");
         }
-        let clock = Clock::read().map_err(LogError::Clock)?;
         let mut log = Self {
-            began: clock.wall(super::clock::monotonic().map_err(LogError::Clock)?),
+            began: clock::wall(),
             pending: (accounts.generation() > 0 && !is_closed).then(|| Pending::inherited(before)),
             accounts,
             ring,
@@ -226,7 +223,7 @@ impl PolicyLog {
     }
 
     fn read_batch(&mut self, start: u64, fate: Fate) -> Result<Batch, LogError> {
-        let clock = Clock::read().map_err(LogError::Clock)?;
+        let clock = Clock::read();
         let chunk = self.file.chunk();
         self.begin();
         let Self {

@@ -9,6 +9,7 @@ use prometheus::{HistogramOpts, Opts};
 use wardline_policy::tables::{Allowing, Attribution, PolicyRef};
 
 use super::*;
+use crate::events::observed::sample;
 use crate::names::{Meaning, TableName};
 
 const START: u64 = 1_781_386_171_000_000_000;
@@ -37,7 +38,7 @@ fn names(directory: &Path) -> Names {
     let table = |id| Meaning::Table {
         id,
         name: Arc::new(TableName {
-            direction: Direction::Egress,
+            direction: Direction::Ingress,
             isolated_by: vec![policy(&format!("p{id}"))],
         }),
     };
@@ -72,19 +73,10 @@ impl Measured {
 
     fn add(&mut self, verdict: Verdict, seconds: u64) {
         let seen = Observed {
-            endpoint: 5,
-            direction: Direction::Egress,
-            pod: "10.244.0.11".parse().unwrap(),
-            remote: "10.244.1.7".parse().unwrap(),
-            protocol: 6,
-            pod_port: 8080,
-            remote_port: 55644,
-            service: None,
             time: START + seconds * 1_000_000_000,
-            reason: None,
-            verdict,
+            ..sample(verdict)
         };
-        let since = matches!(verdict, Verdict::Allow { .. }).then(|| monotonic().unwrap());
+        let since = matches!(verdict, Verdict::Allow { .. }).then(monotonic);
         self.meters.add(&seen, since);
     }
 
@@ -103,7 +95,7 @@ impl Measured {
                     let mut labels = sample.get_label().iter();
                     labels.find(|label| label.name() == name).unwrap().value()
                 };
-                assert_eq!(label("direction"), "egress");
+                assert_eq!(label("direction"), "ingress");
                 assert_eq!(label("namespace").is_empty(), label("policy").is_empty());
                 format!(
                     "{} {} {}",

@@ -8,6 +8,7 @@ use wardline_policy::tables::Allowing;
 use wardline_record::Record;
 
 use super::*;
+use crate::events::observed::sample;
 use crate::index::Workload;
 use crate::names::{EndpointName, Meaning, Move, TableName};
 
@@ -84,22 +85,6 @@ fn names(directory: &std::path::Path) -> Names {
     names
 }
 
-fn seen(verdict: Verdict) -> Observed {
-    Observed {
-        endpoint: 5,
-        direction: Direction::Ingress,
-        pod: "10.244.0.11".parse().unwrap(),
-        remote: "10.244.1.7".parse().unwrap(),
-        protocol: 6,
-        pod_port: 8080,
-        remote_port: 55644,
-        service: None,
-        time: 1_781_386_171_445_836_587,
-        reason: None,
-        verdict,
-    }
-}
-
 fn line(seen: &Observed) -> Value {
     let directory = tempfile::tempdir().unwrap();
     let mut bytes = Vec::new();
@@ -128,7 +113,7 @@ fn read(bytes: &[u8]) -> Value {
 #[test]
 fn an_allowed_connection() {
     assert_eq!(
-        line(&seen(Verdict::Allow {
+        line(&sample(Verdict::Allow {
             attribution: 7,
             only_annotated: false
         })),
@@ -150,7 +135,7 @@ fn an_allowed_connection() {
 
 #[test]
 fn delegated_allows_name_only_the_annotated_policies() {
-    let line = line(&seen(Verdict::Allow {
+    let line = line(&sample(Verdict::Allow {
         attribution: 7,
         only_annotated: true,
     }));
@@ -167,7 +152,7 @@ fn a_default_deny_names_who_isolates() {
     };
     let line = line(&Observed {
         reason: Some("default-deny"),
-        ..seen(verdict)
+        ..sample(verdict)
     });
     assert_eq!(line["disposition"], "deny");
     assert_eq!(line["reason"], "default-deny");
@@ -187,7 +172,7 @@ fn egress_turns_source_and_destination() {
         remote: "10.77.0.12".parse().unwrap(),
         remote_port: 443,
         pod_port: 40000,
-        ..seen(Verdict::Allow {
+        ..sample(Verdict::Allow {
             attribution: 7,
             only_annotated: false,
         })
@@ -204,7 +189,7 @@ fn what_has_no_ports_or_name_shows_none() {
     let seen = Observed {
         remote: "203.0.113.9".parse().unwrap(),
         protocol: 47,
-        ..seen(Verdict::Allow {
+        ..sample(Verdict::Allow {
             attribution: 7,
             only_annotated: false,
         })
@@ -267,7 +252,7 @@ fn a_service_is_named_where_one_was_used() {
             remote: remote.parse().unwrap(),
             remote_port: port,
             service: service.map(|service| service.parse().unwrap()),
-            ..seen(Verdict::Allow {
+            ..sample(Verdict::Allow {
                 attribution: 7,
                 only_annotated: false,
             })
