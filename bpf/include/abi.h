@@ -30,7 +30,7 @@ enum abi_limit {
 	MAX_SLOTS = 4096,
 	/* Places in front of the endpoints' hash: a power of two, and enough that few interfaces share one. */
 	NEAR_ENDPOINTS = 4096,
-	/* One allow event and its ring header are 88 bytes: 8 MiB hold 95,325 of them. */
+	/* One event and its ring header are 88 bytes: 8 MiB hold 95,325 of them. */
 	RING_BYTES = 8388608,
 	/* Ticks of conntrack_entry.last_seen: 2^30 ns, 1.07 s. */
 	TICK_SHIFT = 30,
@@ -193,9 +193,9 @@ struct conntrack_entry {
 };
 
 /*
- * What an endpoint holds in the connection table (index: slot / 2). Programs only add; the daemon, each time that it
- * has read the table, writes by how much they are ahead of what is there. So whatever is missed, by a race or a kill,
- * counts until the next sweep and no longer.
+ * What an endpoint holds in the connection table and in the ring (index: slot / 2). Of the table programs only add; the
+ * daemon, each time that it has read it, writes by how much they are ahead of what is there. So whatever is missed, by
+ * a race or a kill, counts until the next sweep and no longer.
  */
 struct usage {
 	__u64 made;         /* entries that programs made */
@@ -205,6 +205,9 @@ struct usage {
 	__u64 half_gone;    /* of half_opened less half_closed */
 	struct conntrack_key swept;
 	__u32 is_swept; /* swept is the key of an entry that the daemon takes out, and puts back if it turns out to be new */
+	__u64 events_since; /* where in the ring the count of events began; anew when the reader has come there */
+	__u32 events;       /* allows that left one since */
+	__u32 pad;
 };
 
 /* --- peers and rules ------------------------------------------------------------------------------------------ */
@@ -341,7 +344,7 @@ struct settings {
 struct counters {
 	__u64 packets[DIRECTION_COUNT][REASON_COUNT];
 	__u64 due[DIRECTION_COUNT][VERDICT_COUNT]; /* verdicts that ask for a record */
-	__u64 ring_full[DIRECTION_COUNT];          /* allows whose event found no room */
+	__u64 ring_full[DIRECTION_COUNT];          /* allows whose event found no room, or not for this endpoint */
 };
 
 /* One denied pair in a generation. */
@@ -375,11 +378,11 @@ struct deny_share {
 	__u32 pad;
 };
 
-/* One allowed connection, in the ring. */
-struct allow_event {
+/* One allowed connection, or one denied packet where each is told, in the ring. */
+struct event {
 	__u64 time;
 	__u32 endpoint; /* uid */
-	__u32 attribution;
+	__u32 decided_by; /* an allow: the attribution; a deny: the table, which names the isolating policies */
 	__u32 generation;
 	__u16 service_port;
 	__u16 pad;
@@ -390,8 +393,8 @@ struct allow_event {
 	__u8 protocol;
 	__u8 direction;
 	__u8 reason;
-	__u8 pad2;
-	struct address service; /* that it was opened to; zero: to none that is translated here */
+	__u8 verdict; /* enum verdict */
+	struct address service; /* that it was sent to; zero: to none that is translated here */
 };
 
 _Static_assert(sizeof(struct address) == 16, "address");
@@ -399,7 +402,7 @@ _Static_assert(sizeof(struct endpoint) == 48, "endpoint");
 _Static_assert(sizeof(struct near_endpoint) == 52, "near_endpoint");
 _Static_assert(sizeof(struct conntrack_key) == 44, "a hole in the key would make equal flows differ");
 _Static_assert(sizeof(struct conntrack_entry) == 40, "conntrack_entry");
-_Static_assert(sizeof(struct usage) == 88, "usage");
+_Static_assert(sizeof(struct usage) == 104, "usage");
 _Static_assert(sizeof(struct peer_key) == 20, "peer_key");
 _Static_assert(sizeof(struct cidr_key) == 24, "cidr_key");
 _Static_assert(sizeof(struct rule_key) == 12, "rule_key");
@@ -414,4 +417,4 @@ _Static_assert(sizeof(struct settings) == 8, "settings");
 _Static_assert(sizeof(struct deny_key) == 36, "deny_key");
 _Static_assert(sizeof(struct deny_entry) == 64, "deny_entry");
 _Static_assert(sizeof(struct deny_share) == 16, "deny_share");
-_Static_assert(sizeof(struct allow_event) == 80, "with its header 88 bytes: RING_BYTES counts on it");
+_Static_assert(sizeof(struct event) == 80, "with its header 88 bytes: RING_BYTES counts on it");

@@ -4,12 +4,13 @@
 /*
  * Every packet is counted once, and each verdict that asks for a record leaves one or is told as lost:
  *
- *   due[direction][ALLOW] = events in the ring  + ring_full[direction]
- *   due[direction][DENY]  = counts in the table + overflow of the shares
+ *   due[direction][ALLOW] = events in the ring + ring_full[direction]
+ *   due[direction][DENY]  = events in the ring + counts in the table + overflow of the shares
  *
  * A packet reads the generation once; counters, deny table and shares of a closed generation no longer change.
  */
 
+#include "conntrack.bpf.h"
 #include "policy.bpf.h"
 
 struct {
@@ -44,10 +45,16 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, RING_BYTES);
-} allow_events SEC(".maps");
+} events SEC(".maps");
 
 /* Aggregates that one direction of an endpoint may open in a generation; set before loading. */
 const volatile __u32 deny_share_limit = 1024;
+
+/* Events that an endpoint may leave in a ring that is half full, until the reader has come to the first; set before loading. */
+const volatile __u32 event_share = RING_BYTES / 88 / 16;
+
+/* Each deny leaves an event, where the ring has room to spare, and else an aggregate; set before loading. */
+const volatile bool deny_each = false;
 
 /* All settings in one load, so that they belong together. */
 static __always_inline bool read_settings(struct settings *into)
@@ -119,7 +126,90 @@ static __always_inline bool is_deny_logged(const struct endpoint *endpoint, cons
 	return flow->settings.log_deny == LOG_DELEGATED && (endpoint->flags & ENDPOINT_LOG_DENY);
 }
 
-/* Does this deny ask for a record? If so it is now in an aggregate, or in what its share tells as lost. */
+/* Unread bytes of the ring, and how many are half of it. */
+static __always_inline __u64 unread_events(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+}
+
+static __always_inline __u64 half_of_ring(void)
+{
+	return bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / 2;
+}
+
+/*
+ * The reader polls. It is woken only by the one event that takes the ring past its half: waking it for each would
+ * cost more than all the rest of the packet.
+ */
+static __always_inline __u64 wakeup_flag(void)
+{
+	__u64 used = unread_events();
+	__u64 half = half_of_ring();
+
+	if (used >= half && used - half < sizeof(struct event) + BPF_RINGBUF_HDR_SZ)
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+/* False where the ring has no room. */
+static __noinline bool leave_event(const struct flow *flow, __u32 decided_by, __u32 reason, __u32 verdict)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+
+	if (!event)
+		return false;
+	event->time = bpf_ktime_get_ns();
+	event->endpoint = flow->key.endpoint;
+	event->decided_by = decided_by;
+	event->generation = flow->settings.generation;
+	event->service_port = flow->rewrite ? flow->service_port : 0;
+	event->pad = 0;
+	event->pod = flow->key.pod;
+	event->remote = flow->key.remote;
+	event->pod_port = flow->key.pod_port;
+	event->remote_port = flow->key.remote_port;
+	event->protocol = flow->key.protocol;
+	event->direction = flow->judged;
+	event->reason = reason;
+	event->verdict = verdict;
+	event->service = flow->rewrite ? flow->service : (struct address){};
+	bpf_ringbuf_submit(event, wakeup_flag());
+	return true;
+}
+
+/*
+ * May the endpoint leave an event? In a ring that is half full only so many, so that who opens connections without
+ * end leaves others room for theirs:
+ *
+ *   reader ...... events_since ............ writer
+ *                 |---- events >= share ----|        no more until the reader has come to events_since
+ *
+ * Counts begin anew when all that was counted before is read, so that nobody has to count back. CPUs that race here may
+ * let an event more through, or one less. docs/decisions/0013-shares-of-the-ring.md
+ */
+static __always_inline bool has_event_share(struct usage *usage)
+{
+	if (usage->events >= event_share) {
+		if (bpf_ringbuf_query(&events, BPF_RB_CONS_POS) >= usage->events_since) {
+			usage->events_since = bpf_ringbuf_query(&events, BPF_RB_PROD_POS);
+			usage->events = 0;
+		} else if (unread_events() >= half_of_ring()) {
+			return false;
+		}
+	}
+	__sync_fetch_and_add(&usage->events, 1);
+	return true;
+}
+
+/* False where its event found no room. */
+static __noinline bool record_allow(const struct endpoint *endpoint, const struct flow *flow, __u32 reason)
+{
+	struct usage *usage = find_usage(endpoint);
+
+	return usage && has_event_share(usage) && leave_event(flow, flow->rule.attribution, reason, VERDICT_ALLOW);
+}
+
+/* Does this deny ask for a record? If so it is now an event, in an aggregate, or in what its share tells as lost. */
 static __always_inline bool record_deny(const struct endpoint *endpoint, struct flow *flow, __u32 reason)
 {
 	struct deny_key key = {
@@ -142,49 +232,12 @@ static __always_inline bool record_deny(const struct endpoint *endpoint, struct 
 	if (!flow->now)
 		set_time(flow);
 	key.table = word_table(flow->word);
+	/* Never at the cost of an allow, which has no other place. */
+	if (deny_each && unread_events() < half_of_ring() && leave_event(flow, key.table, reason, VERDICT_DENY))
+		return true;
 	share = bpf_map_lookup_elem(&deny_shares, &index);
 	if (share && !add_to_aggregate(flow, &key, share))
 		__sync_fetch_and_add(&share->overflow, 1);
-	return true;
-}
-
-/*
- * The reader polls. It is woken only by the one event that takes the ring past its half: waking it for each would
- * cost more than all the rest of the packet.
- */
-static __always_inline __u64 wakeup_flag(void)
-{
-	__u64 used = bpf_ringbuf_query(&allow_events, BPF_RB_AVAIL_DATA);
-	__u64 half = bpf_ringbuf_query(&allow_events, BPF_RB_RING_SIZE) / 2;
-
-	if (used >= half && used - half < sizeof(struct allow_event) + BPF_RINGBUF_HDR_SZ)
-		return BPF_RB_FORCE_WAKEUP;
-	return BPF_RB_NO_WAKEUP;
-}
-
-/* False where the ring has no room. */
-static __noinline bool record_allow(const struct flow *flow, __u32 reason)
-{
-	struct allow_event *event = bpf_ringbuf_reserve(&allow_events, sizeof(*event), 0);
-
-	if (!event)
-		return false;
-	event->time = bpf_ktime_get_ns();
-	event->endpoint = flow->key.endpoint;
-	event->attribution = flow->rule.attribution;
-	event->generation = flow->settings.generation;
-	event->service_port = flow->rewrite ? flow->service_port : 0;
-	event->pad = 0;
-	event->pod = flow->key.pod;
-	event->remote = flow->key.remote;
-	event->pod_port = flow->key.pod_port;
-	event->remote_port = flow->key.remote_port;
-	event->protocol = flow->key.protocol;
-	event->direction = flow->judged;
-	event->reason = reason;
-	event->pad2 = 0;
-	event->service = flow->rewrite ? flow->service : (struct address){};
-	bpf_ringbuf_submit(event, wakeup_flag());
 	return true;
 }
 
@@ -204,7 +257,7 @@ static __always_inline void account(const struct endpoint *endpoint, struct flow
 	counted->packets[direction][reason]++;
 	if (flow->due) {
 		counted->due[egress][VERDICT_ALLOW]++;
-		if (!record_allow(flow, reason))
+		if (!endpoint || !record_allow(endpoint, flow, reason))
 			counted->ring_full[egress]++;
 	} else if (denied && record_deny(endpoint, flow, reason)) {
 		counted->due[egress][VERDICT_DENY]++;

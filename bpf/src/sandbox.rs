@@ -12,8 +12,8 @@ use libbpf_rs::{ErrorExt, MapCore, MapFlags, MapMut, OpenObject, ProgramMut, Rin
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::{
-    Address, Affinity, AffinityKey, AllowEvent, Backend, BackendKey, CidrKey, ConntrackEntry, ConntrackKey, Counters,
-    DenyEntry, DenyKey, DenyShare, Direction, Endpoint, NEAR_ENDPOINTS, NearEndpoint, Peer, PeerKey, RangeKey, Rule,
+    Address, Affinity, AffinityKey, Backend, BackendKey, CidrKey, ConntrackEntry, ConntrackKey, Counters, DenyEntry,
+    DenyKey, DenyShare, Direction, Endpoint, Event, NEAR_ENDPOINTS, NearEndpoint, Peer, PeerKey, RangeKey, Rule,
     RuleKey, Service, ServiceKey, Settings,
 };
 use crate::test_run::{self, Frame, Outcome};
@@ -29,6 +29,10 @@ pub struct Sizes {
     pub ring: u32,
     /// Aggregates that one direction of an endpoint may open in a generation.
     pub deny_share: u32,
+    /// Events that an endpoint may leave in a ring that is half full, until they are read.
+    pub event_share: u32,
+    /// Each deny leaves an event.
+    pub deny_each: bool,
     /// Entries of conntrack that one endpoint may have, and those that nobody answered.
     pub connection_quota: u32,
     pub half_open_quota: u32,
@@ -46,6 +50,8 @@ impl Default for Sizes {
             denies: 1024,
             ring: 64 << 10,
             deny_share: 256,
+            event_share: u32::MAX,
+            deny_each: false,
             connection_quota: u32::MAX >> 1,
             half_open_quota: u32::MAX >> 1,
             fragment_ticks: 28,
@@ -115,9 +121,11 @@ impl Sandbox {
         open.maps.rules.set_max_entries(sizes.rules)?;
         open.maps.ranges.set_max_entries(sizes.rules)?;
         open.maps.denies.set_max_entries(sizes.denies)?;
-        open.maps.allow_events.set_max_entries(sizes.ring)?;
+        open.maps.events.set_max_entries(sizes.ring)?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             rodata.deny_share_limit = sizes.deny_share;
+            rodata.event_share = sizes.event_share;
+            rodata.deny_each = sizes.deny_each;
             rodata.connection_quota = sizes.connection_quota;
             rodata.half_open_quota = sizes.half_open_quota;
             rodata.fragment_ticks = sizes.fragment_ticks;
@@ -270,12 +278,12 @@ impl Sandbox {
     }
 
     /// Takes all events out of the ring.
-    pub fn take_events(&self) -> libbpf_rs::Result<Vec<AllowEvent>> {
+    pub fn take_events(&self) -> libbpf_rs::Result<Vec<Event>> {
         let events = Rc::new(RefCell::new(Vec::new()));
         let into = Rc::clone(&events);
         let mut builder = RingBufferBuilder::new();
-        builder.add(&self.skel.maps.allow_events, move |bytes: &[u8]| {
-            into.borrow_mut().push(value::<AllowEvent>(bytes, "an event"));
+        builder.add(&self.skel.maps.events, move |bytes: &[u8]| {
+            into.borrow_mut().push(value::<Event>(bytes, "an event"));
             0
         })?;
         builder.build()?.consume()?;

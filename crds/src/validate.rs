@@ -40,7 +40,7 @@ pub fn dataplane(spec: &DataplaneSpec) -> Result<(), SpecError> {
     number(
         "spec.logging.denyAggregationSeconds",
         logging.deny_aggregation_seconds,
-        1..=300,
+        0..=300,
     )?;
     number("spec.logging.file.maxFiles", logging.file.max_files, 1..=100)?;
     if let Some(seconds) = logging.file.max_age_seconds {

@@ -201,7 +201,8 @@ impl Daemon {
             node: self.args.node_name().into(),
             cluster: (!logging.cluster_name.is_empty()).then(|| logging.cluster_name.as_str().into()),
         };
-        let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.into());
+        // What finds no room as a record of its own is aggregated over the shortest time that can be set.
+        let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.max(1).into());
         let file = LogFile::new(options);
         let mut log = PolicyLog::open(accounts, file, Arc::clone(&self.names), origin, aggregation)?;
         // Whoever scrapes first must not take counters that go on for such that begin anew.

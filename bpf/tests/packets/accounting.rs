@@ -2,19 +2,21 @@
 //! What asks for a record, and what becomes of it: settings, generations, and tables without room.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Reason::{
     ConntrackFull, DefaultDeny, Established, ForgedNeighbour, Fragment, Malformed, NotMine, Policy, Spoofed,
 };
-use wardline_bpf::abi::{ENDPOINT_HANDOVER, ENDPOINT_LOG_DENY, Enforcement, LogMode};
+use wardline_bpf::abi::{ENDPOINT_HANDOVER, ENDPOINT_LOG_DENY, Endpoint, Enforcement, LogMode};
 use wardline_bpf::frame::flag::SYN;
 use wardline_bpf::frame::protocol::{TCP, UDP};
 use wardline_bpf::frame::{arp, fragment, tcp, udp};
 use wardline_bpf::sandbox::Sizes;
+use wardline_bpf::test_run::Frame;
 
 use crate::row::{Row, Table, pass, stop};
-use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, OUTSIDER, POD, STRANGER, World, port};
+use crate::world::{ANY_UDP, CLIENT, CLIENT_TO_80, IFINDEX, OUTSIDER, POD, STRANGER, World, port};
 
 fn allowed(source_port: u16) -> Vec<u8> {
     tcp(port(CLIENT, source_port), port(POD, 80), SYN)
@@ -107,28 +109,112 @@ pub fn generations_alternate() -> Vec<Row> {
 }
 
 /// A page of ring holds 46 records of 88 bytes.
-pub fn ring_is_full() -> Table {
-    fn fill(world: &mut World) {
-        for source_port in 100..146 {
-            let frame = allowed(source_port);
-            let frame = wardline_bpf::test_run::Frame::forwarded(&frame, crate::world::IFINDEX);
-            assert!(world.sandbox.run(Ingress, frame).unwrap().passed());
-        }
+const PAGE: u32 = 4096;
+
+/// Leaves the events of so many new connections.
+fn open(world: &World, source_ports: Range<u16>) {
+    for source_port in source_ports {
+        let frame = allowed(source_port);
+        let frame = Frame::forwarded(&frame, IFINDEX);
+        assert!(world.sandbox.run(Ingress, frame).unwrap().passed());
     }
+}
+
+pub fn ring_is_full() -> Table {
     let rows = vec![
         pass("an allow whose event finds no room", Ingress, allowed(1), Policy)
-            .before(fill)
+            .before(|world| open(world, 100..146))
             .unread_events(46)
             .loses_event(Ingress),
         pass("after the reader was there", Ingress, allowed(2), Policy).event(Ingress, CLIENT_TO_80),
     ];
     Table {
         sizes: Sizes {
-            ring: 4096,
+            ring: PAGE,
             ..Sizes::default()
         },
         rows,
     }
+}
+
+pub fn each_deny_is_told() -> Table {
+    let rows = vec![
+        stop("a deny", Ingress, denied(80), DefaultDeny).deny_event(Ingress),
+        stop("another of the same", Ingress, denied(80), DefaultDeny).deny_event(Ingress),
+        stop(
+            "one of the other direction",
+            Egress,
+            udp(port(POD, 1), port(STRANGER, 3)),
+            DefaultDeny,
+        )
+        .deny_event(Egress),
+        pass("an allow", Ingress, allowed(1), Policy).event(Ingress, CLIENT_TO_80),
+        stop(
+            "the last one before half of the ring is full",
+            Ingress,
+            denied(80),
+            DefaultDeny,
+        )
+        .before(|world| open(world, 100..123))
+        .unread_events(23)
+        .deny_event(Ingress),
+        stop("what comes then has an aggregate", Ingress, denied(80), DefaultDeny)
+            .before(|world| open(world, 200..224))
+            .unread_events(24)
+            .deny(Ingress, STRANGER, TCP, 80),
+        stop("after the reader was there", Ingress, denied(80), DefaultDeny).deny_event(Ingress),
+        stop("while no denies are logged", Ingress, denied(80), DefaultDeny)
+            .before(|world| world.change_settings(|settings| settings.log_deny = LogMode::Off.into())),
+    ];
+    Table {
+        sizes: Sizes {
+            ring: PAGE,
+            deny_each: true,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}
+
+#[test]
+fn one_pod_leaves_others_room_in_the_ring() {
+    const SHARE: u16 = 4;
+    /// Of its 46 records, so many fill half of it.
+    const HALF: u64 = 24;
+    let mut world = World::new(Sizes {
+        ring: PAGE,
+        event_share: SHARE.into(),
+        ..Sizes::default()
+    });
+    let ring_full = |world: &World| world.sandbox.counters(world.settings.generation).unwrap().ring_full[0];
+    let events = |world: &World| world.sandbox.take_events().unwrap().len() as u64;
+    let flooder = world.pod(0);
+    let others: Vec<Endpoint> = (1..=4).map(|number| world.pod(number)).collect();
+
+    world.sandbox.set_endpoint(IFINDEX, &flooder).unwrap();
+    open(&world, 1..200);
+    assert_eq!(ring_full(&world), 199 - HALF, "of the flood");
+    for other in &others {
+        world.sandbox.set_endpoint(IFINDEX, other).unwrap();
+        open(&world, 1..1 + SHARE);
+    }
+    assert_eq!(
+        ring_full(&world),
+        199 - HALF,
+        "each other has its share of what is left"
+    );
+    world.sandbox.set_endpoint(IFINDEX, &others[0]).unwrap();
+    open(&world, 100..101 + SHARE);
+    assert_eq!(
+        ring_full(&world),
+        199 - HALF + 1,
+        "twice, as its count began with the ring, and no more"
+    );
+    assert_eq!(events(&world), HALF + 5 * u64::from(SHARE));
+
+    world.sandbox.set_endpoint(IFINDEX, &flooder).unwrap();
+    open(&world, 200..230);
+    assert_eq!(events(&world), HALF, "all was read, so it goes on");
 }
 
 pub fn deny_share_is_used_up() -> Table {

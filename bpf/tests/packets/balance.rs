@@ -38,11 +38,22 @@ fn due(counters: &Counters, verdict: Verdict) -> u64 {
 
 #[test]
 fn every_denied_packet_is_in_an_aggregate_or_told_as_lost() {
+    deny(false);
+}
+
+#[test]
+fn every_denied_packet_that_is_to_be_told_alone_is_in_the_ring_too() {
+    deny(true);
+}
+
+/// Denies packets from all sides, and counts what they left.
+fn deny(each: bool) {
     const PORTS: u16 = 150;
     const REPEATS: u32 = 40;
     let mut world = World::new(Sizes {
         deny_share: 96,
         denies: 160,
+        deny_each: each,
         ..Sizes::default()
     });
     let generations = [world.settings.generation, world.settings.generation + 1];
@@ -68,10 +79,16 @@ fn every_denied_packet_is_in_an_aggregate_or_told_as_lost() {
             .filter(|(key, _)| key.generation == generation)
             .map(|(_, entry)| entry.count)
             .sum();
+        let told = world.sandbox.take_events().unwrap().len() as u64;
         let lost = world.sandbox.deny_share(SLOT, generation).unwrap().overflow;
         let sent = SENDERS * u64::from(PORTS) * u64::from(REPEATS);
         let counters = world.sandbox.counters(generation).unwrap();
-        assert_eq!(counted + lost, sent, "{counted} counted, {lost} lost");
+        assert_eq!(
+            told + counted + lost,
+            sent,
+            "{told} told, {counted} counted, {lost} lost"
+        );
+        assert_eq!(told > 0, each, "{told} told");
         assert_eq!(due(&counters, Verdict::Deny), sent);
         assert_eq!(counters.packets[INGRESS][Reason::DefaultDeny as usize], sent);
         assert!(

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use wardline_bpf::abi::{Address, AllowEvent, Counters, DenyEntry, Direction, Reason, Verdict};
+use wardline_bpf::abi::{self, Address, Counters, DenyEntry, Direction, Reason, Verdict};
 use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::sandbox::Sizes;
 use wardline_bpf::test_run::Frame;
@@ -12,7 +12,7 @@ use wardline_bpf::test_run::Frame;
 use crate::harness::{self, Handover};
 use crate::world::{IFINDEX, SLOT, UID, World, table_of};
 
-/// What a deny leaves: the aggregate's key beside pod and generation.
+/// What a deny leaves in the table: the aggregate's key beside pod and generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deny {
     pub direction: Direction,
@@ -24,11 +24,13 @@ pub struct Deny {
     pub generation: u32,
 }
 
-/// What an allow leaves.
+/// What an allow leaves in the ring, and a deny where each is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
     pub direction: Direction,
-    pub attribution: u32,
+    pub verdict: Verdict,
+    /// Attribution or table.
+    pub decided_by: u32,
     pub reason: Reason,
     pub generation: u32,
     pub remote: IpAddr,
@@ -66,7 +68,7 @@ pub struct Row {
     unread_events: usize,
     before: Vec<fn(&mut World)>,
     after: Vec<fn(&World)>,
-    event: Option<(Direction, u32)>,
+    event: Option<(Direction, Verdict, u32)>,
     deny: Option<(Direction, IpAddr, u8, u16)>,
     lost: Losses,
 }
@@ -152,7 +154,13 @@ impl Row {
 
     /// Leaves an event with this attribution, judged in this direction.
     pub fn event(mut self, direction: Direction, attribution: u32) -> Self {
-        self.event = Some((direction, attribution));
+        self.event = Some((direction, Verdict::Allow, attribution));
+        self
+    }
+
+    /// Leaves an event of a deny, judged in this direction.
+    pub fn deny_event(mut self, direction: Direction) -> Self {
+        self.event = Some((direction, Verdict::Deny, table_of(direction)));
         self
     }
 
@@ -233,9 +241,10 @@ impl Row {
         let events: Vec<_> = world.sandbox.take_events().unwrap().iter().map(event).collect();
         let events = &events[self.unread_events..];
         for event in events {
-            assert!(
+            assert_eq!(
                 world.has_entry(event.remote, event.pod_port, event.remote_port),
-                "{name}: no entry for {event:?}"
+                event.verdict == Verdict::Allow,
+                "{name}: an entry for {event:?}"
             );
         }
         assert_eq!(
@@ -261,8 +270,8 @@ impl Row {
         let lost_deny = Direction::ALL
             .into_iter()
             .find(|direction| self.lost.overflow[direction.index()] > 0);
-        if let Some((direction, _)) = self.event {
-            counters.due[direction.index()][Verdict::Allow as usize] += 1;
+        if let Some((direction, verdict, _)) = self.event {
+            counters.due[direction.index()][verdict as usize] += 1;
         }
         if let Some(direction) = self.deny.map(|(direction, ..)| direction).or(lost_deny) {
             counters.due[direction.index()][Verdict::Deny as usize] += 1;
@@ -274,13 +283,14 @@ impl Row {
         counters
     }
 
-    /// The row names attribution and direction; addresses and ports are those of an entry that was made.
+    /// The row names direction, verdict and what decided; addresses and ports are those of an entry that was made, or of none.
     fn expected_event(&self, generation: u32, seen: &[Event]) -> Option<Event> {
-        let (direction, attribution) = self.event?;
+        let (direction, verdict, decided_by) = self.event?;
         let seen = seen.first()?;
         Some(Event {
             direction,
-            attribution,
+            verdict,
+            decided_by,
             reason: self.reason,
             generation,
             service: self.service(SocketAddr::new(seen.remote, seen.remote_port)),
@@ -313,12 +323,13 @@ fn packets(counters: &Counters, direction: Direction, reason: Reason) -> u64 {
     counters.packets[direction.index()][reason as usize]
 }
 
-fn event(event: &AllowEvent) -> Event {
+fn event(event: &abi::Event) -> Event {
     assert_eq!(event.endpoint, UID);
     assert!(event.time > 0);
     Event {
         direction: Direction::try_from(event.direction).unwrap(),
-        attribution: event.attribution,
+        verdict: Verdict::try_from(event.verdict).unwrap(),
+        decided_by: event.decided_by,
         reason: Reason::try_from(event.reason).unwrap(),
         generation: event.generation,
         service: service(event.service, event.service_port),

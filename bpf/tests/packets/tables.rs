@@ -30,6 +30,7 @@ tables! {
     accounting::a_link_takes_over_from_a_filter,
     accounting::generations_alternate,
     accounting::ring_is_full,
+    accounting::each_deny_is_told,
     accounting::deny_share_is_used_up,
     accounting::deny_table_is_full,
     accounting::audit,

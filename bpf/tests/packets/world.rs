@@ -216,6 +216,28 @@ impl World {
         self.sandbox.set_endpoint(IFINDEX, &endpoint).unwrap();
     }
 
+    /// Another pod at the same interface, with the same policies and addresses; 0 is the pod itself.
+    pub fn pod(&mut self, number: u32) -> Endpoint {
+        let pod = Endpoint {
+            uid: UID + number,
+            slot: SLOT + 2 * number,
+            v4: POD.into(),
+            v6: POD6.into(),
+            ..Endpoint::default()
+        };
+        for direction in Direction::ALL {
+            let word = PolicyWord {
+                table: table_of(direction),
+                peers: PEERS,
+                cidrs: true,
+                revision: 1,
+            };
+            let slot = pod.slot + u32::from(u8::from(direction));
+            self.sandbox.set_word(slot, word.pack().unwrap()).unwrap();
+        }
+        pod
+    }
+
     /// A pod without an address of IPv6.
     pub fn forget_ipv6(&self) {
         let endpoint = Endpoint {

@@ -67,9 +67,9 @@ pub(crate) const CASES: &[Case] = &[
     dataplane("cluster name", "{logging: {clusterName: prod_eu-1.example}}", None),
     dataplane("cluster name with a space", "{logging: {clusterName: prod eu}}", PATTERN),
     dataplane("cluster name that ends in a dash", "{logging: {clusterName: prod-}}", PATTERN),
-    dataplane("shortest aggregation", "{logging: {denyAggregationSeconds: 1}}", None),
     dataplane("longest aggregation", "{logging: {denyAggregationSeconds: 300}}", None),
-    dataplane("no aggregation", "{logging: {denyAggregationSeconds: 0}}", LOW),
+    dataplane("no aggregation", "{logging: {denyAggregationSeconds: 0}}", None),
+    dataplane("aggregation too short", "{logging: {denyAggregationSeconds: -1}}", LOW),
     dataplane("aggregation too long", "{logging: {denyAggregationSeconds: 301}}", HIGH),
 
     dataplane("another file", "{logging: {file: {path: /var/log/wardline/policy.log}}}", None),

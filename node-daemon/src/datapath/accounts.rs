@@ -55,7 +55,8 @@ pub struct Ledger {
     pub ring_position: u64,
     /// The last generation whose counters are in here; meaningful once `closings` is not 0.
     pub closed_generation: u32,
-    pub pad: u32,
+    /// 1 from the first line of a life until it has ended in order, with all entered that it wrote.
+    pub is_writing: u32,
     /// Generations closed.
     pub closings: u64,
     /// By direction and [`Reason`].
@@ -97,7 +98,7 @@ impl Default for Ledger {
 pub struct Closed {
     pub packets: [[u64; REASONS]; DIRECTIONS],
     pub due: [[u64; VERDICTS]; DIRECTIONS],
-    /// Allows whose event found the ring full, by direction.
+    /// Allows whose event found no room in the ring, by direction.
     pub ring_full: [u64; DIRECTIONS],
     /// Denies that found no room in the table, by direction.
     pub overflow: [u64; DIRECTIONS],
@@ -130,7 +131,7 @@ impl Accounts {
             counters: PerCpuArray::new(pinned("counters")?),
             denies: TypedMap::new(pinned("denies")?)?,
             shares: TypedMap::new(pinned("deny_shares")?)?,
-            ring: pinned("allow_events")?,
+            ring: pinned("events")?,
             ledger: TypedMap::new(load::user_map(paths, "ledger", size_of::<Ledger>())?)?,
         })
     }

@@ -11,7 +11,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, OpenMapMut, OpenObject, P
 use wardline_bpf::abi;
 use wardline_bpf::{OpenWardlineSkel, WardlineSkel, WardlineSkelBuilder};
 use wardline_crds::AttachKind;
-use wardline_crds::config::Limits;
+use wardline_crds::config::{DaemonConfig, Limits};
 
 use super::LoadError;
 use super::conntrack::Timeouts;
@@ -51,7 +51,7 @@ pub struct KeptLimit {
 /// Loads programs and maps. What they are made of lives as long as the process.
 pub(super) fn load(
     paths: &PinPaths,
-    limits: &Limits,
+    config: &DaemonConfig,
     kind: AttachKind,
 ) -> Result<(&'static mut WardlineSkel<'static>, Vec<KeptLimit>), LoadError> {
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, log)));
@@ -61,7 +61,7 @@ pub(super) fn load(
     })?;
     let object: &'static mut MaybeUninit<OpenObject> = Box::leak(Box::new(MaybeUninit::uninit()));
     let mut open = WardlineSkelBuilder::default().open(object).map_err(LoadError::open)?;
-    let kept = size_and_pin(&mut open, paths, limits)?;
+    let kept = size_and_pin(&mut open, paths, &config.limits)?;
     if kind == AttachKind::Tcx {
         // On the host side of a veth its ingress is what the pod sends.
         open.progs.pod_egress.set_attach_type(ProgramAttachType::TcxIngress);
@@ -72,6 +72,7 @@ pub(super) fn load(
         // pod must leave room for the denies of others.
         data.deny_share_limit = (open.maps.denies.max_entries() / 8).max(1);
         let quotas = Quotas::of(open.maps.conntrack.max_entries());
+        data.deny_each = config.logging.deny_aggregation_seconds == 0;
         data.connection_quota = quotas.connections;
         data.half_open_quota = quotas.half_open;
     }
@@ -114,7 +115,7 @@ fn size_and_pin(
         ("counters", &mut maps.counters, None),
         ("denies", &mut maps.denies, Some(limits.deny_aggregates)),
         ("deny_shares", &mut maps.deny_shares, None),
-        ("allow_events", &mut maps.allow_events, None),
+        ("events", &mut maps.events, None),
     ];
     let mut kept = Vec::new();
     for (name, map, size) in wanted {

@@ -178,7 +178,7 @@ impl Datapath {
         names: Arc<Names>,
         kind: AttachKind,
     ) -> Result<(Self, Handles), LoadError> {
-        let (skel, kept_limits) = load::load(paths, &config.limits, kind)?;
+        let (skel, kept_limits) = load::load(paths, config, kind)?;
         let skel: &'static wardline_bpf::WardlineSkel<'static> = skel;
         let handle = |map: &libbpf_rs::Map<'_>| MapHandle::try_from(map).map_err(LoadError::load);
         let map_words = |map: &libbpf_rs::Map<'_>, name, size: usize| {

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use wardline_bpf::UnknownValue;
-use wardline_bpf::abi::{self, Address, AllowEvent, DenyEntry, DenyKey, Reason};
+use wardline_bpf::abi::{self, Address, DenyEntry, DenyKey, Event, Reason};
 use wardline_policy::model::Direction;
 
 use super::observed::{Observed, Verdict};
@@ -15,7 +15,25 @@ fn allow_reason(reason: Reason) -> Option<&'static str> {
     matches!(reason, Reason::Midstream | Reason::Spoofed).then(|| reason.as_str())
 }
 
-pub(super) fn allow(event: &AllowEvent, clock: &Clock, only_annotated: bool) -> Result<Observed, UnknownValue> {
+pub(super) fn event(event: &Event, clock: &Clock, only_annotated: bool) -> Result<Observed, UnknownValue> {
+    let (time, reason) = (clock.wall(event.time), Reason::try_from(event.reason)?);
+    let (reason, verdict) = match abi::Verdict::try_from(event.verdict)? {
+        abi::Verdict::Allow => {
+            let verdict = Verdict::Allow {
+                attribution: event.decided_by,
+                only_annotated,
+            };
+            (allow_reason(reason), verdict)
+        }
+        abi::Verdict::Deny => {
+            let verdict = Verdict::Deny {
+                table: event.decided_by,
+                count: 1,
+                last: time,
+            };
+            (Some(reason.as_str()), verdict)
+        }
+    };
     Ok(Observed {
         endpoint: event.endpoint,
         direction: direction(event.direction)?,
@@ -25,12 +43,9 @@ pub(super) fn allow(event: &AllowEvent, clock: &Clock, only_annotated: bool) -> 
         pod_port: u16::from_be(event.pod_port),
         remote_port: u16::from_be(event.remote_port),
         service: service(event.service, event.service_port),
-        time: clock.wall(event.time),
-        reason: allow_reason(Reason::try_from(event.reason)?),
-        verdict: Verdict::Allow {
-            attribution: event.attribution,
-            only_annotated,
-        },
+        time,
+        reason,
+        verdict,
     })
 }
 

@@ -32,7 +32,7 @@ pub struct Meters {
 struct Unwritten {
     direction: Direction,
     verdict: Verdict,
-    /// Of the packet: nanoseconds of the kernel's monotonic clock. A deny has none: it waits for its aggregate.
+    /// Of the packet: nanoseconds of the kernel's monotonic clock. An aggregate has none: it waits for its time.
     since: Option<u64>,
     /// Of the packet: nanoseconds since the epoch.
     time: u64,

@@ -6,7 +6,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod disk;
+mod doubts;
 mod exact;
+mod flood;
 mod kills;
 mod names;
 #[path = "../support/mod.rs"]

@@ -7,7 +7,7 @@ use wardline_bpf::abi::Verdict;
 use wardline_policy::model::Direction;
 
 use super::stop::PATIENCE;
-use super::{DENY, Fate, LogError, PolicyLog, index};
+use super::{Counts, DENY, Fate, LogError, PolicyLog, index};
 use crate::clock::{self, Clock};
 use crate::datapath::{Cause, Closed, Losses, add};
 use crate::events::decode;
@@ -94,7 +94,7 @@ impl PolicyLog {
         });
         self.first_due = None;
         // Whatever was read so far is of the closed generation or of one before it.
-        self.ahead = [0; 2];
+        self.ahead = Counts::default();
         self.recovering = false;
         self.end(Fate::Written)
     }
@@ -122,6 +122,9 @@ impl PolicyLog {
         };
         let generation = pending.generation;
         self.accounts.settle().map_err(LogError::Settle)?;
+        if fate == Fate::Written {
+            self.tell_doubts()?;
+        }
         let end = *pending.end.get_or_insert(self.ring.end());
         self.pending = Some(pending);
         while self.ring.position() < end {

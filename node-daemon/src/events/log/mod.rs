@@ -11,6 +11,7 @@
 //! kept: it is entered as lost, and told when there is room again (`stop`).
 
 mod closing;
+mod doubts;
 mod stop;
 
 use std::io;
@@ -18,11 +19,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wardline_bpf::abi::{self, AllowEvent, Direction as AbiDirection, Verdict as AbiVerdict};
+use wardline_bpf::abi::{self, Direction as AbiDirection, Event, Verdict as AbiVerdict};
 use wardline_policy::model::Direction;
 use zerocopy::FromBytes;
 
 use self::closing::Pending;
+use self::doubts::Doubt;
 use self::stop::Stop;
 use super::decode;
 use super::file::{FileError, LogFile};
@@ -41,7 +43,6 @@ use crate::observe::Observers;
 /// Records that are read at once.
 const BATCH: usize = 4096;
 
-const ALLOW: usize = AbiVerdict::Allow as usize;
 const DENY: usize = AbiVerdict::Deny as usize;
 
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +74,14 @@ pub struct PolicyLog {
     aggregation: Duration,
     ledger: Ledger,
     written: Written,
+    /// What no line tells of yet.
+    doubts: Vec<Doubt>,
     /// A generation that was closed and is not written yet.
     pending: Option<Pending>,
     /// When the first verdict of the generation in use was seen.
     first_due: Option<Instant>,
-    /// Events read of the generation in use, by direction: written, but due only when it is closed.
-    ahead: [u64; 2],
+    /// Events read of the generation in use: written, but due only when it is closed.
+    ahead: Counts,
     /// Wall time at which the generation in use began.
     began: u64,
     imbalance: Option<Imbalance>,
@@ -92,6 +95,9 @@ pub struct PolicyLog {
     delete_at: Instant,
     stdout: Option<Stdout>,
 }
+
+/// By direction and verdict.
+type Counts = [[u64; 2]; 2];
 
 /// What becomes of verdicts that are taken from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,11 +114,10 @@ struct Batch {
     events: usize,
     /// More events would have been too many.
     is_full: bool,
-    /// By direction.
-    written: [u64; 2],
-    lost: [u64; 2],
+    written: Counts,
+    lost: Counts,
     /// Those of the generation in use.
-    ahead: [u64; 2],
+    ahead: Counts,
 }
 
 impl PolicyLog {
@@ -136,7 +141,12 @@ impl PolicyLog {
         let learned =
             file.last_lines(|line| written.learn(line, accounts.epoch()) && !(is_closed && written.ring.is_some()));
         if let Err(error) = learned {
-            tracing::error!(%error, "what an earlier life wrote last, and did not enter, may be written again");
+            tracing::error!(%error, "failed to find out what an earlier life wrote last");
+        }
+        let is_all_entered = ring.position() == ring.end() && (is_closed || accounts.generation() == 0);
+        let doubts = Doubt::of(&written, &ledger, is_all_entered);
+        if !doubts.is_empty() {
+            tracing::warn!(?doubts, "something about earlier records is not known; the log tells");
         }
         let mut log = Self {
             began: clock::wall(),
@@ -152,8 +162,9 @@ impl PolicyLog {
             aggregation,
             ledger,
             written,
+            doubts,
             first_due: None,
-            ahead: [0; 2],
+            ahead: Counts::default(),
             imbalance: None,
             recovering: true,
             buffer: Vec::new(),
@@ -200,6 +211,7 @@ impl PolicyLog {
     /// Writes what is there, or makes room for what comes. Returns whether more may be there.
     pub fn drain(&mut self) -> Result<bool, LogError> {
         if self.may_write(Instant::now()) {
+            self.tell_doubts()?;
             self.take_batch(Fate::Written)
         } else {
             self.shed()
@@ -228,6 +240,7 @@ impl PolicyLog {
         self.begin();
         let Self {
             accounts,
+            deny_events,
             meters,
             names,
             origin,
@@ -239,28 +252,31 @@ impl PolicyLog {
         let generation = accounts.generation();
         let only_annotated = accounts.is_allow_delegated();
         let mut seq = String::new();
-        let end = self.ring.read(start, size_of::<AllowEvent>(), |position, bytes| {
+        let end = self.ring.read(start, size_of::<Event>(), |position, bytes| {
             batch.events += 1;
-            let event = AllowEvent::read_from_bytes(bytes).ok();
+            let event = Event::read_from_bytes(bytes).ok();
             let seen = event.and_then(|event| {
-                let seen = decode::allow(&event, &clock, only_annotated).ok()?;
+                let seen = decode::event(&event, &clock, only_annotated).ok()?;
                 Some((seen, event))
             });
             if let Some((seen, event)) = seen {
-                let direction = index(seen.direction);
-                batch.ahead[direction] += u64::from(event.generation == generation);
+                let (direction, verdict) = (index(seen.direction), usize::from(event.verdict));
+                batch.ahead[direction][verdict] += u64::from(event.generation == generation);
                 let sequence = Sequence::Ring { position };
                 if written.has(sequence) {
-                    batch.written[direction] += 1;
+                    batch.written[direction][verdict] += 1;
                 } else if fate == Fate::Written {
-                    batch.written[direction] += 1;
+                    batch.written[direction][verdict] += 1;
                     sequence.write(accounts.epoch(), &mut seq);
                     write_verdict(buffer, &seen, &seq, names, origin);
                     if let Some(meters) = meters {
                         meters.add(&seen, Some(event.time));
                     }
+                    if let (DENY, Some(deny_events)) = (verdict, deny_events.as_mut()) {
+                        deny_events.tell(&seen, names, Instant::now());
+                    }
                 } else {
-                    batch.lost[direction] += 1;
+                    batch.lost[direction][verdict] += 1;
                 }
             }
             batch.is_full = batch.events == BATCH || buffer.len() >= chunk;
@@ -272,28 +288,28 @@ impl PolicyLog {
 
     fn enter_batch(&mut self, batch: &Batch, fate: Fate) -> Result<(), LogError> {
         let mut ledger = self.ledger;
-        for direction in 0..2 {
-            ledger.written[direction][ALLOW] += batch.written[direction];
-            if let Fate::Lost(cause) = fate {
-                self.lose(&mut ledger, direction, ALLOW, cause, batch.lost[direction]);
-            }
+        add(&mut ledger.written, &batch.written);
+        if let Fate::Lost(cause) = fate {
+            self.lose(&mut ledger, cause, &batch.lost);
         }
         ledger.ring_position = batch.end;
         self.accounts.store_ledger(&ledger)?;
         self.ledger = ledger;
-        for (ahead, count) in self.ahead.iter_mut().zip(batch.ahead) {
-            *ahead += count;
-        }
+        add(&mut self.ahead, &batch.ahead);
         Ok(())
     }
 
     /// Enters records as lost, for a line to tell of them later.
-    fn lose(&self, ledger: &mut Ledger, direction: usize, verdict: usize, cause: Cause, count: u64) {
-        if count == 0 {
+    fn lose(&self, ledger: &mut Ledger, cause: Cause, counts: &Counts) {
+        if *counts == Counts::default() {
             return;
         }
-        ledger.lost[direction][verdict][cause as usize] += count;
-        ledger.untold[direction][verdict][cause as usize] += count;
+        for (direction, counts) in counts.iter().enumerate() {
+            for (verdict, count) in counts.iter().enumerate() {
+                ledger.lost[direction][verdict][cause as usize] += count;
+                ledger.untold[direction][verdict][cause as usize] += count;
+            }
+        }
         if ledger.untold_since == 0 {
             ledger.untold_since = self.began;
         }
@@ -312,7 +328,12 @@ impl PolicyLog {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let is_first = self.ledger.is_writing == 0;
+        self.mark_writing(true)?;
         if let Err(error) = self.file.append(&self.buffer) {
+            if is_first && !self.file.is_torn() {
+                self.mark_writing(false)?;
+            }
             return Err(self.stop_for(error));
         }
         self.stop = None;
@@ -327,13 +348,26 @@ impl PolicyLog {
         Ok(())
     }
 
+    /// Notes whether lines may stand in the file that are not entered.
+    fn mark_writing(&mut self, is_writing: bool) -> Result<(), LogError> {
+        if self.ledger.is_writing != u32::from(is_writing) {
+            let ledger = Ledger {
+                is_writing: is_writing.into(),
+                ..self.ledger
+            };
+            self.accounts.store_ledger(&ledger)?;
+            self.ledger = ledger;
+        }
+        Ok(())
+    }
+
     fn difference(&self) -> Imbalance {
         let mut difference = [[0; 2]; 2];
         for (direction, row) in difference.iter_mut().enumerate() {
             let lost = self.ledger.lost_in(direction);
             for (verdict, value) in row.iter_mut().enumerate() {
-                let ahead = if verdict == ALLOW { self.ahead[direction] } else { 0 };
-                let accounted = self.ledger.written[direction][verdict] + lost[verdict] - ahead;
+                let written = self.ledger.written[direction][verdict] + lost[verdict];
+                let accounted = written - self.ahead[direction][verdict];
                 *value = self.ledger.due[direction][verdict]
                     .wrapping_sub(accounted)
                     .cast_signed();
@@ -379,6 +413,8 @@ impl PolicyLog {
         let drained = loop {
             match self.drain() {
                 Ok(true) => {}
+                // Of a generation that is closed a part may be in the file.
+                Ok(false) if self.pending.is_none() && self.stop.is_none() => break self.mark_writing(false),
                 result => break result.map(drop),
             }
         };

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a life cannot know of those before it stands in the log.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use wardline_crds::config::DaemonConfig;
+
+use crate::support::{Life, Node, on_a_node};
+use crate::{Count, Traffic, desired, written};
+
+const AGGREGATION: Duration = Duration::from_secs(5);
+
+fn start(node: &Node, log: &Path) -> Life {
+    let options = wardline_node::events::FileOptions {
+        path: log.to_owned(),
+        ..node.file_options()
+    };
+    let mut life = node.start_logging_to(&DaemonConfig::default(), options, AGGREGATION);
+    life.apply(&desired(node));
+    life
+}
+
+fn settle(life: &mut Life) {
+    while life.log.drain().unwrap() {}
+    life.log.close().unwrap();
+}
+
+/// The lines that tell of losses, in their order.
+fn losses(log: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(log).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter(|line| line["disposition"] == "lost").collect()
+}
+
+/// One line for each direction and verdict, of an unknown number.
+#[track_caller]
+fn check(losses: &[Value], why: &str) {
+    let told: Vec<_> = losses
+        .iter()
+        .map(|line| {
+            assert_eq!(
+                (&line["lost"]["why"], &line["count"]),
+                (&why.into(), &0.into()),
+                "{line}"
+            );
+            let part = |part: &Value| part.as_str().unwrap().to_owned();
+            (
+                part(&line["connection"]["direction"]),
+                part(&line["lost"]["disposition"]),
+            )
+        })
+        .collect();
+    let both = |direction: &str| ["allow", "deny"].map(|verdict| (direction.to_owned(), verdict.to_owned()));
+    assert_eq!(told, [both("ingress"), both("egress")].concat());
+}
+
+#[test]
+fn a_gap_in_the_kernels_account_is_told_once() {
+    on_a_node(1, |node| {
+        let log = node.file_options().path;
+        let mut life = start(node, &log);
+        let mut traffic = Traffic::of(node, &life);
+        traffic.send(3, 2);
+        settle(&mut life);
+        assert!(losses(&log).is_empty(), "the first life ever follows nothing");
+        traffic.send(1, 0);
+        drop(life);
+        let before = fs::read_to_string(&log).unwrap();
+        let last: Value = serde_json::from_str(before.lines().last().unwrap()).unwrap();
+
+        // Another bpf file system, as after a reboot.
+        let anew = node.beside("anew", &node.veths);
+        let mut life = start(&anew, &log);
+        settle(&mut life);
+        let told = losses(&log);
+        check(&told, "gap");
+        let since = last["last_timestamp"].as_str().unwrap();
+        for line in &told {
+            assert_eq!(line["timestamp"], since, "{line}");
+            assert!(line["last_timestamp"].as_str().unwrap() > since, "{line}");
+        }
+        drop(life);
+        let mut life = start(&anew, &log);
+        settle(&mut life);
+        assert_eq!(losses(&log), told, "once");
+        // What was not written stays unknown; the sums are those of what was.
+        assert_eq!(written(&log).all(), Count { allow: 3, deny: 2 });
+    });
+}
+
+#[test]
+fn lines_that_may_repeat_others_are_announced() {
+    for (is_killed, is_taken, is_told) in [(true, true, true), (true, false, false), (false, true, false)] {
+        on_a_node(1, |node| {
+            let log = node.file_options().path;
+            let mut life = start(node, &log);
+            let mut traffic = Traffic::of(node, &life);
+            traffic.send(3, 2);
+            while life.log.drain().unwrap() {}
+            if is_killed {
+                drop(life.log);
+            } else {
+                life.log.finish().unwrap();
+            }
+            if is_taken {
+                fs::remove_file(&log).unwrap();
+            }
+            traffic.send(4, 0);
+            let mut life = start(node, &log);
+            settle(&mut life);
+            let told = losses(&log);
+            if is_told {
+                check(&told, "may-repeat");
+                let first = fs::read_to_string(&log).unwrap();
+                assert!(
+                    first.starts_with(r#"{"disposition":"lost""#),
+                    "ahead of what may: {first}"
+                );
+            } else {
+                assert!(told.is_empty(), "{is_killed} {is_taken}: {told:?}");
+            }
+            let left = if is_taken { 4 } else { 7 };
+            assert_eq!(written(&log).all(), Count { allow: left, deny: 2 });
+        });
+    }
+}
