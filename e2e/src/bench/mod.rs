@@ -17,6 +17,7 @@
 mod account;
 mod connections;
 mod delay;
+mod deny_flood;
 mod figure;
 mod load;
 mod plugin;
@@ -166,6 +167,9 @@ async fn in_namespace(namespace: &TestNamespace, traffic: &Traffic, effort: &Eff
     step("measuring how many records a second are written");
     let flooder = place(namespace, "flood").await?;
     figures.extend(record_rate::measure(&setting, &flooder, effort).await?);
+
+    step("measuring what a flood of denied packets costs");
+    figures.extend(deny_flood::measure(&setting, &flooder, effort).await?);
 
     step("measuring how long new pods wait for their policies");
     figures.extend(plugin::measure(namespace, setting.node.spec).await?);
