@@ -16,7 +16,7 @@ use wardline_e2e::layout::TRAFFIC_IMAGE;
 use wardline_e2e::namespace::{PORT, TestNamespace, with_namespace};
 use wardline_e2e::progress::{step, wait_until};
 
-const PODS: usize = 120;
+const PODS: usize = 200;
 const AT_ONCE: usize = 40;
 /// Shorter than the time after which Linux sends a SYN again, a second.
 const GIVES_UP_MS: &str = "950";
@@ -26,7 +26,7 @@ const SERVER: &str = "traffic";
 
 /// First packets that the other node may deny since it does not know their pods yet. Where addresses are announced before
 /// containers start there are none, unless its watch is late.
-const MOST_DENIED: usize = PODS / 30;
+const MOST_DENIED: usize = PODS / 50;
 
 pub(crate) const WEB_TAKES_FRIENDS_BY_ROLE: &str = "
 apiVersion: networking.k8s.io/v1
