@@ -296,3 +296,82 @@ fn a_service_is_named_where_one_was_used() {
         named("other", "10.96.0.9", 80)
     );
 }
+
+/// No name that Kubernetes takes is like these; who has them has written past the API server, or into an owner's name.
+#[test]
+fn names_neither_break_nor_forge_a_line() {
+    for hostile in [
+        "a\"}\n{\"disposition\":\"allow\",\"a\":\"",
+        "a\",\"disposition\":\"allow\",\"seq\":\"forged",
+        "\r\n\u{b}\u{85}\u{2028}\u{2029}",
+        "\\",
+        "\0\u{1b}[2J\u{202e}",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let names = Names::open(directory.path()).unwrap();
+        let object = || ObjectName::new(hostile, hostile);
+        let pod = PodName {
+            pod: object(),
+            workload: Some(Workload {
+                kind: hostile.into(),
+                name: hostile.into(),
+            }),
+        };
+        let policy = PolicyRef {
+            name: object(),
+            generation: 1,
+        };
+        let endpoint = EndpointName {
+            name: pod.clone(),
+            pod_uid: hostile.into(),
+        };
+        let table = TableName {
+            direction: Direction::Ingress,
+            isolated_by: vec![policy],
+        };
+        let told = vec![
+            Meaning::Endpoint {
+                uid: 5,
+                name: Arc::new(endpoint),
+            },
+            Meaning::Table {
+                id: 9,
+                name: Arc::new(table),
+            },
+        ];
+        names.tell(told).unwrap();
+        names.apply_moves(vec![Move::Joins {
+            addresses: vec!["10.244.1.7".parse().unwrap()],
+            party: Arc::new(Party::Pod(pod)),
+            created: 0,
+        }]);
+        names.apply_services([(front("10.96.0.9", 80), Some(object()))]);
+        // As after a restart: the journal is lines too.
+        let names = [Names::open(directory.path()).unwrap(), names];
+        let origin = Origin {
+            node: hostile.into(),
+            cluster: Some(hostile.into()),
+        };
+        for (names, knows_peers) in names.iter().zip([false, true]) {
+            let seen = Observed {
+                service: Some("10.96.0.9:80".parse().unwrap()),
+                ..sample(Verdict::Deny {
+                    table: 9,
+                    count: 3,
+                    last: 1_781_386_171_445_836_587,
+                })
+            };
+            let mut bytes = Vec::new();
+            write_verdict(&mut bytes, &seen, "s", names, &origin);
+            let line = read(&bytes);
+            assert_eq!((&line["disposition"], &line["seq"]), (&json!("deny"), &json!("s")));
+            for name in [&line["isolated_by"][0]["name"], &line["dest"]["pod_name"], &line["dest"]["workload_kind"]] {
+                assert_eq!(name, hostile);
+            }
+            assert_eq!((&line["node_name"], &line["cluster_name"]), (&json!(hostile), &json!(hostile)));
+            if knows_peers {
+                assert_eq!((&line["src"]["namespace"], &line["service"]["name"]), (&json!(hostile), &json!(hostile)));
+            }
+        }
+    }
+}
