@@ -31,6 +31,11 @@ pub(crate) fn table<const N: usize>(out: &mut Vec<u8>, header: [&str; N], rows: 
     Ok(())
 }
 
+/// How many records a loss is of; nobody knows where its line says 0.
+pub(crate) fn lost(count: u64) -> String {
+    if count == 0 { "?".to_owned() } else { count.to_string() }
+}
+
 /// A number and what it counts: `1 node`, `2 nodes`.
 pub(crate) fn count(number: impl TryInto<u64>, one: &str, many: &str) -> String {
     let number = number.try_into().unwrap_or(u64::MAX);

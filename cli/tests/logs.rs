@@ -87,6 +87,20 @@ fn lines_for_people() {
 }
 
 #[test]
+fn a_loss_of_nobody_knows_how_many_is_shown_as_such() {
+    let line = std::fs::read_to_string(OLD).unwrap();
+    let line = line.lines().find(|line| line.contains("ring-full")).unwrap();
+    let gap = line.replace("ring-full", "gap").replace(r#""count":12"#, r#""count":0"#) + "\n";
+    let (text, _) = logs("-o compact -", &gap);
+    assert_eq!(text, "21:29:31.000 node1 lost ingress ? allow records: gap\n");
+    let (text, _) = logs("-o table -", &gap);
+    let words: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(words[words.len() - 4..], ["?", "allow", "records:", "gap"], "{text}");
+    let (text, _) = logs("--summary -", &gap);
+    assert!(text.contains("\nlost: ? allow records: gap\n"), "{text}");
+}
+
+#[test]
 fn what_a_file_holds_cannot_move_the_cursor() {
     let line = std::fs::read_to_string(NEW).unwrap().lines().next().unwrap().to_owned();
     let forged = line.replace("batch-x2", r"x\u001b[2J\ny").replace("node1", r"\u0007");

@@ -21,7 +21,7 @@ pub(super) fn write(out: &mut Vec<u8>, report: &Report) -> anyhow::Result<()> {
     )?;
     for lost in &report.lost {
         let (disposition, why) = (clean(&lost.disposition), clean(&lost.why));
-        writeln!(out, "lost: {} {disposition} records: {why}", lost.count)?;
+        writeln!(out, "lost: {} {disposition} records: {why}", output::lost(lost.count))?;
     }
     if report.lines_that_are_no_records > 0 {
         let lines = output::count(report.lines_that_are_no_records, "line", "lines");

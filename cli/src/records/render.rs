@@ -9,7 +9,7 @@ use wardline_record::{Record, Verdict};
 use super::Shown;
 use super::cells::{address, because, clean, clock, long, party, policies, port, service, short, workload};
 use crate::args::Format;
-use crate::output::NOTHING;
+use crate::output::{self, NOTHING};
 
 /// A column grows no wider: one long name must not push all others off the screen.
 const WIDEST: usize = 44;
@@ -184,7 +184,7 @@ fn lost(record: &Record) -> String {
             let text = format!(
                 "{} {} {} records: {}",
                 loss.connection.direction.as_str(),
-                loss.count,
+                output::lost(loss.count),
                 loss.lost.disposition,
                 loss.lost.why
             );
@@ -211,7 +211,7 @@ fn table_cells(shown: &Shown) -> Vec<String> {
                 let why = format!("{} records: {}", loss.lost.disposition, loss.lost.why);
                 let mut cells = vec![short(loss.timestamp), loss.node_name.clone(), "lost".into(), direction];
                 cells.extend((0..3).map(|_| nothing()));
-                cells.extend([loss.count.to_string(), why]);
+                cells.extend([output::lost(loss.count), why]);
                 return cells;
             }
         },
