@@ -90,7 +90,10 @@ fn lines_for_people() {
 fn a_loss_of_nobody_knows_how_many_is_shown_as_such() {
     let line = std::fs::read_to_string(OLD).unwrap();
     let line = line.lines().find(|line| line.contains("ring-full")).unwrap();
-    let gap = line.replace("ring-full", "gap").replace(r#""count":12"#, r#""count":0"#) + "\n";
+    let gap = line
+        .replace("ring-full", "gap")
+        .replace(r#""count":12"#, r#""count":0"#)
+        + "\n";
     let (text, _) = logs("-o compact -", &gap);
     assert_eq!(text, "21:29:31.000 node1 lost ingress ? allow records: gap\n");
     let (text, _) = logs("-o table -", &gap);

@@ -365,12 +365,22 @@ fn names_neither_break_nor_forge_a_line() {
             write_verdict(&mut bytes, &seen, "s", names, &origin);
             let line = read(&bytes);
             assert_eq!((&line["disposition"], &line["seq"]), (&json!("deny"), &json!("s")));
-            for name in [&line["isolated_by"][0]["name"], &line["dest"]["pod_name"], &line["dest"]["workload_kind"]] {
+            for name in [
+                &line["isolated_by"][0]["name"],
+                &line["dest"]["pod_name"],
+                &line["dest"]["workload_kind"],
+            ] {
                 assert_eq!(name, hostile);
             }
-            assert_eq!((&line["node_name"], &line["cluster_name"]), (&json!(hostile), &json!(hostile)));
+            assert_eq!(
+                (&line["node_name"], &line["cluster_name"]),
+                (&json!(hostile), &json!(hostile))
+            );
             if knows_peers {
-                assert_eq!((&line["src"]["namespace"], &line["service"]["name"]), (&json!(hostile), &json!(hostile)));
+                assert_eq!(
+                    (&line["src"]["namespace"], &line["service"]["name"]),
+                    (&json!(hostile), &json!(hostile))
+                );
             }
         }
     }
