@@ -6,6 +6,9 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
 use crate::protocol::{self, ANSWER_TIMEOUT, Command, MessageError, PROTOCOL, Request, Response};
 
 /// Longer than the daemon takes before it gives up, whose reason is the better one to tell.
@@ -50,12 +53,21 @@ fn ask_within(socket: &str, command: Command, patience: Duration) -> Result<Resp
 }
 
 fn exchange(socket: &str, request: &Request, patience: Duration) -> Result<Response, MessageError> {
-    let stream = UnixStream::connect(socket)?;
+    let stream = connect_within(socket, patience)?;
     stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
     protocol::write(&stream, request)?;
     stream.shutdown(Shutdown::Write)?;
     protocol::read(&stream)
+}
+
+/// A daemon that hangs accepts nobody, and whoever finds its queue full waits. For as long as writing may take: set before
+/// connecting, that bounds it too (unix(7)).
+fn connect_within(socket: &str, patience: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&stream, Timeout::Send, Some(patience))?;
+    connect(&stream, &address)?;
+    Ok(stream.into())
 }
 
 #[cfg(test)]
@@ -74,5 +86,20 @@ mod tests {
         assert!(matches!(asked, Err(AskError::Slow { .. })), "{asked:?}");
         let asked = ask_within("/nowhere/cni.sock", Command::Status, Duration::from_millis(50));
         assert!(matches!(asked, Err(AskError::Away { .. })), "{asked:?}");
+    }
+
+    #[test]
+    fn a_daemon_that_accepts_nobody_is_not_waited_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("cni.sock");
+        let address = SocketAddrUnix::new(&socket).unwrap();
+        let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&listener, &address).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let socket = socket.to_str().unwrap();
+        let patience = Duration::from_millis(50);
+        let _waiting = connect_within(socket, patience).unwrap();
+        let asked = ask_within(socket, Command::Status, patience);
+        assert!(matches!(asked, Err(AskError::Slow { .. })), "{asked:?}");
     }
 }
