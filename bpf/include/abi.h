@@ -375,7 +375,7 @@ struct deny_entry {
 struct deny_share {
 	__u64 overflow; /* denies that found no room: told as lost */
 	__u32 used;
-	__u32 pad;
+	__u32 told;     /* denies that left an event, where each is told */
 };
 
 /* One allowed connection, or one denied packet where each is told, in the ring. */

@@ -53,8 +53,8 @@ const volatile __u32 deny_share_limit = 1024;
 /* Events that an endpoint may leave in a ring that is half full, until the reader has come to the first; set before loading. */
 const volatile __u32 event_share = RING_BYTES / 88 / 16;
 
-/* Each deny leaves an event, where the ring has room to spare, and else an aggregate; set before loading. */
-const volatile bool deny_each = false;
+/* Denies that one direction of an endpoint may tell by an event each in a generation, before aggregates; set before loading. */
+const volatile __u32 deny_event_share = 0;
 
 /* All settings in one load, so that they belong together. */
 static __always_inline bool read_settings(struct settings *into)
@@ -189,16 +189,14 @@ static __noinline bool leave_event(const struct flow *flow, __u32 decided_by, __
  */
 static __always_inline bool has_event_share(struct usage *usage)
 {
-	if (usage->events >= event_share) {
-		if (bpf_ringbuf_query(&events, BPF_RB_CONS_POS) >= usage->events_since) {
-			usage->events_since = bpf_ringbuf_query(&events, BPF_RB_PROD_POS);
-			usage->events = 0;
-		} else if (unread_events() >= half_of_ring()) {
-			return false;
-		}
+	if (usage->events < event_share)
+		return true;
+	if (bpf_ringbuf_query(&events, BPF_RB_CONS_POS) >= usage->events_since) {
+		usage->events_since = bpf_ringbuf_query(&events, BPF_RB_PROD_POS);
+		usage->events = 0;
+		return true;
 	}
-	__sync_fetch_and_add(&usage->events, 1);
-	return true;
+	return unread_events() < half_of_ring();
 }
 
 /* False where its event found no room. */
@@ -206,7 +204,22 @@ static __noinline bool record_allow(const struct endpoint *endpoint, const struc
 {
 	struct usage *usage = find_usage(endpoint);
 
-	return usage && has_event_share(usage) && leave_event(flow, flow->rule.attribution, reason, VERDICT_ALLOW);
+	if (!usage || !has_event_share(usage) || !leave_event(flow, flow->rule.attribution, reason, VERDICT_ALLOW))
+		return false;
+	__sync_fetch_and_add(&usage->events, 1);
+	return true;
+}
+
+/*
+ * May this deny be told by an event of its own? Not beyond the pod's share, nor where a quarter of the ring is unread:
+ * it has an aggregate too, and an allow has no other place.
+ */
+static __always_inline bool has_deny_event_share(struct deny_share *share)
+{
+	if (share->told >= deny_event_share || unread_events() >= half_of_ring() / 2)
+		return false;
+	__sync_fetch_and_add(&share->told, 1);
+	return true;
 }
 
 /* Does this deny ask for a record? If so it is now an event, in an aggregate, or in what its share tells as lost. */
@@ -232,10 +245,9 @@ static __always_inline bool record_deny(const struct endpoint *endpoint, struct 
 	if (!flow->now)
 		set_time(flow);
 	key.table = word_table(flow->word);
-	/* Never at the cost of an allow, which has no other place. */
-	if (deny_each && unread_events() < half_of_ring() && leave_event(flow, key.table, reason, VERDICT_DENY))
-		return true;
 	share = bpf_map_lookup_elem(&deny_shares, &index);
+	if (share && has_deny_event_share(share) && leave_event(flow, key.table, reason, VERDICT_DENY))
+		return true;
 	if (share && !add_to_aggregate(flow, &key, share))
 		__sync_fetch_and_add(&share->overflow, 1);
 	return true;

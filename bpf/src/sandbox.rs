@@ -31,8 +31,8 @@ pub struct Sizes {
     pub deny_share: u32,
     /// Events that an endpoint may leave in a ring that is half full, until they are read.
     pub event_share: u32,
-    /// Each deny leaves an event.
-    pub deny_each: bool,
+    /// Denies of one direction of an endpoint that leave an event each in a generation.
+    pub deny_event_share: u32,
     /// Entries of conntrack that one endpoint may have, and those that nobody answered.
     pub connection_quota: u32,
     pub half_open_quota: u32,
@@ -51,7 +51,7 @@ impl Default for Sizes {
             ring: 64 << 10,
             deny_share: 256,
             event_share: u32::MAX,
-            deny_each: false,
+            deny_event_share: 0,
             connection_quota: u32::MAX >> 1,
             half_open_quota: u32::MAX >> 1,
             fragment_ticks: 28,
@@ -125,7 +125,7 @@ impl Sandbox {
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
             rodata.deny_share_limit = sizes.deny_share;
             rodata.event_share = sizes.event_share;
-            rodata.deny_each = sizes.deny_each;
+            rodata.deny_event_share = sizes.deny_event_share;
             rodata.connection_quota = sizes.connection_quota;
             rodata.half_open_quota = sizes.half_open_quota;
             rodata.fragment_ticks = sizes.fragment_ticks;

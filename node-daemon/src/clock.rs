@@ -11,14 +11,22 @@ pub struct Clock {
 
 impl Clock {
     pub fn read() -> Self {
+        // In the middle of two, for whoever is interrupted between them.
+        let before = monotonic();
+        let wall = wall();
         Self {
-            offset: wall().saturating_sub(monotonic()),
+            offset: wall.saturating_sub(before.midpoint(monotonic())),
         }
     }
 
     /// Nanoseconds since the epoch.
     pub fn wall(&self, monotonic: u64) -> u64 {
         monotonic.saturating_add(self.offset)
+    }
+
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub fn monotonic(&self, wall: u64) -> u64 {
+        wall.saturating_sub(self.offset)
     }
 }
 

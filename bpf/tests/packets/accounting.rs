@@ -150,26 +150,37 @@ pub fn each_deny_is_told() -> Table {
         .deny_event(Egress),
         pass("an allow", Ingress, allowed(1), Policy).event(Ingress, CLIENT_TO_80),
         stop(
-            "the last one before half of the ring is full",
+            "the last one before a quarter of the ring is full",
             Ingress,
             denied(80),
             DefaultDeny,
         )
-        .before(|world| open(world, 100..123))
-        .unread_events(23)
+        .before(|world| open(world, 100..111))
+        .unread_events(11)
         .deny_event(Ingress),
         stop("what comes then has an aggregate", Ingress, denied(80), DefaultDeny)
-            .before(|world| open(world, 200..224))
-            .unread_events(24)
+            .before(|world| open(world, 200..212))
+            .unread_events(12)
             .deny(Ingress, STRANGER, TCP, 80),
         stop("after the reader was there", Ingress, denied(80), DefaultDeny).deny_event(Ingress),
+        stop("beyond the pod's share", Ingress, denied(80), DefaultDeny).deny(Ingress, STRANGER, TCP, 80),
+        stop(
+            "of which the other direction has its own",
+            Egress,
+            udp(port(POD, 1), port(STRANGER, 3)),
+            DefaultDeny,
+        )
+        .deny_event(Egress),
+        stop("and the next generation another", Ingress, denied(80), DefaultDeny)
+            .before(|world| world.change_settings(|settings| settings.generation += 1))
+            .deny_event(Ingress),
         stop("while no denies are logged", Ingress, denied(80), DefaultDeny)
             .before(|world| world.change_settings(|settings| settings.log_deny = LogMode::Off.into())),
     ];
     Table {
         sizes: Sizes {
             ring: PAGE,
-            deny_each: true,
+            deny_event_share: 4,
             ..Sizes::default()
         },
         rows,

@@ -53,7 +53,7 @@ fn deny(each: bool) {
     let mut world = World::new(Sizes {
         deny_share: 96,
         denies: 160,
-        deny_each: each,
+        deny_event_share: if each { 2000 } else { 0 },
         ..Sizes::default()
     });
     let generations = [world.settings.generation, world.settings.generation + 1];

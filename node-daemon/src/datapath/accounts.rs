@@ -47,6 +47,10 @@ impl Cause {
 /// Records by direction, verdict and [`Cause`].
 pub type Losses = [[[u64; Cause::ALL.len()]; VERDICTS]; DIRECTIONS];
 
+/// Values of [`Ledger::told_kind`]; 0: no line is entered yet.
+pub const TOLD_EVENT: u32 = 1;
+pub const TOLD_GENERATION: u32 = 2;
+
 /// What was counted and written since the maps were made; pinned, so that a restart goes on with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -59,6 +63,11 @@ pub struct Ledger {
     pub is_writing: u32,
     /// Generations closed.
     pub closings: u64,
+    /// The last line that is entered: an event's position, or a closed generation, as `told_kind` says.
+    pub told: u64,
+    pub told_kind: u32,
+    /// 1 when a line stands in the log, and with it what it has to say of an account before this one.
+    pub is_begun: u32,
     /// By direction and [`Reason`].
     pub packets: [[u64; REASONS]; DIRECTIONS],
     /// By direction and verdict.

@@ -72,7 +72,10 @@ pub(super) fn load(
         // pod must leave room for the denies of others.
         data.deny_share_limit = (open.maps.denies.max_entries() / 8).max(1);
         let quotas = Quotas::of(open.maps.conntrack.max_entries());
-        data.deny_each = config.logging.deny_aggregation_seconds == 0;
+        if config.logging.deny_aggregation_seconds == 0 {
+            // As many as a pod's share of a ring that is half full. Beyond it a flood would rotate all else out of the log.
+            data.deny_event_share = data.event_share;
+        }
         data.connection_quota = quotas.connections;
         data.half_open_quota = quotas.half_open;
     }

@@ -44,7 +44,7 @@ use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::tables::TableKey;
 
 pub(crate) use self::accounts::add;
-pub use self::accounts::{Accounts, Cause, Closed, Ledger, Losses};
+pub use self::accounts::{Accounts, Cause, Closed, Ledger, Losses, TOLD_EVENT, TOLD_GENERATION};
 pub use self::attach::attach_kind;
 use self::attach::{Attacher, Place};
 pub use self::conntrack::ConntrackSweeper;

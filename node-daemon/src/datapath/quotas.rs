@@ -126,6 +126,8 @@ impl Usages {
 
     /// The slots are another endpoint's now, which holds nothing yet.
     pub(super) fn forget(&self, index: u32) {
+        self.word(index, offset_of!(Usage, events)).store(0, Ordering::Relaxed);
+        self.store(index, offset_of!(Usage, events_since), 0);
         self.settle(index, self.counted(index), Held::default());
     }
 }

@@ -82,15 +82,18 @@ struct Place<'a> {
 impl Written {
     /// Takes in a line, the newest first. Returns whether older ones can tell more.
     pub(super) fn learn(&mut self, line: &[u8], epoch: u64) -> bool {
-        let place = serde_json::from_slice::<Place<'_>>(line).ok();
-        match place.as_ref().and_then(|place| Sequence::parse(place.seq, epoch)) {
+        let Ok(place) = serde_json::from_slice::<Place<'_>>(line) else {
+            // Nobody's: a crash of the node can leave that in the middle of a file.
+            return true;
+        };
+        match Sequence::parse(place.seq, epoch) {
             Some(Sequence::Ring { position }) => _ = self.ring.get_or_insert(position),
             Some(Sequence::Closing { generation, index }) => _ = self.closing.get_or_insert((generation, index)),
             Some(Sequence::Doubt { .. }) => {}
             // A line of another life: what came before it is older still.
             None => {
-                let time = place.map(|place| place.last_timestamp.unwrap_or(place.timestamp).0);
-                self.former = time.filter(|_| !self.is_own);
+                let time = place.last_timestamp.unwrap_or(place.timestamp).0;
+                self.former = (!self.is_own).then_some(time);
                 return false;
             }
         }
@@ -123,6 +126,7 @@ mod tests {
     #[test]
     fn what_is_in_the_file_is_not_written_again() {
         let mut written = Written::default();
+        assert!(written.learn(b"\0\0\0", 0xab), "nobody's");
         let lines = ["ab-d5.0", "ab-r720", "ab-r648", "ab-g6.3", "ab-g6.2"];
         let more: Vec<bool> = lines.iter().map(|seq| written.learn(&line(seq), 0xab)).collect();
         assert_eq!(more, [true, true, true, false, false]);

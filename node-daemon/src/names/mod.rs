@@ -19,7 +19,7 @@ use wardline_policy::tables::{Attribution, PolicyRef};
 
 pub use self::journal::JournalError;
 use self::journal::{Entry, EntryId, Journal};
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::index::Workload;
 use crate::services::FrontKey;
 
@@ -66,7 +66,7 @@ struct Owner {
 #[derive(Clone, Debug)]
 struct FormerOwner {
     owner: Owner,
-    /// When, nanoseconds since the epoch.
+    /// When, nanoseconds of the kernel's clock, which nobody sets.
     left: u64,
 }
 
@@ -103,7 +103,7 @@ struct Known {
     retired: HashMap<EntryId, Instant>,
     former: HashMap<IpAddr, FormerOwner>,
     services: HashMap<FrontKey, ObjectName>,
-    /// With when they left, nanoseconds since the epoch.
+    /// With when they left, as above.
     former_services: HashMap<FrontKey, (ObjectName, u64)>,
 }
 
@@ -140,7 +140,7 @@ impl Names {
 
     /// Takes in who came to which addresses and who left them, in order. Who left is remembered for a while.
     pub fn apply_moves(&self, moves: Vec<Move>) {
-        let now = clock::wall();
+        let now = clock::monotonic();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let Known { addresses, former, .. } = &mut *known;
         let mut remember = |address, owner| {
@@ -179,7 +179,7 @@ impl Names {
 
     /// Takes in which Services are at these addresses and ports now. Those that were are remembered for a while.
     pub fn apply_services(&self, fronts: impl IntoIterator<Item = (FrontKey, Option<ObjectName>)>) {
-        let now = clock::wall();
+        let now = clock::monotonic();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for (key, service) in fronts {
             if known.services.get(&key) == service.as_ref() {
@@ -223,7 +223,8 @@ impl Names {
         self.read(|known| {
             let was_made = |owner: &&Owner| owner.created <= time.saturating_add(CLOCKS_DIFFER);
             let former = known.former.get(address);
-            let then = former.filter(|former| time < former.left).map(|former| &former.owner);
+            let is_then = |former: &&FormerOwner| Clock::read().monotonic(time) < former.left;
+            let then = former.filter(is_then).map(|former| &former.owner);
             let owner = then.filter(was_made).or_else(|| {
                 let present = known.addresses.get(address).filter(was_made);
                 // What was on its way when it left.

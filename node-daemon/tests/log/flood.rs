@@ -15,6 +15,9 @@ use crate::{CLIENTS, Count, Family, desired, written};
 
 /// Events that the ring holds.
 const RING: u64 = 95_325;
+const EVENT_BYTES: u64 = 88;
+/// A pod's share of a ring that is half full.
+const SHARE: u64 = 5_957;
 /// Connections of one pod after which the table is emptied: fewer than it may have half open.
 const ROOM: u64 = 15_000;
 /// Records of the quiet pod.
@@ -118,12 +121,41 @@ fn one_pods_flood_hides_nobody_elses_records() {
             (RING / 2..RING * 6 / 10).contains(&flood.allow),
             "half of the ring, and a share: {flood:?}"
         );
+    });
+}
 
-        // A flood that is read goes on.
-        flooded.open(&life, 40_000);
+#[test]
+fn a_flood_goes_on_in_a_full_ring_as_its_events_are_read() {
+    const PODS: usize = 8;
+    on_a_node(PODS, |node| {
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&desired(node));
+        let mut edges: Vec<Edge> = (0..PODS).map(|pod| Edge::of(node, &life, pod)).collect();
+        let events = |life: &Life| life.log.figures().backlog / EVENT_BYTES;
+        edges[0].open(&life, RING);
+        let half = events(&life);
+        assert_eq!(half, RING.div_ceil(2));
+        for edge in &mut edges[1..] {
+            edge.open(&life, SHARE);
+        }
+        assert_eq!(events(&life), half + 7 * SHARE);
+        edges[0].open(&life, SHARE);
+        assert_eq!(events(&life), half + 7 * SHARE, "nothing was read");
+        // In parts, of which the second ends behind where the flood's count began.
+        let mut read = 0;
+        while read < SHARE {
+            assert!(life.log.drain().unwrap());
+            read = half + 7 * SHARE - events(&life);
+            let is_behind = read >= SHARE;
+            let before = events(&life);
+            edges[0].open(&life, 2 * SHARE);
+            let more = if is_behind { SHARE } else { 0 };
+            assert_eq!(events(&life), before + more, "{read} were read");
+        }
         settle(&mut life);
-        let more = records_of(&self::lines(&node.file_options().path), 0);
-        assert_eq!(more.allow, flood.allow + 40_000);
+        let written = written(&node.file_options().path);
+        let sent: u64 = edges.iter().map(|edge| edge.sent.allow).sum();
+        assert_eq!(written.all().allow, sent);
     });
 }
 
@@ -134,7 +166,7 @@ fn denies_are_told_one_by_one_while_the_ring_has_room_to_spare() {
     on_a_node(2, |node| {
         let mut life = node.start(&config);
         life.apply(&desired(node));
-        let mut edge = Edge::of(node, &life, 0);
+        let [mut edge, mut other] = [0, 1].map(|pod| Edge::of(node, &life, pod));
         let path = node.file_options().path;
         edge.knock(1000, 10);
         edge.open(&life, 100);
@@ -156,21 +188,21 @@ fn denies_are_told_one_by_one_while_the_ring_has_room_to_spare() {
         settle(&mut life);
         assert_eq!(written(&path).all(), edge.sent);
 
-        // Beyond half of the ring they are aggregated, and an allow still finds room.
-        edge.knock(RING, 10);
-        edge.open(&life, 100);
+        // Beyond a pod's share they are aggregated, and others are still told one by one.
+        let before = written(&path).lines;
+        edge.knock(2 * SHARE, 10);
+        other.knock(100, 10);
+        settle(&mut life);
+        assert_eq!(records_of(&lines(&path), 0), edge.sent);
+        assert_eq!(records_of(&lines(&path), 1), other.sent);
+        assert_eq!(written(&path).lines, before + SHARE + 10 + 100);
+
+        // Where a quarter of the ring waits they take no room from allows.
+        edge.open(&life, RING / 4 + 1);
+        edge.knock(100, 10);
         settle(&mut life);
         let all = written(&path);
-        println!("{} lines: {all:?} of {:?}", all.lines, edge.sent);
-        assert_eq!((all.records, all.losses), (edge.sent, Count::default()));
-        let aggregates = lines(&path).iter().filter(|line| line["count"] != 1).count();
-        assert_eq!(aggregates, 10);
-
-        // Of what was read and not entered, nothing is written twice.
-        edge.knock(100, 10);
-        drop(life);
-        let mut life = node.start(&config);
-        settle(&mut life);
-        assert_eq!(written(&path).all(), edge.sent);
+        assert_eq!(all.lines, before + SHARE + 10 + 100 + RING / 4 + 1 + 10);
+        assert_eq!(all.losses, Count::default());
     });
 }

@@ -19,6 +19,8 @@ const KILLS: u32 = 50;
 /// Where the node of a child is; it lives in the namespaces of whoever starts it.
 const VARIABLE: &str = "WARDLINE_TEST_LIFE_OF_THE_LOG";
 const NAME: &str = "kills::each_verdict_is_written_once_through_fifty_kills_rotation_and_deletion";
+/// Fewer where denies are told one by one: what is done with an event does not depend on its verdict.
+const MORE_KILLS: u32 = 15;
 /// Connections at most: what eight pods may have half open.
 const MOST: u64 = 100_000;
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -38,8 +40,19 @@ fn each_verdict_is_written_once_through_fifty_kills_rotation_and_deletion() {
     if let Some(state) = std::env::var_os(VARIABLE) {
         live(&state);
     }
+    kill(&DaemonConfig::default(), KILLS);
+}
+
+#[test]
+fn so_is_each_deny_that_is_told_alone() {
+    let mut config = DaemonConfig::default();
+    config.logging.deny_aggregation_seconds = 0;
+    kill(&config, MORE_KILLS);
+}
+
+fn kill(config: &DaemonConfig, times: u32) {
     on_a_node(8, |node| {
-        let mut life = node.start(&DaemonConfig::default());
+        let mut life = node.start(config);
         life.apply(&desired(node));
         let mut traffic = Traffic::of(node, &life);
         drop(life.log);
@@ -54,7 +67,7 @@ fn each_verdict_is_written_once_through_fifty_kills_rotation_and_deletion() {
                     std::thread::sleep(Duration::from_millis(4));
                 }
             });
-            for number in 0..KILLS {
+            for number in 0..times {
                 let mut child = Process::start(node);
                 // Now and then it is killed before, or just when, it has found out where the last one stopped.
                 if number % 5 != 0 {

@@ -9,7 +9,7 @@ use wardline_policy::model::Direction;
 use super::stop::PATIENCE;
 use super::{Counts, DENY, Fate, LogError, PolicyLog, index};
 use crate::clock::{self, Clock};
-use crate::datapath::{Cause, Closed, Losses, add};
+use crate::datapath::{Cause, Closed, Losses, TOLD_GENERATION, add};
 use crate::events::decode;
 use crate::events::observed::Lost;
 use crate::events::record::{write_lost, write_verdict};
@@ -57,6 +57,8 @@ struct Outcome {
     written: [u64; 2],
     lost: Losses,
     untold: Losses,
+    /// Something of it was written to the file.
+    has_lines: bool,
 }
 
 impl PolicyLog {
@@ -122,9 +124,6 @@ impl PolicyLog {
         };
         let generation = pending.generation;
         self.accounts.settle().map_err(LogError::Settle)?;
-        if fate == Fate::Written {
-            self.tell_doubts()?;
-        }
         let end = *pending.end.get_or_insert(self.ring.end());
         self.pending = Some(pending);
         while self.ring.position() < end {
@@ -243,6 +242,7 @@ impl PolicyLog {
                 write_lost(&mut self.buffer, &line, &seq, &self.origin);
             }
         }
+        outcome.has_lines = closed.denies.len() + losses.len() > 0;
         self.append_closing(generation, (closed.denies.len() + losses.len()).saturating_sub(1))?;
         Ok(outcome)
     }
@@ -315,6 +315,9 @@ impl PolicyLog {
             } else {
                 ledger.carried_since
             };
+        }
+        if outcome.has_lines {
+            (ledger.told, ledger.told_kind) = (generation.into(), TOLD_GENERATION);
         }
         (ledger.carried, ledger.carried_since) = (Losses::default(), 0);
         ledger.closed_generation = generation;

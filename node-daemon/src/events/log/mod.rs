@@ -24,7 +24,7 @@ use wardline_policy::model::Direction;
 use zerocopy::FromBytes;
 
 use self::closing::Pending;
-use self::doubts::Doubt;
+use self::doubts::{Doubt, Found};
 use self::stop::Stop;
 use super::decode;
 use super::file::{FileError, LogFile};
@@ -34,7 +34,7 @@ use super::ring::Ring;
 use super::sequence::{Sequence, Written};
 use super::stdout::Stdout;
 use crate::clock::{self, Clock};
-use crate::datapath::{Accounts, Cause, Ledger, MapError, add};
+use crate::datapath::{Accounts, Cause, Ledger, MapError, TOLD_EVENT, add};
 use crate::deny_events::DenyEvents;
 use crate::metrics::LogFigures;
 use crate::names::Names;
@@ -140,11 +140,18 @@ impl PolicyLog {
         let mut written = Written::default();
         let learned =
             file.last_lines(|line| written.learn(line, accounts.epoch()) && !(is_closed && written.ring.is_some()));
-        if let Err(error) = learned {
+        if let Err(error) = &learned {
             tracing::error!(%error, "failed to find out what an earlier life wrote last");
         }
-        let is_all_entered = ring.position() == ring.end() && (is_closed || accounts.generation() == 0);
-        let doubts = Doubt::of(&written, &ledger, is_all_entered);
+        let found = Found {
+            written: &written,
+            is_read: learned.is_ok(),
+            ledger: &ledger,
+            epoch: accounts.epoch(),
+            is_all_entered: ring.position() == ring.end() && (is_closed || accounts.generation() == 0),
+            aggregation,
+        };
+        let doubts = found.doubts();
         if !doubts.is_empty() {
             tracing::warn!(?doubts, "something about earlier records is not known; the log tells");
         }
@@ -211,7 +218,6 @@ impl PolicyLog {
     /// Writes what is there, or makes room for what comes. Returns whether more may be there.
     pub fn drain(&mut self) -> Result<bool, LogError> {
         if self.may_write(Instant::now()) {
-            self.tell_doubts()?;
             self.take_batch(Fate::Written)
         } else {
             self.shed()
@@ -289,6 +295,9 @@ impl PolicyLog {
     fn enter_batch(&mut self, batch: &Batch, fate: Fate) -> Result<(), LogError> {
         let mut ledger = self.ledger;
         add(&mut ledger.written, &batch.written);
+        if batch.written != Counts::default() {
+            (ledger.told, ledger.told_kind) = (batch.end, TOLD_EVENT);
+        }
         if let Fate::Lost(cause) = fate {
             self.lose(&mut ledger, cause, &batch.lost);
         }
@@ -328,6 +337,10 @@ impl PolicyLog {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        if !self.doubts.is_empty() {
+            let lines = self.doubtful_lines();
+            self.buffer.splice(0..0, lines);
+        }
         let is_first = self.ledger.is_writing == 0;
         self.mark_writing(true)?;
         if let Err(error) = self.file.append(&self.buffer) {
@@ -337,6 +350,9 @@ impl PolicyLog {
             return Err(self.stop_for(error));
         }
         self.stop = None;
+        self.doubts.clear();
+        // Stored with what these lines are entered as.
+        self.ledger.is_begun = 1;
         self.observers.tell(&self.buffer);
         if let Some(stdout) = &self.stdout {
             stdout.offer(&self.buffer);
@@ -410,11 +426,13 @@ impl PolicyLog {
 
     /// Writes what is left, before the daemon ends.
     pub fn finish(mut self) -> Result<(), LogError> {
+        // What comes meanwhile is for the next life: it may come without end.
+        let end = self.ring.end();
         let drained = loop {
             match self.drain() {
-                Ok(true) => {}
+                Ok(true) if self.ring.position() < end => {}
                 // Of a generation that is closed a part may be in the file.
-                Ok(false) if self.pending.is_none() && self.stop.is_none() => break self.mark_writing(false),
+                Ok(_) if self.pending.is_none() && self.stop.is_none() => break self.mark_writing(false),
                 result => break result.map(drop),
             }
         };
