@@ -31,9 +31,9 @@ pub(crate) fn table<const N: usize>(out: &mut Vec<u8>, header: [&str; N], rows: 
     Ok(())
 }
 
-/// How many records a loss is of; nobody knows where its line says 0.
-pub(crate) fn lost(count: u64) -> String {
-    if count == 0 { "?".to_owned() } else { count.to_string() }
+/// How many records a loss is of, where somebody knows.
+pub(crate) fn lost(count: Option<u64>) -> String {
+    count.map_or_else(|| "?".to_owned(), |count| count.to_string())
 }
 
 /// A number and what it counts: `1 node`, `2 nodes`.

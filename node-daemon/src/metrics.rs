@@ -297,7 +297,7 @@ impl LogMetrics {
             )?,
             delay: families.register(Histogram::with_opts(histogram_options(
                 "wardline_log_delay_seconds",
-                "Time from the first packet of an allowed connection to its line in the policy log.",
+                "Time from the first packet of an allowed connection, or a deny that is told alone, to its line in the policy log.",
             )?)?)?,
             by_policy: families.counters(
                 "wardline_policy_verdicts_total",

@@ -94,7 +94,7 @@ pub struct Service {
 pub struct Loss {
     pub connection: LossConnection,
     pub lost: LossCause,
-    /// Records lost.
+    /// Records lost; 0 where nobody knows how many.
     pub count: u64,
     /// The node whose daemon wrote the line.
     pub node_name: String,

@@ -71,7 +71,8 @@ pub(super) struct Report {
 pub(super) struct Lost {
     pub(super) disposition: String,
     pub(super) why: String,
-    pub(super) count: u64,
+    /// None: nobody knows how many.
+    pub(super) count: Option<u64>,
 }
 
 /// The first rows of a table, and what the others come to.
@@ -186,7 +187,7 @@ impl Summary {
         let lost = self.lost.into_iter().map(|((disposition, why), count)| Lost {
             disposition,
             why,
-            count,
+            count: (count > 0).then_some(count),
         });
         Report {
             totals: self.totals,

@@ -12,16 +12,19 @@ const BAR: u64 = 30;
 
 pub(super) fn write(out: &mut Vec<u8>, report: &Report) -> anyhow::Result<()> {
     let totals = report.totals;
+    let is_known = report.lost.iter().all(|lost| lost.count.is_some());
     writeln!(
         out,
-        "{} allowed, {} denied, {} lost",
+        "{} allowed, {} denied, {}{} lost",
         output::count(totals.allowed, "connection", "connections"),
         output::count(totals.denied, "packet", "packets"),
+        if is_known { "" } else { "at least " },
         output::count(totals.lost, "record", "records"),
     )?;
     for lost in &report.lost {
         let (disposition, why) = (clean(&lost.disposition), clean(&lost.why));
-        writeln!(out, "lost: {} {disposition} records: {why}", output::lost(lost.count))?;
+        let count = output::lost(lost.count);
+        writeln!(out, "lost: {count} {disposition} records: {why}")?;
     }
     if report.lines_that_are_no_records > 0 {
         let lines = output::count(report.lines_that_are_no_records, "line", "lines");

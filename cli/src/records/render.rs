@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 
-use wardline_record::{Record, Verdict};
+use wardline_record::{Loss, Record, Verdict};
 
 use super::Shown;
 use super::cells::{address, because, clean, clock, long, party, policies, port, service, short, workload};
@@ -177,6 +177,10 @@ fn paint(is_on: bool, word: &str) -> String {
     }
 }
 
+fn known(loss: &Loss) -> Option<u64> {
+    (loss.count > 0).then_some(loss.count)
+}
+
 /// `12 allow records: ring-full`
 fn lost(record: &Record) -> String {
     match record {
@@ -184,7 +188,7 @@ fn lost(record: &Record) -> String {
             let text = format!(
                 "{} {} {} records: {}",
                 loss.connection.direction.as_str(),
-                output::lost(loss.count),
+                output::lost(known(loss)),
                 loss.lost.disposition,
                 loss.lost.why
             );
@@ -211,7 +215,7 @@ fn table_cells(shown: &Shown) -> Vec<String> {
                 let why = format!("{} records: {}", loss.lost.disposition, loss.lost.why);
                 let mut cells = vec![short(loss.timestamp), loss.node_name.clone(), "lost".into(), direction];
                 cells.extend((0..3).map(|_| nothing()));
-                cells.extend([output::lost(loss.count), why]);
+                cells.extend([output::lost(known(loss)), why]);
                 return cells;
             }
         },
