@@ -100,7 +100,10 @@ fn a_loss_of_nobody_knows_how_many_is_shown_as_such() {
     let words: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
     assert_eq!(words[words.len() - 4..], ["?", "allow", "records:", "gap"], "{text}");
     let (text, _) = logs("--summary -", &gap);
-    assert!(text.contains("at least 0 records lost\nlost: ? allow records: gap\n"), "{text}");
+    assert!(
+        text.contains("at least 0 records lost\nlost: ? allow records: gap\n"),
+        "{text}"
+    );
     let (text, _) = logs("--summary -o json -", &gap);
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(report["lost"][0]["count"], serde_json::Value::Null, "{text}");
