@@ -151,7 +151,8 @@ cluster-sections: tool
 	$(LAB) down
 	export KUBECONFIG=$(CURDIR)/target/lab/kubeconfig
 	hack/section.sh 'cluster comes up' $(LAB) up && {
-		hack/section.sh 'chart' target/lab/bin/helm lint --quiet charts/wardline || status=1
+		hack/section.sh 'chart' target/lab/bin/helm lint --quiet charts/wardline \
+			--set operator.image.repository=wardline/operator,daemon.image.repository=wardline/node || status=1
 		hack/section.sh 'Wardline is installed' $(LAB) install || status=1
 		hack/section.sh 'CRDs in an API server' cargo test --quiet --package wardline-crds --features apiserver-tests --test cel || status=1
 		hack/section.sh 'on the cluster' cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- $(CLUSTER_TESTS) || status=1

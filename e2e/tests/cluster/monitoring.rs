@@ -114,12 +114,20 @@ async fn metrics_are_as_the_conventions_of_prometheus_ask() -> Result<()> {
     Ok(())
 }
 
+const IMAGES: &str = "operator.image.repository=wardline/operator,daemon.image.repository=wardline/node";
+
 fn rendered(values: &str) -> Result<Vec<Value>> {
+    rendered_with(&[IMAGES, values])
+}
+
+fn rendered_with(values: &[&str]) -> Result<Vec<Value>> {
     let layout = Layout::of_workspace();
     let mut helm = Command::new(layout.bin("helm"));
     helm.args(["template", "wardline"])
         .arg(layout.workspace().join("charts/wardline"));
-    let text = output_of(helm.args(["--namespace", SYSTEM_NAMESPACE, "--set", values]))?;
+    helm.args(["--namespace", SYSTEM_NAMESPACE]);
+    helm.args(values.iter().flat_map(|values| ["--set", values]));
+    let text = output_of(&mut helm)?;
     let documents = serde_yaml::Deserializer::from_str(&text);
     let objects = documents.map(|document| Value::deserialize(document).context("failed to parse what helm rendered"));
     objects.collect()
@@ -127,6 +135,29 @@ fn rendered(values: &str) -> Result<Vec<Value>> {
 
 fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == *kind).collect()
+}
+
+#[test]
+fn the_chart_says_how_images_are_set_where_they_are_not() -> Result<()> {
+    for (values, missing) in [
+        ("operator.image.repository=wardline/operator", "daemon"),
+        ("daemon.image.repository=wardline/node", "operator"),
+        (
+            "operator.image.repository=wardline/operator,daemon.image.digest=sha256:0000000000000000000000000000000000000000000000000000000000000000",
+            "daemon",
+        ),
+    ] {
+        let refused = rendered_with(&[values]).err().context("the chart rendered without images")?;
+        let told = format!("{refused:#}");
+        let wanted = [&format!("{missing}.image.repository is not set"), "make images", "--set"];
+        ensure!(wanted.iter().all(|text| told.contains(text)), "{told}");
+    }
+    // NetworkLogging only where it is asked for.
+    for (values, count) in [("networkLogging.create=false", 0), ("networkLogging.create=true", 1)] {
+        ensure!(of_kind(&rendered(values)?, "NetworkLogging").len() == count, "{values}");
+    }
+    ensure!(of_kind(&rendered_with(&[IMAGES])?, "NetworkLogging").is_empty(), "by default");
+    Ok(())
 }
 
 #[test]
