@@ -205,7 +205,7 @@ struct usage {
 	__u64 half_gone;    /* of half_opened less half_closed */
 	struct conntrack_key swept;
 	__u32 is_swept; /* swept is the key of an entry that the daemon takes out, and puts back if it turns out to be new */
-	__u64 events_since; /* where in the ring the count of events began; anew when the reader has come there */
+	__u64 events_since; /* where in the ring the count of events began; anew, beyond half of it, when the reader has come there */
 	__u32 events;       /* allows that left one since */
 	__u32 pad;
 };
@@ -371,7 +371,7 @@ struct deny_entry {
 	struct address service; /* that the first was sent to; zero: to none that is translated here */
 };
 
-/* An endpoint's share of the deny table (index: slot * 2 + (generation & 1)). */
+/* An endpoint's share of the deny table (index: slot * 2 + (generation & 1)); behind them, what all use (MAX_SLOTS). */
 struct deny_share {
 	__u64 overflow; /* denies that found no room: told as lost */
 	__u32 used;
@@ -385,7 +385,8 @@ struct event {
 	__u32 decided_by; /* an allow: the attribution; a deny: the table, which names the isolating policies */
 	__u32 generation;
 	__u16 service_port;
-	__u16 pad;
+	__u8 log_mode; /* enum log_mode of its verdict, when it was decided */
+	__u8 pad;
 	struct address pod;
 	struct address remote;
 	__u16 pod_port;

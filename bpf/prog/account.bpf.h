@@ -37,8 +37,8 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_SLOTS * 2);
-	__type(key, __u32); /* slot * 2 + (generation & 1) */
+	__uint(max_entries, MAX_SLOTS * 2 + 2);
+	__type(key, __u32); /* slot * 2 + (generation & 1); of all endpoints: MAX_SLOTS * 2 + (generation & 1) */
 	__type(value, struct deny_share);
 } deny_shares SEC(".maps");
 
@@ -47,11 +47,11 @@ struct {
 	__uint(max_entries, RING_BYTES);
 } events SEC(".maps");
 
-/* Aggregates that one direction of an endpoint may open in a generation; set before loading. */
-const volatile __u32 deny_share_limit = 1024;
+/* One endpoint may have an eighth of what is left: so there is always something left for the next. */
+enum { SHARES = 8 };
 
-/* Events that an endpoint may leave in a ring that is half full, until the reader has come to the first; set before loading. */
-const volatile __u32 event_share = RING_BYTES / 88 / 16;
+/* Entries of the deny table; set before loading. */
+const volatile __u32 deny_entries = 65536;
 
 /* Denies that one direction of an endpoint may tell by an event each in a generation, before aggregates; set before loading. */
 const volatile __u32 deny_event_share = 0;
@@ -83,6 +83,23 @@ static __always_inline void add_to_entry(struct deny_entry *entry, __u64 now)
 	entry->last = now;
 }
 
+static __always_inline struct deny_share *find_deny_share(__u32 slot, __u32 generation)
+{
+	__u32 index = slot * 2 + (generation & 1);
+
+	return bpf_map_lookup_elem(&deny_shares, &index);
+}
+
+/* May one direction of an endpoint open an aggregate more? Both generations lie in the table. */
+static __always_inline bool has_deny_share(const struct deny_share *share, const struct deny_share *all,
+					   const struct deny_share *others)
+{
+	__u32 used = all->used + others->used;
+	__u32 left = used < deny_entries ? deny_entries - used : 0;
+
+	return share->used < left / SHARES || (!share->used && left);
+}
+
 /*
  * Adds to the aggregate, or makes it: with count 0 and only where there is none, then looked up again, so that two
  * CPUs that make it at once both add to the same one. False where there is no room.
@@ -91,13 +108,15 @@ static __always_inline bool add_to_aggregate(const struct flow *flow, const stru
 					     struct deny_share *share)
 {
 	struct deny_entry *found = bpf_map_lookup_elem(&denies, key);
+	struct deny_share *all = find_deny_share(MAX_SLOTS, key->generation);
+	struct deny_share *others = find_deny_share(MAX_SLOTS, key->generation + 1);
 	struct deny_entry entry = {};
 
 	if (found) {
 		add_to_entry(found, flow->now);
 		return true;
 	}
-	if (share->used >= deny_share_limit)
+	if (!all || !others || !has_deny_share(share, all, others))
 		return false;
 	entry.first = entry.last = bpf_ktime_get_ns();
 	entry.pod = flow->key.pod;
@@ -107,8 +126,10 @@ static __always_inline bool add_to_aggregate(const struct flow *flow, const stru
 	}
 	if (has_ports(flow->key.protocol))
 		entry.source_port = key->direction == DIRECTION_INGRESS ? flow->key.remote_port : flow->key.pod_port;
-	if (!bpf_map_update_elem(&denies, key, &entry, BPF_NOEXIST))
+	if (!bpf_map_update_elem(&denies, key, &entry, BPF_NOEXIST)) {
 		__sync_fetch_and_add(&share->used, 1);
+		__sync_fetch_and_add(&all->used, 1);
+	}
 	found = bpf_map_lookup_elem(&denies, key);
 	if (!found)
 		return false;
@@ -126,15 +147,16 @@ static __always_inline bool is_deny_logged(const struct endpoint *endpoint, cons
 	return flow->settings.log_deny == LOG_DELEGATED && (endpoint->flags & ENDPOINT_LOG_DENY);
 }
 
-/* Unread bytes of the ring, and how many are half of it. */
-static __always_inline __u64 unread_events(void)
+enum { EVENT_BYTES = sizeof(struct event) + BPF_RINGBUF_HDR_SZ };
+
+static __always_inline __u64 unread_bytes(void)
 {
 	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
 }
 
-static __always_inline __u64 half_of_ring(void)
+static __always_inline __u64 ring_bytes(void)
 {
-	return bpf_ringbuf_query(&events, BPF_RB_RING_SIZE) / 2;
+	return bpf_ringbuf_query(&events, BPF_RB_RING_SIZE);
 }
 
 /*
@@ -143,10 +165,10 @@ static __always_inline __u64 half_of_ring(void)
  */
 static __always_inline __u64 wakeup_flag(void)
 {
-	__u64 used = unread_events();
-	__u64 half = half_of_ring();
+	__u64 used = unread_bytes();
+	__u64 half = ring_bytes() / 2;
 
-	if (used >= half && used - half < sizeof(struct event) + BPF_RINGBUF_HDR_SZ)
+	if (used >= half && used - half < EVENT_BYTES)
 		return BPF_RB_FORCE_WAKEUP;
 	return BPF_RB_NO_WAKEUP;
 }
@@ -163,6 +185,7 @@ static __noinline bool leave_event(const struct flow *flow, __u32 decided_by, __
 	event->decided_by = decided_by;
 	event->generation = flow->settings.generation;
 	event->service_port = flow->rewrite ? flow->service_port : 0;
+	event->log_mode = verdict == VERDICT_ALLOW ? flow->settings.log_allow : flow->settings.log_deny;
 	event->pad = 0;
 	event->pod = flow->key.pod;
 	event->remote = flow->key.remote;
@@ -178,25 +201,27 @@ static __noinline bool leave_event(const struct flow *flow, __u32 decided_by, __
 }
 
 /*
- * May the endpoint leave an event? In a ring that is half full only so many, so that who opens connections without
- * end leaves others room for theirs:
+ * May the endpoint leave an event? In a ring that is half full only so many that their share of what is left is left too,
+ * so that who opens connections without end leaves others room for theirs:
  *
- *   reader ...... events_since ............ writer
- *                 |---- events >= share ----|        no more until the reader has come to events_since
+ *   reader ...... events_since ............ writer ........ end
+ *                 |------- events --------|  |--- left ---|      no more until the reader has come to events_since
  *
  * Counts begin anew when all that was counted before is read, so that nobody has to count back. CPUs that race here may
  * let an event more through, or one less. docs/decisions/0013-shares-of-the-ring.md
  */
 static __always_inline bool has_event_share(struct usage *usage)
 {
-	if (usage->events < event_share)
+	__u64 size = ring_bytes();
+	__u64 unread = unread_bytes();
+
+	if (unread < size / 2)
 		return true;
 	if (bpf_ringbuf_query(&events, BPF_RB_CONS_POS) >= usage->events_since) {
 		usage->events_since = bpf_ringbuf_query(&events, BPF_RB_PROD_POS);
 		usage->events = 0;
-		return true;
 	}
-	return unread_events() < half_of_ring();
+	return unread < size && (__u64)usage->events * EVENT_BYTES < (size - unread) / SHARES;
 }
 
 /* False where its event found no room. */
@@ -216,7 +241,7 @@ static __noinline bool record_allow(const struct endpoint *endpoint, const struc
  */
 static __always_inline bool has_deny_event_share(struct deny_share *share)
 {
-	if (share->told >= deny_event_share || unread_events() >= half_of_ring() / 2)
+	if (share->told >= deny_event_share || unread_bytes() >= ring_bytes() / 4)
 		return false;
 	__sync_fetch_and_add(&share->told, 1);
 	return true;
@@ -234,7 +259,6 @@ static __always_inline bool record_deny(const struct endpoint *endpoint, struct 
 		.direction = flow->judged,
 		.reason = reason,
 	};
-	__u32 index = (endpoint->slot + flow->judged) * 2 + (flow->settings.generation & 1);
 	struct deny_share *share;
 
 	/* Dropped before any policy was asked: the one of its own direction says whether it is logged. */
@@ -245,7 +269,7 @@ static __always_inline bool record_deny(const struct endpoint *endpoint, struct 
 	if (!flow->now)
 		set_time(flow);
 	key.table = word_table(flow->word);
-	share = bpf_map_lookup_elem(&deny_shares, &index);
+	share = find_deny_share(endpoint->slot + flow->judged, flow->settings.generation);
 	if (share && has_deny_event_share(share) && leave_event(flow, key.table, reason, VERDICT_DENY))
 		return true;
 	if (share && !add_to_aggregate(flow, &key, share))

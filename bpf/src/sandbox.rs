@@ -27,10 +27,6 @@ pub struct Sizes {
     pub rules: u32,
     pub denies: u32,
     pub ring: u32,
-    /// Aggregates that one direction of an endpoint may open in a generation.
-    pub deny_share: u32,
-    /// Events that an endpoint may leave in a ring that is half full, until they are read.
-    pub event_share: u32,
     /// Denies of one direction of an endpoint that leave an event each in a generation.
     pub deny_event_share: u32,
     /// Entries of conntrack that one endpoint may have, and those that nobody answered.
@@ -49,8 +45,6 @@ impl Default for Sizes {
             rules: 1024,
             denies: 1024,
             ring: 64 << 10,
-            deny_share: 256,
-            event_share: u32::MAX,
             deny_event_share: 0,
             connection_quota: u32::MAX >> 1,
             half_open_quota: u32::MAX >> 1,
@@ -123,8 +117,7 @@ impl Sandbox {
         open.maps.denies.set_max_entries(sizes.denies)?;
         open.maps.events.set_max_entries(sizes.ring)?;
         if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
-            rodata.deny_share_limit = sizes.deny_share;
-            rodata.event_share = sizes.event_share;
+            rodata.deny_entries = sizes.denies;
             rodata.deny_event_share = sizes.deny_event_share;
             rodata.connection_quota = sizes.connection_quota;
             rodata.half_open_quota = sizes.half_open_quota;

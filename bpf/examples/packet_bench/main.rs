@@ -91,8 +91,8 @@ fn run() -> Result<()> {
         over_empty("established-16k-rules-100k-peers", established_large, 3.0),
         over_empty("denied-16k-rules-100k-peers", denied_large, 6.0),
         over_empty("allowed-16k-rules-100k-peers", allowed_large, 30.0),
-        over_empty("established-90k-flows", rotating, f64::NAN),
-        over_empty("established-90k-flows-16k-rules-100k-peers", rotating_large, f64::NAN),
+        over_empty("established-45k-flows", rotating, f64::NAN),
+        over_empty("established-45k-flows-16k-rules-100k-peers", rotating_large, f64::NAN),
         Figure {
             name: "established-growth",
             value: established_large,
@@ -106,7 +106,7 @@ fn run() -> Result<()> {
             target: 1.25,
         },
         Figure {
-            name: "established-90k-flows-growth",
+            name: "established-45k-flows-growth",
             value: rotating_large,
             baseline: rotating,
             target: 1.05,

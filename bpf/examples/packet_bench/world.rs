@@ -40,8 +40,8 @@ const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 2, 1));
 const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 80);
 /// Repeats of a packet that is the same each time.
 const STEADY_RUNS: u32 = 300_000;
-/// New flows a round: what ring and conntrack hold without being emptied.
-const NEW_FLOWS: u32 = 90_000;
+/// New flows a round: what one pod may leave in the ring.
+const NEW_FLOWS: u32 = 45_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
@@ -77,7 +77,6 @@ impl World {
             rules: 262_144,
             denies: 65_536,
             ring: RING_BYTES,
-            deny_share: 1024,
             ..Sizes::default()
         };
         let sandbox = Sandbox::load(sizes)?;
@@ -186,7 +185,7 @@ impl World {
         Ok(time)
     }
 
-    /// Packets of 90k connections in turn, over the empty program's time.
+    /// Packets of 45k connections in turn, over the empty program's time.
     pub(crate) fn established_rotating(&mut self) -> Result<f64> {
         self.rotating(&self.opening, NEW_FLOWS)?;
         let acknowledgement = segment(client(0), flag::ACK);

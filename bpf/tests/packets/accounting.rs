@@ -108,7 +108,7 @@ pub fn generations_alternate() -> Vec<Row> {
     ]
 }
 
-/// A page of ring holds 46 records of 88 bytes.
+/// A page of ring holds 46 records of 88 bytes; 24 fill half of it, and then one pod has a share of three.
 const PAGE: u32 = 4096;
 
 /// Leaves the events of so many new connections.
@@ -124,7 +124,7 @@ pub fn ring_is_full() -> Table {
     let rows = vec![
         pass("an allow whose event finds no room", Ingress, allowed(1), Policy)
             .before(|world| open(world, 100..146))
-            .unread_events(46)
+            .unread_events(27)
             .loses_event(Ingress),
         pass("after the reader was there", Ingress, allowed(2), Policy).event(Ingress, CLIENT_TO_80),
     ];
@@ -188,44 +188,39 @@ pub fn each_deny_is_told() -> Table {
 }
 
 #[test]
-fn one_pod_leaves_others_room_in_the_ring() {
-    const SHARE: u16 = 4;
-    /// Of its 46 records, so many fill half of it.
-    const HALF: u64 = 24;
+fn each_pod_leaves_the_next_one_room_in_the_ring() {
+    /// Events of a ring of 64 KiB that fill half of it.
+    const HALF: u64 = 373;
+    const SENT: u16 = 600;
     let mut world = World::new(Sizes {
-        ring: PAGE,
-        event_share: SHARE.into(),
+        conntrack: 16_384,
         ..Sizes::default()
     });
     let ring_full = |world: &World| world.sandbox.counters(world.settings.generation).unwrap().ring_full[0];
-    let events = |world: &World| world.sandbox.take_events().unwrap().len() as u64;
-    let flooder = world.pod(0);
-    let others: Vec<Endpoint> = (1..=4).map(|number| world.pod(number)).collect();
-
-    world.sandbox.set_endpoint(IFINDEX, &flooder).unwrap();
-    open(&world, 1..200);
-    assert_eq!(ring_full(&world), 199 - HALF, "of the flood");
-    for other in &others {
-        world.sandbox.set_endpoint(IFINDEX, other).unwrap();
-        open(&world, 1..1 + SHARE);
-    }
-    assert_eq!(
-        ring_full(&world),
-        199 - HALF,
-        "each other has its share of what is left"
+    let pods: Vec<Endpoint> = (0..20).map(|number| world.pod(number)).collect();
+    let flood = |pod: &Endpoint, first: u16| {
+        world.sandbox.set_endpoint(IFINDEX, pod).unwrap();
+        let before = ring_full(&world);
+        open(&world, first..first + SENT);
+        u64::from(SENT) - (ring_full(&world) - before)
+    };
+    let left: Vec<u64> = pods.iter().map(|pod| flood(pod, 1)).collect();
+    println!("events of pods that flood one after the other: {left:?}");
+    assert!(
+        (HALF + 40..HALF + 43).contains(&left[0]),
+        "half, and a ninth of the rest"
     );
-    world.sandbox.set_endpoint(IFINDEX, &others[0]).unwrap();
-    open(&world, 100..101 + SHARE);
-    assert_eq!(
-        ring_full(&world),
-        199 - HALF + 1,
-        "twice, as its count began with the ring, and no more"
+    assert!(left[1..].is_sorted_by(|a, b| a >= b), "each a share of what is left");
+    assert!(
+        (30..43).contains(&left[1]) && left[19] >= 3,
+        "of which there always is some"
     );
-    assert_eq!(events(&world), HALF + 5 * u64::from(SHARE));
-
-    world.sandbox.set_endpoint(IFINDEX, &flooder).unwrap();
-    open(&world, 200..230);
-    assert_eq!(events(&world), HALF, "all was read, so it goes on");
+    assert_eq!(flood(&pods[1], 1000), 0, "nothing was read");
+    assert_eq!(
+        world.sandbox.take_events().unwrap().len() as u64,
+        left.iter().sum::<u64>()
+    );
+    assert_eq!(flood(&pods[0], 1000), left[0], "all was read, so it goes on");
 }
 
 pub fn deny_share_is_used_up() -> Table {
@@ -247,7 +242,7 @@ pub fn deny_share_is_used_up() -> Table {
     ];
     Table {
         sizes: Sizes {
-            deny_share: 2,
+            denies: 24,
             ..Sizes::default()
         },
         rows,
@@ -257,13 +252,7 @@ pub fn deny_share_is_used_up() -> Table {
 pub fn deny_table_is_full() -> Table {
     let rows = vec![
         stop("one", Ingress, denied(1), DefaultDeny).deny(Ingress, STRANGER, TCP, 1),
-        stop(
-            "no room in the table, room in the share",
-            Ingress,
-            denied(2),
-            DefaultDeny,
-        )
-        .loses_deny(Ingress),
+        stop("no room in the table", Ingress, denied(2), DefaultDeny).loses_deny(Ingress),
         stop("the one goes on", Ingress, denied(1), DefaultDeny).deny(Ingress, STRANGER, TCP, 1),
     ];
     Table {

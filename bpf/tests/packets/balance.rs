@@ -51,8 +51,7 @@ fn deny(each: bool) {
     const PORTS: u16 = 150;
     const REPEATS: u32 = 40;
     let mut world = World::new(Sizes {
-        deny_share: 96,
-        denies: 160,
+        denies: 720,
         deny_event_share: if each { 2000 } else { 0 },
         ..Sizes::default()
     });

@@ -151,8 +151,7 @@ impl Attack {
     fn new(seed: u64) -> Self {
         let mut world = World::new(Sizes {
             conntrack: 65_536,
-            denies: 256,
-            deny_share: 100,
+            denies: 900,
             ..Sizes::default()
         });
         for (service, backend) in [(SERVICE, CLIENT), (SERVICE6, CLIENT6)] {

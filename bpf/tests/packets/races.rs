@@ -73,7 +73,7 @@ fn send_all(world: &World, flows: u16) -> Vec<Vec<Outcome>> {
 fn have_one_backend_and_one_event(flows: u16, backends: &[SocketAddr]) {
     let mut world = World::new(Sizes {
         conntrack: 131_072,
-        ring: 4 << 20,
+        ring: 8 << 20,
         ..Sizes::default()
     });
     world.set_service(TCP, port(SERVICE, 80), SERVICE_TRANSLATE, backends);

@@ -147,16 +147,25 @@ fn the_chart_says_how_images_are_set_where_they_are_not() -> Result<()> {
             "daemon",
         ),
     ] {
-        let refused = rendered_with(&[values]).err().context("the chart rendered without images")?;
+        let refused = rendered_with(&[values])
+            .err()
+            .context("the chart rendered without images")?;
         let told = format!("{refused:#}");
-        let wanted = [&format!("{missing}.image.repository is not set"), "make images", "--set"];
+        let wanted = [
+            &format!("{missing}.image.repository is not set"),
+            "make images",
+            "--set",
+        ];
         ensure!(wanted.iter().all(|text| told.contains(text)), "{told}");
     }
     // NetworkLogging only where it is asked for.
     for (values, count) in [("networkLogging.create=false", 0), ("networkLogging.create=true", 1)] {
         ensure!(of_kind(&rendered(values)?, "NetworkLogging").len() == count, "{values}");
     }
-    ensure!(of_kind(&rendered_with(&[IMAGES])?, "NetworkLogging").is_empty(), "by default");
+    ensure!(
+        of_kind(&rendered_with(&[IMAGES])?, "NetworkLogging").is_empty(),
+        "by default"
+    );
     Ok(())
 }
 

@@ -65,6 +65,8 @@ pub struct Ledger {
     pub closings: u64,
     /// The last line that is entered: an event's position, or a closed generation, as `told_kind` says.
     pub told: u64,
+    /// Inode of the file that was written to last; 0: none yet.
+    pub file: u64,
     pub told_kind: u32,
     /// 1 when a line stands in the log, and with it what it has to say of an account before this one.
     pub is_begun: u32,
@@ -183,15 +185,6 @@ impl Accounts {
             }
         }
         Ok(sum)
-    }
-
-    /// Whether only the policies that ask for records are named in those of allows.
-    pub fn is_allow_delegated(&self) -> bool {
-        let mode = self
-            .settings
-            .u8(std::mem::offset_of!(abi::Settings, log_allow))
-            .load(Ordering::Acquire);
-        mode == u8::from(abi::LogMode::Delegated)
     }
 
     /// Reads a closed generation.

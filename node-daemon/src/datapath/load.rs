@@ -17,6 +17,9 @@ use super::LoadError;
 use super::conntrack::Timeouts;
 use super::quotas::Quotas;
 
+/// Denies that a direction of a pod may tell one by one in a generation, where that is asked for: a sixteenth of the ring.
+const DENY_EVENTS: u32 = abi::RING_BYTES / 88 / 16;
+
 /// Where maps and links are pinned.
 #[derive(Clone, Debug)]
 pub struct PinPaths {
@@ -68,13 +71,11 @@ pub(super) fn load(
         open.progs.pod_ingress.set_attach_type(ProgramAttachType::TcxEgress);
     }
     if let Some(data) = open.maps.rodata_data.as_deref_mut() {
-        // Shares of the tables that are there, which may have kept another size than the limits ask for. A scan from one
-        // pod must leave room for the denies of others.
-        data.deny_share_limit = (open.maps.denies.max_entries() / 8).max(1);
+        // Shares of the tables that are there, which may have kept another size than the limits ask for.
+        data.deny_entries = open.maps.denies.max_entries();
         let quotas = Quotas::of(open.maps.conntrack.max_entries());
         if config.logging.deny_aggregation_seconds == 0 {
-            // As many as a pod's share of a ring that is half full. Beyond it a flood would rotate all else out of the log.
-            data.deny_event_share = data.event_share;
+            data.deny_event_share = DENY_EVENTS;
         }
         data.connection_quota = quotas.connections;
         data.half_open_quota = quotas.half_open;

@@ -15,13 +15,13 @@ fn allow_reason(reason: Reason) -> Option<&'static str> {
     matches!(reason, Reason::Midstream | Reason::Spoofed).then(|| reason.as_str())
 }
 
-pub(super) fn event(event: &Event, clock: &Clock, only_annotated: bool) -> Result<Observed, UnknownValue> {
+pub(super) fn event(event: &Event, clock: &Clock) -> Result<Observed, UnknownValue> {
     let (time, reason) = (clock.wall(event.time), Reason::try_from(event.reason)?);
     let (reason, verdict) = match abi::Verdict::try_from(event.verdict)? {
         abi::Verdict::Allow => {
             let verdict = Verdict::Allow {
                 attribution: event.decided_by,
-                only_annotated,
+                only_annotated: event.log_mode == u8::from(abi::LogMode::Delegated),
             };
             (allow_reason(reason), verdict)
         }

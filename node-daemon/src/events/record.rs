@@ -215,10 +215,11 @@ fn find_service(seen: &Observed, names: &Names, is_node: bool) -> (Option<Socket
         return (None, None);
     };
     let named = |front: SocketAddr| {
-        names.service(&FrontKey {
+        let key = FrontKey {
             address: front.ip(),
             port: Some((protocol, front.port())),
-        })
+        };
+        names.service(&key, seen.time)
     };
     if let Some(front) = seen.service {
         return (Some(front), named(front));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use wardline_policy::model::ObjectName;
 use wardline_policy::tables::{EndpointTables, Tables};
 
-use super::{Index, Logged, PodInfo, guarded_name};
+use super::{Index, Logged, PodInfo, guarded_name, is_claimed_by_others};
 use crate::interfaces::Veth;
 
 /// One node's desired state.
@@ -134,6 +134,7 @@ impl Index {
         for ((pod, uid), index) in &mut at {
             *index = self.attachments.interface_of(pod, uid).unwrap_or(*index);
         }
+        let mut claims = Vec::new();
         let local = self
             .pods
             .iter()
@@ -143,7 +144,9 @@ impl Index {
             match bound.map_or_else(|| self.interface_for(name, info), Ok) {
                 Ok(index) => {
                     let veth = self.interfaces.veths.get(&index);
-                    if bound.is_none() && veth.is_some_and(|veth| !veth.has_all(info.addresses())) {
+                    let is_doubtful = veth.is_some_and(|veth| !veth.has_all(info.addresses()))
+                        || is_claimed_by_others(&self.claimed, index, &info.uid);
+                    if bound.is_none() && is_doubtful {
                         self.doubtful.insert(index);
                     }
                     let spec = EndpointSpec {
@@ -155,7 +158,18 @@ impl Index {
                     };
                     self.bound.insert(index, spec);
                 }
-                Err(cause) => _ = unmanaged.insert(name.clone(), cause),
+                Err(cause) => {
+                    // What a pod has lost is not its to claim.
+                    if cause != PARTED {
+                        claims.push((info.addresses().to_vec(), Arc::clone(&info.uid)));
+                    }
+                    unmanaged.insert(name.clone(), cause);
+                }
+            }
+        }
+        for (addresses, uid) in claims {
+            for index in self.interfaces_with(&addresses) {
+                self.claimed.entry(index).or_default().insert(Arc::clone(&uid));
             }
         }
         unmanaged
@@ -177,6 +191,14 @@ impl Index {
             return Err(CONTESTED);
         }
         self.free_interface(info.addresses())
+    }
+
+    /// Interfaces with one of the addresses that are nobody's yet.
+    fn interfaces_with(&self, addresses: &[IpAddr]) -> Vec<u32> {
+        let veths = self.interfaces.veths.iter();
+        let free = veths.filter(|(index, _)| !self.bound.contains_key(index));
+        let with = free.filter(|(_, veth)| addresses.iter().any(|ip| veth.addresses.contains(ip)));
+        with.map(|(index, _)| *index).collect()
     }
 
     /// The interface with one of the addresses that is nobody's yet.

@@ -60,8 +60,11 @@ pub struct Index {
     /// Pods of this node whose interface went before they did: uid, and the addresses that they had. Those may be another
     /// pod's by now, and count no more for the one that had them.
     parted: BTreeMap<ObjectName, (Arc<str>, Vec<IpAddr>)>,
-    /// Interfaces that pods were found at by some of their addresses only, and that have not shown the others since.
+    /// Interfaces that pods were found at by some of their addresses only, and that have not shown the others since, or
+    /// that others have claimed too.
     doubtful: BTreeSet<u32>,
+    /// Interfaces by which no pod was found, for several claimed them or each had several: uids of these pods.
+    claimed: BTreeMap<u32, BTreeSet<Arc<str>>>,
     /// Who came to addresses and left them since they were taken last.
     moves: Vec<Move>,
     synced: BTreeSet<Kind>,
@@ -149,10 +152,18 @@ impl Index {
             }
         }
         self.doubtful = doubtful;
-        let Self { bound, interfaces, .. } = self;
+        let Self {
+            bound,
+            interfaces,
+            claimed,
+            ..
+        } = self;
+        claimed.retain(|index, _| interfaces.veths.contains_key(index));
         self.doubtful.retain(|index| {
             let veth = interfaces.veths.get(index).zip(bound.get(index));
-            veth.is_some_and(|(veth, spec)| !veth.has_all(&spec.addresses))
+            veth.is_some_and(|(veth, spec)| {
+                !veth.has_all(&spec.addresses) || is_claimed_by_others(claimed, *index, &spec.pod_uid)
+            })
         });
         self.drop_attachments_without_interface();
         true
@@ -449,6 +460,13 @@ impl Index {
         self.invalid.retain(|(k, name), _| *k != kind || !gone(name));
         self.synced.insert(kind);
     }
+}
+
+/// Whether another pod has claimed the interface too.
+fn is_claimed_by_others(claimed: &BTreeMap<u32, BTreeSet<Arc<str>>>, index: u32, uid: &str) -> bool {
+    claimed
+        .get(&index)
+        .is_some_and(|claimed| claimed.iter().any(|other| **other != *uid))
 }
 
 /// What a pod that has ended is guarded under: a name that no Pod can have, so that none takes its place.

@@ -129,6 +129,33 @@ fn a_pod_that_met_anothers_interface_finds_its_own_when_that_goes() {
     assert!(index.objects.pods.contains_key(&name("new")), "it is a peer");
 }
 
+/// Two pods claimed the interface's address, so that neither was found at it, and both are on their way out.
+#[test]
+fn a_pod_that_met_an_interface_that_others_claimed_finds_its_own_when_that_goes() {
+    let mut index = index();
+    let told = |uid: &str| Update::Set(pod(uid, "node1", "10.0.0.2", "web"));
+    index.apply(Event::Pod(name("a"), told("u2")));
+    index.apply(Event::Pod(name("b"), told("u3")));
+    assert_eq!(index.desired().unmanaged.len(), 2);
+    for gone in ["a", "b"] {
+        index.apply(Event::Pod(name(gone), Update::Gone));
+    }
+    index.apply(Event::Pod(name("new"), told("u4")));
+    assert_eq!(index.desired().endpoints[&8].pod, name("new"));
+
+    index.set_interfaces(veths(&[(7, "10.0.0.1"), (9, "10.0.0.2")]));
+    let desired = index.desired();
+    assert!(desired.unmanaged.is_empty(), "{:?}", desired.unmanaged);
+    assert_eq!(desired.endpoints[&9].pod, name("new"));
+
+    // That one is nobody else's.
+    index.set_interfaces(veths(&[(7, "10.0.0.1"), (10, "10.0.0.2")]));
+    assert_eq!(
+        index.desired().unmanaged[&name("new")],
+        "the interface that it had is gone"
+    );
+}
+
 /// It was seen to be its own: when it goes, what its status claims may be another's by then.
 #[test]
 fn a_pod_that_loses_an_address_before_its_interface_goes_is_parted_all_the_same() {

@@ -7,7 +7,7 @@
 
 mod journal;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -26,6 +26,10 @@ use crate::services::FrontKey;
 /// How long an address keeps the name of its last owner, in nanoseconds: events are read within milliseconds, denies are written
 /// within the aggregation time, which is five minutes at most.
 const KEEP: u64 = 6 * 60 * 1_000_000_000;
+/// How many of them it remembers.
+const FORMER: usize = 16;
+/// How long after an owner left packets to it, or of it, may be under way.
+const ON_ITS_WAY: u64 = 2 * 1_000_000_000;
 /// By how much the clocks of a node and of the API server may differ, in nanoseconds.
 const CLOCKS_DIFFER: u64 = 10 * 1_000_000_000;
 
@@ -62,12 +66,66 @@ struct Owner {
     created: u64,
 }
 
-/// Who was.
+/// Who has a place, and who had it before, as long as that is remembered. Times are nanoseconds of the kernel's clock,
+/// which nobody sets.
 #[derive(Clone, Debug)]
-struct FormerOwner {
-    owner: Owner,
-    /// When, nanoseconds of the kernel's clock, which nobody sets.
-    left: u64,
+struct Holders<T> {
+    present: Option<T>,
+    /// With when they left, the oldest first.
+    former: VecDeque<(T, u64)>,
+}
+
+impl<T> Default for Holders<T> {
+    fn default() -> Self {
+        Self {
+            present: None,
+            former: VecDeque::new(),
+        }
+    }
+}
+
+impl<T> Holders<T> {
+    /// Somebody comes, or nobody, in place of whoever is there.
+    fn replace(&mut self, holder: Option<T>, now: u64) {
+        if let Some(left) = std::mem::replace(&mut self.present, holder) {
+            if self.former.len() == FORMER {
+                self.former.pop_front();
+            }
+            self.former.push_back((left, now));
+        }
+    }
+
+    /// Who had it at that time, nanoseconds since the epoch. What was on its way when somebody left is still theirs, where
+    /// nobody has come since.
+    fn at(&self, time: u64, is_possible: impl Fn(&T) -> bool) -> Option<&T> {
+        if self.former.is_empty() {
+            return self.present.as_ref().filter(|holder| is_possible(holder));
+        }
+        let time = Clock::read().monotonic(time);
+        let then = self
+            .former
+            .iter()
+            .find(|(_, left)| time < *left)
+            .map(|(holder, _)| holder);
+        let last = || {
+            let (holder, left) = self.former.back()?;
+            (time < left.saturating_add(ON_ITS_WAY)).then_some(holder)
+        };
+        let holder = then.or(self.present.as_ref()).filter(|holder| is_possible(holder));
+        holder.or_else(|| last().filter(|holder| is_possible(holder)))
+    }
+
+    /// Forgets those who left too long ago. Returns whether somebody is left.
+    fn tidy(&mut self, now: u64) -> bool {
+        while self
+            .former
+            .front()
+            .is_some_and(|(_, left)| now.saturating_sub(*left) >= KEEP)
+        {
+            self.former.pop_front();
+        }
+        self.present.is_some() || !self.former.is_empty()
+    }
 }
 
 /// A pod at its interface, as the kernel numbers it.
@@ -98,13 +156,12 @@ struct Known {
     endpoints: HashMap<u32, Arc<EndpointName>>,
     tables: HashMap<u32, Arc<TableName>>,
     attributions: HashMap<u32, Arc<Attribution>>,
-    addresses: HashMap<IpAddr, Owner>,
+    addresses: HashMap<IpAddr, Holders<Owner>>,
     /// Ids that the kernel no longer uses, and since when.
     retired: HashMap<EntryId, Instant>,
-    former: HashMap<IpAddr, FormerOwner>,
-    services: HashMap<FrontKey, ObjectName>,
-    /// With when they left, as above.
-    former_services: HashMap<FrontKey, (ObjectName, u64)>,
+    services: HashMap<FrontKey, Holders<ObjectName>>,
+    /// When former holders of addresses and Services were looked through last.
+    tidied: u64,
 }
 
 impl Names {
@@ -142,10 +199,7 @@ impl Names {
     pub fn apply_moves(&self, moves: Vec<Move>) {
         let now = clock::monotonic();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let Known { addresses, former, .. } = &mut *known;
-        let mut remember = |address, owner| {
-            former.insert(address, FormerOwner { owner, left: now });
-        };
+        let addresses = &mut known.addresses;
         for change in moves {
             match change {
                 Move::Joins {
@@ -156,25 +210,29 @@ impl Names {
                     let created = created.saturating_mul(1_000_000_000);
                     let owner = Owner { party, created };
                     for address in joined {
-                        let before = addresses.insert(address, owner.clone());
-                        if let Some(before) = before.filter(|before| before.party != owner.party) {
-                            remember(address, before);
+                        let holders = addresses.entry(address).or_default();
+                        if let Some(present) = holders.present.as_mut().filter(|present| present.party == owner.party) {
+                            present.created = owner.created;
+                        } else {
+                            holders.replace(Some(owner.clone()), now);
                         }
                     }
                 }
                 Move::Leaves(left, party) => {
                     // Somebody else may have the address already.
                     for address in left {
-                        if addresses.get(&address).is_some_and(|owner| owner.party == party)
-                            && let Some(owner) = addresses.remove(&address)
-                        {
-                            remember(address, owner);
+                        let holders = addresses.get_mut(&address);
+                        let is_there = |holders: &&mut Holders<Owner>| {
+                            holders.present.as_ref().is_some_and(|owner| owner.party == party)
+                        };
+                        if let Some(holders) = holders.filter(is_there) {
+                            holders.replace(None, now);
                         }
                     }
                 }
             }
         }
-        former.retain(|_, former| now.saturating_sub(former.left) < KEEP);
+        known.tidy(now);
     }
 
     /// Takes in which Services are at these addresses and ports now. Those that were are remembered for a while.
@@ -182,27 +240,17 @@ impl Names {
         let now = clock::monotonic();
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for (key, service) in fronts {
-            if known.services.get(&key) == service.as_ref() {
-                continue;
-            }
-            let former = match service {
-                Some(service) => known.services.insert(key, service),
-                None => known.services.remove(&key),
-            };
-            if let Some(former) = former {
-                known.former_services.insert(key, (former, now));
+            let holders = known.services.entry(key).or_default();
+            if holders.present != service {
+                holders.replace(service, now);
             }
         }
-        known
-            .former_services
-            .retain(|_, (_, left)| now.saturating_sub(*left) < KEEP);
+        known.tidy(now);
     }
 
-    pub fn service(&self, front: &FrontKey) -> Option<ObjectName> {
-        self.read(|known| {
-            let former = || known.former_services.get(front).map(|(service, _)| service);
-            known.services.get(front).or_else(former).cloned()
-        })
+    /// The Service that was at an address and port at `time`, nanoseconds since the epoch.
+    pub fn service(&self, front: &FrontKey, time: u64) -> Option<ObjectName> {
+        self.read(|known| known.services.get(front)?.at(time, |_| true).cloned())
     }
 
     pub fn endpoint(&self, uid: u32) -> Option<Arc<EndpointName>> {
@@ -220,17 +268,10 @@ impl Names {
     /// Who was at the address at `time`, nanoseconds since the epoch. None where whoever is there came later, and nobody
     /// remembers who was there before.
     pub fn party(&self, address: &IpAddr, time: u64) -> Option<Arc<Party>> {
+        let was_made = |owner: &Owner| owner.created <= time.saturating_add(CLOCKS_DIFFER);
         self.read(|known| {
-            let was_made = |owner: &&Owner| owner.created <= time.saturating_add(CLOCKS_DIFFER);
-            let former = known.former.get(address);
-            let is_then = |former: &&FormerOwner| Clock::read().monotonic(time) < former.left;
-            let then = former.filter(is_then).map(|former| &former.owner);
-            let owner = then.filter(was_made).or_else(|| {
-                let present = known.addresses.get(address).filter(was_made);
-                // What was on its way when it left.
-                present.or_else(|| former.map(|former| &former.owner).filter(was_made))
-            });
-            owner.map(|owner| Arc::clone(&owner.party))
+            let owner = known.addresses.get(address)?.at(time, was_made)?;
+            Some(Arc::clone(&owner.party))
         })
     }
 
@@ -280,6 +321,16 @@ impl Names {
 }
 
 impl Known {
+    /// Now and then, since that looks at all.
+    fn tidy(&mut self, now: u64) {
+        if now.saturating_sub(self.tidied) < KEEP / 6 {
+            return;
+        }
+        self.tidied = now;
+        self.addresses.retain(|_, holders| holders.tidy(now));
+        self.services.retain(|_, holders| holders.tidy(now));
+    }
+
     fn learn(&mut self, entry: Entry) {
         match entry {
             Entry::Endpoint { uid, name } => _ = self.endpoints.insert(uid, name),
@@ -374,28 +425,66 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let names = Names::open(directory.path()).unwrap();
         let address: IpAddr = "10.0.0.1".parse().unwrap();
-        let node = |name: &str| Arc::new(Party::Node { name: name.into() });
+        let pod = |pod: &str| {
+            let pod = ObjectName::new("shop", pod);
+            Arc::new(Party::Pod(PodName { pod, workload: None }))
+        };
         let joins = |name, created| Move::Joins {
             addresses: vec![address],
-            party: node(name),
+            party: pod(name),
             created,
         };
-        let leaves = |name| Move::Leaves(vec![address], node(name));
+        let leaves = |name| Move::Leaves(vec![address], pod(name));
         let at = |time: u64| names.party(&address, time);
         let start = clock::wall();
         let seconds = start / SECOND;
         names.apply_moves(vec![joins("a", seconds - 100)]);
-        assert_eq!(at(start - 105 * SECOND), Some(node("a")), "clocks differ");
+        assert_eq!(at(start - 105 * SECOND), Some(pod("a")), "clocks differ");
         assert_eq!(at(start - 200 * SECOND), None, "it was not made yet");
         names.apply_moves(vec![leaves("a")]);
-        assert_eq!(at(start), Some(node("a")));
-        assert_eq!(at(clock::wall()), Some(node("a")), "on its way when it left");
+        let of_a = clock::wall();
+        assert_eq!(at(start), Some(pod("a")));
+        assert_eq!(at(of_a + SECOND), Some(pod("a")), "on its way when it left");
+        assert_eq!(at(of_a + 3 * SECOND), None, "nobody's");
         names.apply_moves(vec![joins("b", seconds)]);
-        assert_eq!(at(start - SECOND), Some(node("a")));
-        assert_eq!(at(clock::wall()), Some(node("b")));
-        let before = clock::wall();
+        assert_eq!(at(start - SECOND), Some(pod("a")));
+        assert_eq!(at(clock::wall()), Some(pod("b")));
+        let of_b = clock::wall();
         names.apply_moves(vec![joins("c", seconds), leaves("b")]);
-        assert_eq!(at(before), Some(node("b")));
-        assert_eq!(at(clock::wall()), Some(node("c")));
+        assert_eq!(at(start - SECOND), Some(pod("a")), "the one before the one before");
+        assert_eq!(at(of_b), Some(pod("b")));
+        assert_eq!(at(clock::wall()), Some(pod("c")));
+    }
+
+    #[test]
+    fn a_front_is_its_services_of_the_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = Names::open(directory.path()).unwrap();
+        let front = FrontKey {
+            address: "10.96.0.1".parse().unwrap(),
+            port: None,
+        };
+        let service = |name: &str| Some(ObjectName::new("shop", name));
+        let mut times = Vec::new();
+        for name in ["a", "b", "c"] {
+            names.apply_services([(front, service(name))]);
+            times.push(clock::wall());
+        }
+        names.apply_services([(front, None)]);
+        let found: Vec<_> = times.iter().map(|time| names.service(&front, *time)).collect();
+        assert_eq!(found, ["a", "b", "c"].map(service));
+        assert_eq!(names.service(&front, clock::wall() + 3_000_000_000), None);
+    }
+
+    #[test]
+    fn former_holders_are_bounded_and_forgotten() {
+        let mut holders = Holders::default();
+        for holder in 0..100_u64 {
+            holders.replace(Some(holder), holder);
+        }
+        assert_eq!(holders.former.len(), FORMER);
+        assert!(holders.tidy(KEEP + 99) && holders.former.is_empty(), "one is there");
+        holders.replace(None, 200);
+        assert!(holders.tidy(KEEP) && !holders.tidy(KEEP + 200));
     }
 }

@@ -39,6 +39,8 @@ const STATES_A_CLUSTER: usize = 40;
 const CONNECTIONS: usize = 15_000;
 /// States that a case may need to fail again.
 const HISTORY: usize = 48;
+/// States of which the pods are told where tables differ.
+const TOLD: usize = 6;
 /// New flows until the daemon is restarted: loading programs takes longest of all.
 const RESTART: usize = 9_000;
 
@@ -192,8 +194,11 @@ impl<'a> Run<'a> {
         let world = self.world.as_ref().unwrap();
         if let Some(difference) = difference(world) {
             let (seed, number) = (self.seed, self.number);
+            let states = self.history.iter().rev().take(TOLD).rev();
+            let pods: Vec<_> = states.map(world::own_pods).collect();
             panic!(
-                "seed {seed}, state {number}: {difference}\nunmanaged: {:#?}\n{:#?}",
+                "seed {seed}, state {number}: {difference}\nunmanaged: {:#?}\n{:#?}\nthe node's pods in the last \
+                 states: {pods:#?}",
                 world.unmanaged, world.cluster
             );
         }

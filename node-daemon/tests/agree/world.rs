@@ -183,6 +183,21 @@ fn has_interface(pod: &Pod) -> bool {
     spec.node_name.as_deref() == Some(NODE) && spec.host_network != Some(true) && !is_finished
 }
 
+/// Name, uid and addresses of the node's pods, and whether each has an interface.
+pub fn own_pods(cluster: &Cluster) -> Vec<String> {
+    let is_own = |pod: &&Pod| pod.spec.as_ref().unwrap().node_name.as_deref() == Some(NODE);
+    let pods = cluster.pods.iter().filter(is_own);
+    pods.map(|pod| {
+        let (namespace, name, uid) = (namespace(pod), pod_name(pod), uid(pod));
+        format!(
+            "{namespace}/{name} {uid} {:?} {}",
+            pod_addresses(pod),
+            has_interface(pod)
+        )
+    })
+    .collect()
+}
+
 pub fn uid(pod: &Pod) -> String {
     pod.metadata.uid.clone().unwrap()
 }

@@ -16,7 +16,7 @@ use crate::{CLIENTS, Count, Family, desired, written};
 /// Events that the ring holds.
 const RING: u64 = 95_325;
 const EVENT_BYTES: u64 = 88;
-/// A pod's share of a ring that is half full.
+/// Denies of one direction of a pod that are told one by one in a generation.
 const SHARE: u64 = 5_957;
 /// Connections of one pod after which the table is emptied: fewer than it may have half open.
 const ROOM: u64 = 15_000;
@@ -125,37 +125,31 @@ fn one_pods_flood_hides_nobody_elses_records() {
 }
 
 #[test]
-fn a_flood_goes_on_in_a_full_ring_as_its_events_are_read() {
-    const PODS: usize = 8;
-    on_a_node(PODS, |node| {
+fn a_flood_goes_on_in_a_scarce_ring_as_its_events_are_read() {
+    on_a_node(3, |node| {
         let mut life = node.start(&DaemonConfig::default());
         life.apply(&desired(node));
-        let mut edges: Vec<Edge> = (0..PODS).map(|pod| Edge::of(node, &life, pod)).collect();
+        let [mut first, mut second, mut third] = [0, 1, 2].map(|pod| Edge::of(node, &life, pod));
         let events = |life: &Life| life.log.figures().backlog / EVENT_BYTES;
-        edges[0].open(&life, RING);
-        let half = events(&life);
-        assert_eq!(half, RING.div_ceil(2));
-        for edge in &mut edges[1..] {
-            edge.open(&life, SHARE);
-        }
-        assert_eq!(events(&life), half + 7 * SHARE);
-        edges[0].open(&life, SHARE);
-        assert_eq!(events(&life), half + 7 * SHARE, "nothing was read");
-        // In parts, of which the second ends behind where the flood's count began.
-        let mut read = 0;
-        while read < SHARE {
+        first.open(&life, RING);
+        let half = RING.div_ceil(2);
+        let share = events(&life) - half;
+        assert!(share.abs_diff(half / 9) < 3, "{share}");
+        // Half is read, up to behind where its count began.
+        while life.log.ledger().ring_position <= half * EVENT_BYTES {
             assert!(life.log.drain().unwrap());
-            read = half + 7 * SHARE - events(&life);
-            let is_behind = read >= SHARE;
-            let before = events(&life);
-            edges[0].open(&life, 2 * SHARE);
-            let more = if is_behind { SHARE } else { 0 };
-            assert_eq!(events(&life), before + more, "{read} were read");
         }
+        second.open(&life, RING);
+        third.open(&life, ROOM - 1);
+        let scarce = events(&life);
+        assert!(scarce > half + 2 * share - 1000, "{scarce}");
+        second.open(&life, 10);
+        assert_eq!(events(&life), scarce, "nothing of it is read");
+        first.open(&life, 10);
+        assert_eq!(events(&life), scarce + 10, "what counted for it is");
         settle(&mut life);
-        let written = written(&node.file_options().path);
-        let sent: u64 = edges.iter().map(|edge| edge.sent.allow).sum();
-        assert_eq!(written.all().allow, sent);
+        let sent: u64 = [first, second, third].iter().map(|edge| edge.sent.allow).sum();
+        assert_eq!(written(&node.file_options().path).all().allow, sent);
     });
 }
 

@@ -16,6 +16,7 @@ mod tests;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -124,16 +125,31 @@ impl LogFile {
         })
     }
 
-    /// Appends whole lines. After an error none of them is in the file, or [`LogFile::is_torn`].
-    pub fn append(&mut self, lines: &[u8]) -> Result<(), FileError> {
+    /// Sees that so many bytes can be appended, in a new file where the present one is too long for them, or too old.
+    pub fn make_room(&mut self, bytes: usize) -> Result<(), FileError> {
         self.prepare()?;
         let is_too_long = self
             .current
             .as_ref()
-            .is_some_and(|current| current.size() > 0 && current.size() + lines.len() as u64 > self.options.max_size);
+            .is_some_and(|current| current.size() > 0 && current.size() + bytes as u64 > self.options.max_size);
         if is_too_long || self.is_old() {
             self.rotate()?;
         }
+        Ok(())
+    }
+
+    /// Whether the file of this inode is the log, or one that was rotated.
+    pub fn has(&self, inode: u64) -> bool {
+        let old = self.rotated.list().unwrap_or_default().into_iter().map(|old| old.path);
+        let files = old.chain([self.options.path.clone()]);
+        files
+            .filter_map(|path| fs::symlink_metadata(path).ok())
+            .any(|metadata| metadata.ino() == inode)
+    }
+
+    /// Appends whole lines. After an error none of them is in the file, or [`LogFile::is_torn`].
+    pub fn append(&mut self, lines: &[u8]) -> Result<(), FileError> {
+        self.make_room(lines.len())?;
         let path = &self.options.path;
         let Some(current) = &mut self.current else {
             return Err(write_error(path, io::ErrorKind::NotFound.into()));

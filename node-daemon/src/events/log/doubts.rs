@@ -14,6 +14,9 @@ use crate::events::observed::Lost;
 use crate::events::record::write_lost;
 use crate::events::sequence::{Sequence, Written};
 
+/// By how much longer a deny may wait: a generation is looked at now and then.
+const LOOKS: Duration = Duration::from_secs(1);
+
 /// What is not known. Times are nanoseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doubt {
@@ -27,21 +30,22 @@ pub(super) enum Doubt {
 /// What a life finds at its start.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found<'a> {
-    /// In the files; they could not be read to their end where `is_read` is false.
+    /// In the files.
     pub(super) written: &'a Written,
+    /// The file that was written last is among them, and could be read.
     pub(super) is_read: bool,
     pub(super) ledger: &'a Ledger,
     /// When the account was begun.
     pub(super) epoch: u64,
     /// Nothing waits in the kernel that a killed life may have written.
     pub(super) is_all_entered: bool,
-    /// How long a deny waits for its record.
+    /// How long a deny waits for its record, about.
     pub(super) aggregation: Duration,
 }
 
 impl Found<'_> {
     pub(super) fn doubts(&self) -> Vec<Doubt> {
-        let wait = u64::try_from(self.aggregation.as_nanos()).unwrap_or(u64::MAX);
+        let wait = u64::try_from((self.aggregation + LOOKS).as_nanos()).unwrap_or(u64::MAX);
         let gap = self.written.former.filter(|_| self.ledger.is_begun == 0).map(|newest| {
             let until = self.epoch.max(newest);
             Doubt::Gap {
@@ -130,7 +134,7 @@ mod tests {
     #[test]
     fn doubts_are_what_cannot_be_known() {
         let gap = Doubt::Gap {
-            since: 3_000_000_000,
+            since: 2_000_000_000,
             until: 9_000_000_000,
         };
         let killed = |told, kind| ledger(1, 1, told, kind);

@@ -34,7 +34,7 @@ use super::ring::Ring;
 use super::sequence::{Sequence, Written};
 use super::stdout::Stdout;
 use crate::clock::{self, Clock};
-use crate::datapath::{Accounts, Cause, Ledger, MapError, TOLD_EVENT, add};
+use crate::datapath::{Accounts, Cause, Ledger, MapError, TOLD_EVENT, TOLD_GENERATION, add};
 use crate::deny_events::DenyEvents;
 use crate::metrics::LogFigures;
 use crate::names::Names;
@@ -138,14 +138,15 @@ impl PolicyLog {
         let before = accounts.generation().wrapping_sub(1);
         let is_closed = ledger.closings > 0 && ledger.closed_generation == before;
         let mut written = Written::default();
-        let learned =
-            file.last_lines(|line| written.learn(line, accounts.epoch()) && !(is_closed && written.ring.is_some()));
+        // Where no closed generation waits, its lines are looked for only if the last ones are.
+        let is_enough = |written: &Written| is_closed && ledger.told_kind != TOLD_GENERATION && written.ring.is_some();
+        let learned = file.last_lines(|line| written.learn(line, accounts.epoch()) && !is_enough(&written));
         if let Err(error) = &learned {
             tracing::error!(%error, "failed to find out what an earlier life wrote last");
         }
         let found = Found {
             written: &written,
-            is_read: learned.is_ok(),
+            is_read: learned.is_ok() && (ledger.file == 0 || file.has(ledger.file)),
             ledger: &ledger,
             epoch: accounts.epoch(),
             is_all_entered: ring.position() == ring.end() && (is_closed || accounts.generation() == 0),
@@ -256,13 +257,12 @@ impl PolicyLog {
         } = self;
         let mut batch = Batch::default();
         let generation = accounts.generation();
-        let only_annotated = accounts.is_allow_delegated();
         let mut seq = String::new();
         let end = self.ring.read(start, size_of::<Event>(), |position, bytes| {
             batch.events += 1;
             let event = Event::read_from_bytes(bytes).ok();
             let seen = event.and_then(|event| {
-                let seen = decode::event(&event, &clock, only_annotated).ok()?;
+                let seen = decode::event(&event, &clock).ok()?;
                 Some((seen, event))
             });
             if let Some((seen, event)) = seen {
@@ -342,6 +342,9 @@ impl PolicyLog {
             self.buffer.splice(0..0, lines);
         }
         let is_first = self.ledger.is_writing == 0;
+        if let Err(error) = self.file.make_room(self.buffer.len()) {
+            return Err(self.stop_for(error));
+        }
         self.mark_writing(true)?;
         if let Err(error) = self.file.append(&self.buffer) {
             if is_first && !self.file.is_torn() {
@@ -364,11 +367,13 @@ impl PolicyLog {
         Ok(())
     }
 
-    /// Notes whether lines may stand in the file that are not entered.
+    /// Notes whether lines may stand in the file that are not entered, and in which.
     fn mark_writing(&mut self, is_writing: bool) -> Result<(), LogError> {
-        if self.ledger.is_writing != u32::from(is_writing) {
+        let file = self.file.position().inode;
+        if self.ledger.is_writing != u32::from(is_writing) || self.ledger.file != file {
             let ledger = Ledger {
                 is_writing: is_writing.into(),
+                file,
                 ..self.ledger
             };
             self.accounts.store_ledger(&ledger)?;

@@ -293,7 +293,8 @@ fn a_service_is_named_where_one_was_used() {
     names.apply_services([(front("10.96.0.9", 80), shop("other"))]);
     assert_eq!(
         sent(backend, 8080, Some("10.96.0.9:80")),
-        named("other", "10.96.0.9", 80)
+        named("web", "10.96.0.9", 80),
+        "who came after the packet is not named"
     );
 }
 
