@@ -167,7 +167,8 @@ pub struct LoggingSpec {
     #[schemars(length(max = 253), pattern(r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))]
     pub cluster_name: String,
     /// Denied attempts that differ in nothing but their source port become one record, written this many seconds
-    /// after the first one. 0: each denied packet is a record, as long as the node keeps up with writing them. 0 to 300.
+    /// after the first one. 0: each denied packet is a record, up to 5,957 a second in each direction of a pod; what is
+    /// beyond that is aggregated over a second. 0 to 300.
     #[schemars(range(min = 0, max = 300))]
     pub deny_aggregation_seconds: u32,
     /// The file on each node.

@@ -17,7 +17,7 @@ use wardline_policy::model::Direction;
 use wardline_record::files;
 
 use crate::support::{Life, Node, Program, monotonic, on_a_node};
-use crate::{CLIENTS, Family, desired};
+use crate::{CLIENTS, Family, desired, parse};
 
 /// Packets of each protocol and verdict, half of them in each family, unless this variable says otherwise.
 const PACKETS: usize = 100_000;
@@ -187,7 +187,7 @@ fn read(log: &Path) -> Found {
         let mut line = String::new();
         while lines.read_line(&mut line).unwrap() > 0 {
             assert!(line.ends_with('\n'), "torn: {line}");
-            let value: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let value = parse(&line);
             assert!(
                 sequences.insert(value["seq"].as_str().unwrap().to_owned()),
                 "twice: {line}"

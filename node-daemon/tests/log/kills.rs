@@ -40,17 +40,18 @@ fn each_verdict_is_written_once_through_fifty_kills_rotation_and_deletion() {
     if let Some(state) = std::env::var_os(VARIABLE) {
         live(&state);
     }
-    kill(&DaemonConfig::default(), KILLS);
+    kill(&DaemonConfig::default(), KILLS, "-g");
 }
 
 #[test]
 fn so_is_each_deny_that_is_told_alone() {
     let mut config = DaemonConfig::default();
     config.logging.deny_aggregation_seconds = 0;
-    kill(&config, MORE_KILLS);
+    kill(&config, MORE_KILLS, "-r");
 }
 
-fn kill(config: &DaemonConfig, times: u32) {
+/// `place` is where denies come from, as `seq` says.
+fn kill(config: &DaemonConfig, times: u32, place: &str) {
     on_a_node(8, |node| {
         let mut life = node.start(config);
         life.apply(&desired(node));
@@ -104,11 +105,15 @@ fn kill(config: &DaemonConfig, times: u32) {
             traffic.sent, written.lines, written.bytes, ledger.deleted_records, ledger.deleted_bytes
         );
         let [allows, denies, losses] = ledger.deleted_records;
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut denied = text.lines().filter(|line| line.contains(r#""disposition":"deny""#));
+        assert!(denied.all(|line| line.contains(place)), "all come from {place}");
         assert_eq!(
             (losses, written.losses.allow, written.losses.deny),
             (0, 0, 0),
             "the ring was never full"
         );
+        assert!(written.why.is_empty(), "nothing is in doubt: {written:?}");
         // Each packet is a line of its own.
         assert_eq!(allows + written.records.allow, traffic.sent.allow);
         assert_eq!(denies + written.records.deny, traffic.sent.deny);

@@ -26,7 +26,7 @@ use wardline_node::index::Desired;
 use wardline_policy::model::{
     Direction, Labels, ObjectName, Objects, Operator, Peer, Pod, Policy, Requirement, Rule, Selector,
 };
-use wardline_record::files;
+use wardline_record::{Record, files};
 
 use support::{Life, Node, Program};
 
@@ -167,6 +167,22 @@ struct Written {
     bytes: u64,
 }
 
+/// A line, which holds what its schema says, and nothing else: no name that is missing, and nothing of what pods sent.
+fn parse(line: &str) -> Value {
+    let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    let record: Record = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    match &record {
+        Record::Allow(allow) => assert!(!allow.policies.is_empty() && allow.last_timestamp.is_none(), "{line}"),
+        Record::Deny(deny) => {
+            let names_them = deny.reason.as_deref() != Some("default-deny") || !deny.isolated_by.is_empty();
+            assert!(names_them && deny.last_timestamp.is_some(), "{line}");
+        }
+        Record::Lost(_) => {}
+    }
+    assert_eq!(serde_json::to_value(record).unwrap(), value, "{line}");
+    value
+}
+
 /// Reads all files; each line must be whole, and about something else.
 fn written(log: &Path) -> Written {
     let mut written = Written::default();
@@ -180,7 +196,7 @@ fn written(log: &Path) -> Written {
         );
         written.bytes += text.len() as u64;
         for line in text.lines() {
-            let line: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            let line = parse(line);
             let seq = line["seq"].as_str().unwrap().to_owned();
             assert!(sequences.insert(seq), "twice: {line}");
             written.lines += 1;

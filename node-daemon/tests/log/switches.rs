@@ -176,11 +176,21 @@ impl World {
         program.passes(&frame::tcp(source, destination, flags))
     }
 
-    /// A new connection of each client: what is written of them, and the policies that are named.
-    fn written(&mut self) -> BTreeMap<String, Vec<String>> {
+    /// A new connection of each client.
+    fn send(&mut self) {
         self.port += 1;
         assert!(self.passes(Direction::Ingress, true, self.port, flag::SYN));
         assert!(!self.passes(Direction::Ingress, false, self.port, flag::SYN));
+    }
+
+    /// A new connection of each client, and what is written of them.
+    fn written(&mut self) -> BTreeMap<String, Vec<String>> {
+        self.send();
+        self.read()
+    }
+
+    /// What is written of one connection of each client, and the policies that are named.
+    fn read(&mut self) -> BTreeMap<String, Vec<String>> {
         let records = self.life.records();
         let of = |record: &Value| {
             assert_eq!(record["count"], 1, "{record}");
@@ -234,6 +244,25 @@ fn each_combination_of_switches_and_annotations_logs_what_it_says() {
             }
         }
         assert_eq!(combinations, 225);
+    });
+}
+
+#[test]
+fn a_record_is_of_the_switches_that_its_packet_met() {
+    on_a_node(1, |node| {
+        let mut world = World::new(node);
+        let (off, all, delegated) = (SWITCHES[0], SWITCHES[1], SWITCHES[2]);
+        let on = Some((false, "true"));
+        for (then, later) in [(all, delegated), (delegated, all), (delegated, off), (all, off), (off, all)] {
+            for (policy_then, policy_later) in [(on, on), (on, None), (None, on)] {
+                world.apply([logging(then, then), policy("switched", policy_then), namespace(policy_then)]);
+                world.send();
+                world.apply([logging(later, later), policy("switched", policy_later), namespace(policy_later)]);
+                let expected = expected(then, then, is_on(policy_then), is_on(policy_then));
+                let why = format!("{then:?} {policy_then:?}, then {later:?} {policy_later:?}");
+                assert_eq!(world.read(), expected, "{why}");
+            }
+        }
     });
 }
 
