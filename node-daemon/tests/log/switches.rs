@@ -253,11 +253,25 @@ fn a_record_is_of_the_switches_that_its_packet_met() {
         let mut world = World::new(node);
         let (off, all, delegated) = (SWITCHES[0], SWITCHES[1], SWITCHES[2]);
         let on = Some((false, "true"));
-        for (then, later) in [(all, delegated), (delegated, all), (delegated, off), (all, off), (off, all)] {
+        for (then, later) in [
+            (all, delegated),
+            (delegated, all),
+            (delegated, off),
+            (all, off),
+            (off, all),
+        ] {
             for (policy_then, policy_later) in [(on, on), (on, None), (None, on)] {
-                world.apply([logging(then, then), policy("switched", policy_then), namespace(policy_then)]);
+                world.apply([
+                    logging(then, then),
+                    policy("switched", policy_then),
+                    namespace(policy_then),
+                ]);
                 world.send();
-                world.apply([logging(later, later), policy("switched", policy_later), namespace(policy_later)]);
+                world.apply([
+                    logging(later, later),
+                    policy("switched", policy_later),
+                    namespace(policy_later),
+                ]);
                 let expected = expected(then, then, is_on(policy_then), is_on(policy_then));
                 let why = format!("{then:?} {policy_then:?}, then {later:?} {policy_later:?}");
                 assert_eq!(world.read(), expected, "{why}");
