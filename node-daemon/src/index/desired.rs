@@ -159,10 +159,7 @@ impl Index {
                     self.bound.insert(index, spec);
                 }
                 Err(cause) => {
-                    // What a pod has lost is not its to claim.
-                    if cause != PARTED {
-                        claims.push((info.addresses().to_vec(), Arc::clone(&info.uid)));
-                    }
+                    claims.push((info.addresses().to_vec(), Arc::clone(&info.uid)));
                     unmanaged.insert(name.clone(), cause);
                 }
             }

@@ -63,7 +63,7 @@ pub struct Index {
     /// Interfaces that pods were found at by some of their addresses only, and that have not shown the others since, or
     /// that others have claimed too.
     doubtful: BTreeSet<u32>,
-    /// Interfaces by which no pod was found, for several claimed them or each had several: uids of these pods.
+    /// Interfaces with addresses of pods that were found at none, as where two claim one: uids of these pods.
     claimed: BTreeMap<u32, BTreeSet<Arc<str>>>,
     /// Who came to addresses and left them since they were taken last.
     moves: Vec<Move>,

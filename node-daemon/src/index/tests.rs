@@ -156,6 +156,26 @@ fn a_pod_that_met_an_interface_that_others_claimed_finds_its_own_when_that_goes(
     );
 }
 
+/// The one before it had been found at another's interface, and never at its own.
+#[test]
+fn a_pod_that_met_the_interface_of_one_that_was_parted_finds_its_own_when_that_goes() {
+    let mut index = index();
+    let told = |uid: &str| Update::Set(pod(uid, "node1", "10.0.0.2", "web"));
+    index.apply(Event::Pod(name("old"), told("u2")));
+    assert_eq!(index.desired().endpoints[&8].pod, name("old"));
+    index.set_interfaces(veths(&[(7, "10.0.0.1"), (9, "10.0.0.2")]));
+    assert_eq!(
+        index.desired().unmanaged[&name("old")],
+        "the interface that it had is gone"
+    );
+
+    index.apply(Event::Pod(name("old"), Update::Gone));
+    index.apply(Event::Pod(name("new"), told("u3")));
+    assert_eq!(index.desired().endpoints[&9].pod, name("new"));
+    index.set_interfaces(veths(&[(7, "10.0.0.1"), (10, "10.0.0.2")]));
+    assert_eq!(index.desired().endpoints[&10].pod, name("new"));
+}
+
 /// It was seen to be its own: when it goes, what its status claims may be another's by then.
 #[test]
 fn a_pod_that_loses_an_address_before_its_interface_goes_is_parted_all_the_same() {
