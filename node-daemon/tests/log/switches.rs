@@ -308,3 +308,39 @@ fn an_object_that_cannot_be_used_leaves_the_last_good_one_in_force() {
         assert_eq!(world.written(), BTreeMap::new());
     });
 }
+
+#[test]
+fn both_ends_are_named_though_their_pods_are_gone_a_moment_later() {
+    on_a_node(1, |node| {
+        let mut world = World::new(node);
+        world.apply([logging((true, false), (true, false))]);
+        world.send();
+        let gone = |pod: &str| {
+            let key = ObjectKey {
+                namespace: "shop".into(),
+                name: pod.into(),
+            };
+            convert::pod(&key, Seen::Gone)
+        };
+        let address = Family::V4.client(true, 0).to_string();
+        world.apply([
+            gone("a"),
+            gone("b"),
+            gone("server"),
+            pod("successor", "node2", &address),
+        ]);
+        let records = world.life.records();
+        let ends: Vec<_> = records
+            .iter()
+            .map(|record| {
+                (
+                    &record["disposition"],
+                    &record["src"]["pod_name"],
+                    &record["dest"]["pod_name"],
+                )
+            })
+            .collect();
+        let [allow, deny, a, b, server] = ["allow", "deny", "a", "b", "server"].map(Value::from);
+        assert_eq!(ends, [(&allow, &a, &server), (&deny, &b, &server)]);
+    });
+}
