@@ -225,11 +225,13 @@ static __always_inline bool has_event_share(struct usage *usage)
 }
 
 /* False where its event found no room. */
-static __noinline bool record_allow(const struct endpoint *endpoint, const struct flow *flow, __u32 reason)
+__global bool record_allow(struct __sk_buff *skb, __u32 reason)
 {
-	struct usage *usage = find_usage(endpoint);
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	const struct flow *flow = this_flow();
+	struct usage *usage = endpoint ? find_usage(endpoint) : NULL;
 
-	if (!usage || !has_event_share(usage) || !leave_event(flow, flow->rule.attribution, reason, VERDICT_ALLOW))
+	if (!flow || !usage || !has_event_share(usage) || !leave_event(flow, flow->rule.attribution, reason, VERDICT_ALLOW))
 		return false;
 	__sync_fetch_and_add(&usage->events, 1);
 	return true;
@@ -248,19 +250,15 @@ static __always_inline bool has_deny_event_share(struct deny_share *share)
 }
 
 /* Does this deny ask for a record? If so it is now an event, in an aggregate, or in what its share tells as lost. */
-static __always_inline bool record_deny(const struct endpoint *endpoint, struct flow *flow, __u32 reason)
+__global bool record_deny(struct __sk_buff *skb, __u32 reason)
 {
-	struct deny_key key = {
-		.generation = flow->settings.generation,
-		.endpoint = endpoint->uid,
-		.remote = flow->key.remote,
-		.port = destination_port(flow, flow->judged),
-		.protocol = flow->key.protocol,
-		.direction = flow->judged,
-		.reason = reason,
-	};
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+	struct deny_key key = {};
 	struct deny_share *share;
 
+	if (!endpoint || !flow)
+		return false;
 	/* Dropped before any policy was asked: the one of its own direction says whether it is logged. */
 	if (!flow->word)
 		flow->word = slot_word(endpoint, flow->judged);
@@ -268,7 +266,14 @@ static __always_inline bool record_deny(const struct endpoint *endpoint, struct 
 		return false;
 	if (!flow->now)
 		set_time(flow);
+	key.generation = flow->settings.generation;
+	key.endpoint = endpoint->uid;
 	key.table = word_table(flow->word);
+	key.remote = flow->key.remote;
+	key.port = destination_port(flow, flow->judged);
+	key.protocol = flow->key.protocol;
+	key.direction = flow->judged;
+	key.reason = reason;
 	share = find_deny_share(endpoint->slot + flow->judged, flow->settings.generation);
 	if (share && has_deny_event_share(share) && leave_event(flow, key.table, reason, VERDICT_DENY))
 		return true;
@@ -278,8 +283,8 @@ static __always_inline bool record_deny(const struct endpoint *endpoint, struct 
 }
 
 /* Counts the packet, and leaves what its record is made of. */
-static __always_inline void account(const struct endpoint *endpoint, struct flow *flow, const __u32 direction,
-				    __u32 reason, bool denied)
+static __always_inline void account(struct __sk_buff *skb, struct flow *flow,
+				    const __u32 direction, __u32 reason, bool denied)
 {
 	struct counters *counted = find_counters(flow);
 	/* The verifier wants to see the bound. */
@@ -293,9 +298,9 @@ static __always_inline void account(const struct endpoint *endpoint, struct flow
 	counted->packets[direction][reason]++;
 	if (flow->due) {
 		counted->due[egress][VERDICT_ALLOW]++;
-		if (!endpoint || !record_allow(endpoint, flow, reason))
+		if (!record_allow(skb, reason))
 			counted->ring_full[egress]++;
-	} else if (denied && record_deny(endpoint, flow, reason)) {
+	} else if (denied && record_deny(skb, reason)) {
 		counted->due[egress][VERDICT_DENY]++;
 	}
 }

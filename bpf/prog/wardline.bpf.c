@@ -83,7 +83,7 @@ static __always_inline int handle(struct __sk_buff *skb, const __u32 direction)
 		reason = REASON_MALFORMED;
 		drop = true;
 	}
-	account(endpoint, flow, direction, reason, is_recorded(endpoint, reason, drop));
+	account(skb, flow, direction, reason, is_recorded(endpoint, reason, drop));
 	if (direction == DIRECTION_EGRESS && reason == REASON_REFUSED)
 		return refuse(skb) ? ACTION_DROP : send_back(skb);
 	if (direction == DIRECTION_EGRESS && !drop && flow->hairpin)
