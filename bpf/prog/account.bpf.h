@@ -108,14 +108,15 @@ static __always_inline bool add_to_aggregate(const struct flow *flow, const stru
 					     struct deny_share *share)
 {
 	struct deny_entry *found = bpf_map_lookup_elem(&denies, key);
-	struct deny_share *all = find_deny_share(MAX_SLOTS, key->generation);
-	struct deny_share *others = find_deny_share(MAX_SLOTS, key->generation + 1);
+	struct deny_share *all, *others;
 	struct deny_entry entry = {};
 
 	if (found) {
 		add_to_entry(found, flow->now);
 		return true;
 	}
+	all = find_deny_share(MAX_SLOTS, key->generation);
+	others = find_deny_share(MAX_SLOTS, key->generation + 1);
 	if (!all || !others || !has_deny_share(share, all, others))
 		return false;
 	entry.first = entry.last = bpf_ktime_get_ns();
