@@ -226,13 +226,11 @@ static __always_inline bool has_event_share(struct usage *usage)
 }
 
 /* False where its event found no room. */
-__global bool record_allow(struct __sk_buff *skb, __u32 reason)
+static __always_inline bool record_allow(const struct endpoint *endpoint, const struct flow *flow, __u32 reason)
 {
-	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
-	const struct flow *flow = this_flow();
-	struct usage *usage = endpoint ? find_usage(endpoint) : NULL;
+	struct usage *usage = find_usage(endpoint);
 
-	if (!flow || !usage || !has_event_share(usage) || !leave_event(flow, flow->rule.attribution, reason, VERDICT_ALLOW))
+	if (!usage || !has_event_share(usage) || !leave_event(flow, flow->rule.attribution, reason, VERDICT_ALLOW))
 		return false;
 	__sync_fetch_and_add(&usage->events, 1);
 	return true;
@@ -251,15 +249,11 @@ static __always_inline bool has_deny_event_share(struct deny_share *share)
 }
 
 /* Does this deny ask for a record? If so it is now an event, in an aggregate, or in what its share tells as lost. */
-__global bool record_deny(struct __sk_buff *skb, __u32 reason)
+static __always_inline bool record_deny(const struct endpoint *endpoint, struct flow *flow, __u32 reason)
 {
-	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
-	struct flow *flow = this_flow();
 	struct deny_key key = {};
 	struct deny_share *share;
 
-	if (!endpoint || !flow)
-		return false;
 	/* Dropped before any policy was asked: the one of its own direction says whether it is logged. */
 	if (!flow->word)
 		flow->word = slot_word(endpoint, flow->judged);
@@ -283,13 +277,36 @@ __global bool record_deny(struct __sk_buff *skb, __u32 reason)
 	return true;
 }
 
+/* Leaves what the record of a verdict is made of, and counts it as due. */
+__global int record_verdict(struct __sk_buff *skb, __u32 reason)
+{
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+	struct counters *counted;
+	bool egress;
+
+	if (!endpoint || !flow)
+		return 0;
+	counted = find_counters(flow);
+	if (!counted)
+		return 0;
+	/* The verifier wants to see the bound. */
+	egress = flow->judged == DIRECTION_EGRESS;
+	if (flow->due) {
+		counted->due[egress][VERDICT_ALLOW]++;
+		if (!record_allow(endpoint, flow, reason))
+			counted->ring_full[egress]++;
+	} else if (record_deny(endpoint, flow, reason)) {
+		counted->due[egress][VERDICT_DENY]++;
+	}
+	return 0;
+}
+
 /* Counts the packet, and leaves what its record is made of. */
 static __always_inline void account(struct __sk_buff *skb, struct flow *flow,
 				    const __u32 direction, __u32 reason, bool denied)
 {
 	struct counters *counted = find_counters(flow);
-	/* The verifier wants to see the bound. */
-	bool egress = flow->judged == DIRECTION_EGRESS;
 
 	if (!counted || reason >= REASON_COUNT)
 		return;
@@ -297,11 +314,6 @@ static __always_inline void account(struct __sk_buff *skb, struct flow *flow,
 	if (flow->forged && reason < REASON_DEFAULT_DENY)
 		reason = REASON_SPOOFED;
 	counted->packets[direction][reason]++;
-	if (flow->due) {
-		counted->due[egress][VERDICT_ALLOW]++;
-		if (!record_allow(skb, reason))
-			counted->ring_full[egress]++;
-	} else if (denied && record_deny(skb, reason)) {
-		counted->due[egress][VERDICT_DENY]++;
-	}
+	if (flow->due || denied)
+		record_verdict(skb, reason);
 }
