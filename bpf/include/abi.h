@@ -30,7 +30,9 @@ enum abi_limit {
 	MAX_SLOTS = 4096,
 	/* Places in front of the endpoints' hash: a power of two, and enough that few interfaces share one. */
 	NEAR_ENDPOINTS = 4096,
-	/* One event and its ring header are 88 bytes: 8 MiB hold 95,325 of them. */
+	/* One event and its ring header. */
+	EVENT_BYTES = 88,
+	/* 8 MiB hold 95,325 of them. */
 	RING_BYTES = 8388608,
 	/* Ticks of conntrack_entry.last_seen: 2^30 ns, 1.07 s. */
 	TICK_SHIFT = 30,
@@ -418,4 +420,4 @@ _Static_assert(sizeof(struct settings) == 8, "settings");
 _Static_assert(sizeof(struct deny_key) == 36, "deny_key");
 _Static_assert(sizeof(struct deny_entry) == 64, "deny_entry");
 _Static_assert(sizeof(struct deny_share) == 16, "deny_share");
-_Static_assert(sizeof(struct event) == 80, "with its header 88 bytes: RING_BYTES counts on it");
+_Static_assert(sizeof(struct event) + 8 == EVENT_BYTES, "event, and the header that a ring puts before each");

@@ -148,8 +148,6 @@ static __always_inline bool is_deny_logged(const struct endpoint *endpoint, cons
 	return flow->settings.log_deny == LOG_DELEGATED && (endpoint->flags & ENDPOINT_LOG_DENY);
 }
 
-enum { EVENT_BYTES = sizeof(struct event) + BPF_RINGBUF_HDR_SZ };
-
 static __always_inline __u64 unread_bytes(void)
 {
 	return bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);

@@ -18,7 +18,7 @@ use super::conntrack::Timeouts;
 use super::quotas::Quotas;
 
 /// Denies that a direction of a pod may tell one by one in a generation, where that is asked for: a sixteenth of the ring.
-const DENY_EVENTS: u32 = abi::RING_BYTES / 88 / 16;
+const DENY_EVENTS: u32 = abi::RING_BYTES / abi::EVENT_BYTES / 16;
 
 /// Where maps and links are pinned.
 #[derive(Clone, Debug)]

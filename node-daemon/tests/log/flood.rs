@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::Value;
+use wardline_bpf::abi;
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
 use wardline_policy::model::Direction;
@@ -15,7 +16,6 @@ use crate::{CLIENTS, Count, Family, desired, written};
 
 /// Events that the ring holds.
 const RING: u64 = 95_325;
-const EVENT_BYTES: u64 = 88;
 /// Denies of one direction of a pod that are told one by one in a generation.
 const SHARE: u64 = 5_957;
 /// Connections of one pod after which the table is emptied: fewer than it may have half open.
@@ -130,13 +130,13 @@ fn a_flood_goes_on_in_a_scarce_ring_as_its_events_are_read() {
         let mut life = node.start(&DaemonConfig::default());
         life.apply(&desired(node));
         let [mut first, mut second, mut third] = [0, 1, 2].map(|pod| Edge::of(node, &life, pod));
-        let events = |life: &Life| life.log.figures().backlog / EVENT_BYTES;
+        let events = |life: &Life| life.log.figures().backlog / u64::from(abi::EVENT_BYTES);
         first.open(&life, RING);
         let half = RING.div_ceil(2);
         let share = events(&life) - half;
         assert!(share.abs_diff(half / 9) < 3, "{share}");
         // Half is read, up to behind where its count began.
-        while life.log.ledger().ring_position <= half * EVENT_BYTES {
+        while life.log.ledger().ring_position <= half * u64::from(abi::EVENT_BYTES) {
             assert!(life.log.drain().unwrap());
         }
         second.open(&life, RING);
