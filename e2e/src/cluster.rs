@@ -181,9 +181,14 @@ pub struct LabNode<'a> {
 }
 
 impl LabNode<'_> {
+    /// The file that its daemon writes to.
+    pub fn policy_log(&self) -> PathBuf {
+        self.lab.layout.node_path(self.spec, POLICY_LOG)
+    }
+
     /// The records of its policy log and of the files it was rotated to, the oldest first.
     pub fn records(&self) -> Result<Vec<Record>> {
-        let current = self.lab.layout.node_path(self.spec, POLICY_LOG);
+        let current = self.policy_log();
         let mut text = String::new();
         for rotated in self.rotated()? {
             text += &fs::read_to_string(rotated).unwrap_or_default();
@@ -203,7 +208,7 @@ impl LabNode<'_> {
 
     /// The files that its policy log was rotated to, the oldest first: their names end with the time.
     fn rotated(&self) -> Result<Vec<PathBuf>> {
-        let current = self.lab.layout.node_path(self.spec, POLICY_LOG);
+        let current = self.policy_log();
         let folder = current
             .parent()
             .context("failed to find the folder of the policy log")?;

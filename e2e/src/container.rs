@@ -90,6 +90,14 @@ impl ContainerProcess {
         Ok(kibibytes.context("failed to read VmRSS")? / 1024.0)
     }
 
+    /// Bytes that it has written to files and sockets so far.
+    pub fn written_bytes(&self) -> Result<u64> {
+        let text = self.read("io")?;
+        let value = text.lines().find_map(|line| line.strip_prefix("wchar: "));
+        let value = value.context("failed to find wchar in io")?;
+        value.parse().context("failed to read wchar")
+    }
+
     /// Memory of the BPF maps that it has open, in MiB, as the kernel counts it: what entries take, or could take where
     /// they are allocated in advance.
     pub fn map_mebibytes(&self) -> Result<f64> {

@@ -27,6 +27,8 @@ pub struct Record {
     /// The policies that isolate the pod, on a default deny.
     #[serde(default)]
     pub isolated_by: Vec<PolicyRef>,
+    /// The Service that the client asked for, where its own node judged.
+    pub service: Option<ServiceRef>,
     /// Connections allowed, packets denied, or verdicts whose records were lost.
     pub count: u64,
     /// The node that the verdict fell on.
@@ -78,6 +80,19 @@ pub struct Side {
     pub instance: Option<String>,
     /// The node's name.
     pub node_name: Option<String>,
+}
+
+/// A Service as its client sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ServiceRef {
+    /// Left out where the Service is gone, as is its name.
+    pub namespace: Option<String>,
+    /// The Service's name.
+    pub name: Option<String>,
+    /// What the client sent to.
+    pub ip: String,
+    /// What the client sent to.
+    pub port: u16,
 }
 
 /// A policy that had a part in a verdict.

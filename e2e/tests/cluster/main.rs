@@ -18,6 +18,7 @@ mod rewritten;
 mod services;
 mod stopped;
 mod upstream;
+mod workloads;
 
 use wardline_e2e::records::Record;
 

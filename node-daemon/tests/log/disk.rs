@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Disks that cannot be written.
+//! Disks that cannot be written, or not for now.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -13,13 +13,16 @@ use wardline_crds::config::DaemonConfig;
 use wardline_node::events::{FileOptions, LogFile, follow_events};
 use wardline_node::metrics::Metrics;
 
-use crate::support::{Life, Node, on_a_node};
+use crate::support::{Life, Node, on_a_node, output};
 use crate::{Count, Traffic, desired, written};
 
 const AGGREGATION: Duration = Duration::from_millis(100);
 /// Longer than a closed generation waits to be written.
 const LONG: Duration = Duration::from_mins(6);
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a disk hangs, and connections meanwhile.
+const HANG: Duration = Duration::from_secs(5);
+const MANY: u64 = 100_000;
 
 /// A small disk of its own for the log.
 struct Disk {
@@ -61,6 +64,40 @@ impl Disk {
     fn remount(&self, flags: MsFlags) {
         let none = None::<&str>;
         mount(none, &self.directory, none, MsFlags::MS_REMOUNT | flags, none).unwrap();
+    }
+}
+
+/// A disk for the log that takes writes, but does not end them, while it is frozen.
+struct SlowDisk(Disk);
+
+impl SlowDisk {
+    fn new(node: &Node) -> Self {
+        let directory = node.state.join("log");
+        fs::create_dir_all(&directory).unwrap();
+        let image = node.state.join("image");
+        File::create(&image).unwrap().set_len(256 << 20).unwrap();
+        let (image, at) = (image.to_str().unwrap(), directory.to_str().unwrap());
+        output("mkfs.ext4", &["-q", image]);
+        output("mount", &["-o", "loop", image, at]);
+        let options = FileOptions {
+            path: directory.join("policy_action.log"),
+            ..node.file_options()
+        };
+        Self(Disk { options, directory })
+    }
+
+    fn freeze(&self) -> Frozen<'_> {
+        output("fsfreeze", &["--freeze", self.0.directory.to_str().unwrap()]);
+        Frozen(&self.0)
+    }
+}
+
+/// Thaws its disk where it ends: else a thread that writes to it hangs for good.
+struct Frozen<'a>(&'a Disk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        output("fsfreeze", &["--unfreeze", self.0.directory.to_str().unwrap()]);
     }
 }
 
@@ -255,6 +292,58 @@ fn something_else_in_the_files_place_is_told_until_it_is_gone() {
         let written = check(&mut life, &disk, traffic.sent);
         assert!(written.why.iter().eq(["write-error"]), "{written:?}");
         assert_eq!(written.losses, Count { allow: 50, deny: 20 });
+    });
+}
+
+/// A writer that hangs holds up no packet; what finds no room meanwhile is lost, told, and counted to the packet.
+#[test]
+fn what_a_disk_that_hangs_costs_is_counted_and_told() {
+    on_a_node(8, |node| {
+        let disk = SlowDisk::new(node);
+        let mut life = disk.0.start(node);
+        life.apply(&desired(node));
+        let mut traffic = Traffic::of(node, &life);
+        let (metrics, cancel) = (Metrics::new().unwrap(), CancellationToken::new());
+        std::thread::scope(|scope| {
+            let follower = scope.spawn(|| follow_events(life.log, &metrics, &cancel, || true, |_| true));
+            let _ends = cancel.clone().drop_guard();
+            let written_at_last = |lines: u64| {
+                let end = Instant::now() + PATIENCE;
+                while written(disk.0.path()).lines < lines {
+                    assert!(Instant::now() < end, "{:?}", written(disk.0.path()));
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            };
+            traffic.send(50, 20);
+            written_at_last(70);
+            let frozen = disk.freeze();
+            let began = Instant::now();
+            // More connections than the ring holds, and for longer than denies are aggregated.
+            while traffic.sent.allow < MANY || began.elapsed() < HANG {
+                if traffic.sent.allow < MANY {
+                    traffic.send(2000, 500);
+                } else {
+                    traffic.send(0, 10);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            assert_eq!(
+                written(disk.0.path()).lines,
+                70,
+                "nothing is written to a disk that hangs"
+            );
+            drop(frozen);
+            cancel.cancel();
+            follower.join().unwrap().unwrap();
+        });
+        let written = check(&mut disk.0.start(node), &disk.0, traffic.sent);
+        println!("{:?} sent, {written:?}", traffic.sent);
+        assert!(written.why.iter().eq(["ring-full"]), "{written:?}");
+        assert!(
+            written.losses.allow > MANY / 4 && written.records.allow > MANY / 4,
+            "{written:?}"
+        );
+        assert_eq!(written.losses.deny, 0, "denies are aggregated meanwhile");
     });
 }
 

@@ -69,22 +69,21 @@ impl Family {
 
 /// A node with as many pods as interfaces, which admit one kind of remote pods in both directions, and another not.
 fn desired(node: &Node) -> Desired {
+    node.desired(&objects(node.veths.len()), NODE)
+}
+
+/// What that node's cluster has.
+fn objects(servers: usize) -> Objects {
     let mut objects = Objects::default();
     objects.namespaces.insert("shop".into(), Labels::new());
     let both = |address: &dyn Fn(Family) -> IpAddr| vec![address(Family::V4), address(Family::V6)];
-    let servers = (0..node.veths.len()).map(|i| ("server", i, both(&|family| family.server(i)), NODE));
+    let servers = (0..servers).map(|i| ("server", i, both(&|family| family.server(i)), NODE));
     let clients = [("a", true), ("b", false)].into_iter().flat_map(|(app, is_admitted)| {
         (0..CLIENTS).map(move |i| (app, i, both(&|family| family.client(is_admitted, i)), "node2"))
     });
     for (app, number, addresses, of) in servers.chain(clients) {
-        let pod = Pod {
-            labels: Labels::from([("app".to_owned(), app.to_owned())]),
-            addresses,
-            node: of.into(),
-            ports: Vec::new(),
-        };
         let name = ObjectName::new("shop", format!("{app}{number}"));
-        objects.pods.insert(name, Arc::new(pod));
+        objects.pods.insert(name, Arc::new(pod(app, addresses, of)));
     }
     let app = |name: &str| Selector {
         requirements: vec![Requirement {
@@ -109,7 +108,16 @@ fn desired(node: &Node) -> Desired {
         egress: Some(vec![rule]),
     };
     objects.policies.insert(name, Arc::new(policy));
-    node.desired(&objects, NODE)
+    objects
+}
+
+fn pod(app: &str, addresses: Vec<IpAddr>, node: &str) -> Pod {
+    Pod {
+        labels: Labels::from([("app".to_owned(), app.to_owned())]),
+        addresses,
+        node: node.into(),
+        ports: Vec::new(),
+    }
 }
 
 /// The edges of the pods, and what was sent to them.

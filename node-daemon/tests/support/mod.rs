@@ -30,7 +30,7 @@ use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
 use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
 use wardline_node::names::{Names, PodName};
 use wardline_policy::compile::compile;
-use wardline_policy::model::{Direction, Objects};
+use wardline_policy::model::{Direction, ObjectName, Objects};
 
 /// Set to `clsact`, it makes tests do without tcx where there is tcx.
 const ATTACH_VARIABLE: &str = "WARDLINE_TEST_ATTACH";
@@ -250,10 +250,7 @@ impl Life {
     }
 
     pub fn try_apply(&mut self, desired: &Desired) -> Result<Applied, ApplyError> {
-        self.datapath.apply(desired, |pod| PodName {
-            pod: pod.clone(),
-            workload: None,
-        })
+        self.datapath.apply(desired, named)
     }
 
     /// Closes the generation and returns the lines that were written since the last call.
@@ -294,11 +291,15 @@ impl Life {
 
     /// The program that is attached at an interface.
     pub fn program(&self, ifindex: u32, direction: Direction) -> Program {
-        let id = programs_at(self.attach, ifindex, direction)[0];
-        Program {
-            fd: libbpf_rs::Program::fd_from_id(id).unwrap(),
-            ifindex,
-        }
+        Program::attached(self.attach, ifindex, direction)
+    }
+}
+
+/// A pod of no workload.
+pub fn named(pod: &ObjectName) -> PodName {
+    PodName {
+        pod: pod.clone(),
+        workload: None,
     }
 }
 
@@ -309,6 +310,14 @@ pub struct Program {
 }
 
 impl Program {
+    pub fn attached(attach: AttachKind, ifindex: u32, direction: Direction) -> Self {
+        let id = programs_at(attach, ifindex, direction)[0];
+        Self {
+            fd: libbpf_rs::Program::fd_from_id(id).unwrap(),
+            ifindex,
+        }
+    }
+
     /// Whether the frame passes.
     pub fn passes(&self, frame: &[u8]) -> bool {
         run(&self.fd, Frame::forwarded(frame, self.ifindex))
@@ -386,5 +395,6 @@ fn run(program: &std::os::fd::OwnedFd, frame: Frame<'_>) -> bool {
         "the program runs over a frame of {} bytes",
         frame.bytes.len()
     );
-    options.retval.cast_signed() == -1
+    // On to the next program, or, where a filter behind a link is not to be asked too, to the stack.
+    matches!(options.retval.cast_signed(), -1 | 0)
 }
