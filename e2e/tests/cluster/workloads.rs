@@ -50,7 +50,7 @@ spec:
   podSelector: {matchLabels: {app: web}}
   ingress: [{from: [{podSelector: {matchLabels: {role: client}}}]}]
 ";
-/// A CronJob begins with the next minute.
+/// A `CronJob` begins with the next minute.
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// All workloads, of pods that serve until they are deleted.
