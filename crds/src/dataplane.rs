@@ -391,8 +391,15 @@ pub struct RolloutSpec {
         "message": "rollout.maxUnavailable must be 1 or more, or 1% to 100%",
     }]))]
     pub max_unavailable: IntOrString,
-    /// Reserved for rollouts that start on a few nodes. It has no fields yet.
+    /// The nodes that a change comes to first. All of them must be well before it comes to any other.
     pub canary: Canary,
+    /// How long a node must have been well before the change goes on to others, in seconds. 0 to 3600.
+    #[schemars(range(min = 0, max = 3600))]
+    pub min_ready_seconds: u32,
+    /// How long a node may take to be well with the change, in seconds, before it is taken back from all nodes.
+    /// 30 to 3600.
+    #[schemars(range(min = 30, max = 3600))]
+    pub progress_deadline_seconds: u32,
 }
 
 impl Default for RolloutSpec {
@@ -400,13 +407,31 @@ impl Default for RolloutSpec {
         Self {
             max_unavailable: IntOrString::Int(1),
             canary: Canary::default(),
+            min_ready_seconds: 10,
+            progress_deadline_seconds: 300,
         }
     }
 }
 
-/// Reserved for rollouts that start on a few nodes.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Canary {}
+/// The nodes that a change comes to first.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Canary {
+    /// How many nodes, of those that `nodeSelector` selects. 0 to 100; 0 is no canary.
+    #[schemars(range(min = 0, max = 100))]
+    pub nodes: u32,
+    /// Labels of nodes that may be canaries; empty: every node.
+    pub node_selector: BTreeMap<String, String>,
+}
+
+impl Default for Canary {
+    fn default() -> Self {
+        Self {
+            nodes: 1,
+            node_selector: BTreeMap::new(),
+        }
+    }
+}
 
 /// Resources of the daemon's container, as in a Pod.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
@@ -442,7 +467,9 @@ pub struct DataplaneStatus {
     pub version: String,
     /// How many nodes are how far.
     pub nodes: DataplaneNodeCounts,
-    /// Ready, Available, Progressing and Degraded.
+    /// What is rolled out.
+    pub rollout: RolloutStatus,
+    /// Ready, Available, Stalled, Progressing and Degraded.
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
 }
@@ -459,4 +486,31 @@ pub struct DataplaneNodeCounts {
     pub ready: i32,
     /// Nodes whose DataplaneNode says Degraded.
     pub degraded: i32,
+}
+
+/// What is rolled out. A revision is the daemon's configuration and pod template, named by their hash.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RolloutStatus {
+    /// The revision that the nodes have or are to get.
+    pub revision: String,
+    /// The last revision that all nodes were well with: the one that is gone back to. Empty before there was one.
+    pub good_revision: String,
+    /// The change that was taken back, until another one is made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<FailedRollout>,
+}
+
+/// A change that was taken back from the nodes, and is not tried again.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FailedRollout {
+    /// Generation of the spec that asked for it.
+    pub generation: i64,
+    /// The revision that it was.
+    pub revision: String,
+    /// The node that was not well with it.
+    pub node: String,
+    /// What was wrong there.
+    pub message: String,
 }

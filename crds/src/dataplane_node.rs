@@ -43,6 +43,8 @@ pub struct DataplaneNodeSpec {}
 pub struct DataplaneNodeStatus {
     /// Version of the daemon.
     pub version: String,
+    /// Revision of the daemon's configuration and pod template, as `Dataplane.status.rollout` names it.
+    pub revision: String,
     /// The node's kernel and how programs are attached to it.
     pub kernel: KernelStatus,
     /// Pods of the node.
@@ -54,7 +56,7 @@ pub struct DataplaneNodeStatus {
     /// Objects that this node could not use, 16 at most. What was in force before stays in force for them.
     #[schemars(length(max = 16))]
     pub invalid_objects: Vec<InvalidObject>,
-    /// Ready and Degraded.
+    /// Ready, Verified and Degraded.
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
 }

@@ -28,8 +28,9 @@ pub mod validate;
 
 pub use dataplane::{
     ApiServerSpec, Canary, CniMode, CniSpec, DaemonSpec, Dataplane, DataplaneNodeCounts, DataplaneSpec,
-    DataplaneStatus, Enforcement, FailurePolicy, ImageSpec, LimitsSpec, LogFileSpec, LogLevel, LoggingSpec, PolicySpec,
-    PullPolicy, PullSecret, Resources, RolloutSpec, ServicesMode, ServicesSpec, SourceAddressCheck,
+    DataplaneStatus, Enforcement, FailedRollout, FailurePolicy, ImageSpec, LimitsSpec, LogFileSpec, LogLevel,
+    LoggingSpec, PolicySpec, PullPolicy, PullSecret, Resources, RolloutSpec, RolloutStatus, ServicesMode, ServicesSpec,
+    SourceAddressCheck,
 };
 pub use dataplane_node::{
     AttachKind, DataplaneNode, DataplaneNodeSpec, DataplaneNodeStatus, EndpointsStatus, InvalidObject, KernelStatus,

@@ -154,7 +154,7 @@ mod tests {
                 .unwrap();
             walk("", schema, &mut groups);
         }
-        assert_eq!(groups, 15);
+        assert_eq!(groups, 16);
     }
 
     #[test]

@@ -190,7 +190,19 @@ fn daemon(spec: &DaemonSpec) -> Result<(), SpecError> {
             format!("{:?} is not a quantity of {name}", quantity.0)
         })?;
     }
-    max_unavailable(&spec.rollout.max_unavailable)
+    let rollout = &spec.rollout;
+    number("spec.daemon.rollout.canary.nodes", rollout.canary.nodes, 0..=100)?;
+    number(
+        "spec.daemon.rollout.minReadySeconds",
+        rollout.min_ready_seconds,
+        0..=3600,
+    )?;
+    number(
+        "spec.daemon.rollout.progressDeadlineSeconds",
+        rollout.progress_deadline_seconds,
+        30..=3600,
+    )?;
+    max_unavailable(&rollout.max_unavailable)
 }
 
 fn max_unavailable(value: &IntOrString) -> Result<(), SpecError> {

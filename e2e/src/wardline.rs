@@ -66,6 +66,10 @@ fn helm(lab: &Lab, options: &Options) -> Command {
     // Its nodes share the disk of the machine, and kubelets that evict nobody for it.
     command.arg("--set").arg("dataplane.spec.logging.file.minFreePercent=1");
     command.arg("--set").arg("dataplane.spec.metrics.policies=100");
+    // Tests change the Dataplane, and wait for each node.
+    command
+        .arg("--set")
+        .arg("dataplane.spec.daemon.rollout.minReadySeconds=2");
     for (chart, image) in [("operator", "operator"), ("daemon", "node")] {
         command
             .arg("--set")

@@ -36,6 +36,9 @@ pub struct Args {
     /// Where the daemon keeps what its ids mean; as long-lived as the bpf file system.
     #[arg(long, default_value = "/run/wardline", value_name = "DIR")]
     pub state_dir: PathBuf,
+    /// What this daemon runs with, as the operator names it.
+    #[arg(long, env = "WARDLINE_REVISION", default_value = "", value_name = "NAME")]
+    pub revision: String,
     /// Check what the node has, print the result and stop.
     #[arg(long)]
     pub check: bool,

@@ -15,6 +15,7 @@ use wardline_cni::Code;
 
 use crate::cni::{Bound, Call, Refusal, Waiting};
 use crate::datapath::{Applied, ApplyError, Datapath, KeptLimit, Restored, ServiceCounts};
+use crate::events::LogHealth;
 use crate::index::{Desired, Event, Index, InvalidObject, LoggingSpec};
 use crate::interfaces;
 use crate::metrics::Metrics;
@@ -44,8 +45,10 @@ pub enum Message {
     /// Somebody attached or detached programs at this interface; None is any.
     ProgramsChanged(Option<u32>),
     Cni(Call),
-    /// Why the policy log cannot be written; None where it can.
-    PolicyLog(Option<String>),
+    /// How the policy log is.
+    PolicyLog(LogHealth),
+    /// How the programs did in their test: how many packets they judged, or what was wrong.
+    SelfTest(Result<usize, String>),
 }
 
 /// What the node is like, for its status and its readiness.
@@ -67,8 +70,9 @@ pub struct NodeState {
     pub bypassed: Vec<String>,
     /// What keeps the CNI plugin from being installed.
     pub plugin: Option<String>,
-    /// Why the policy log is not written.
-    pub log_stopped: Option<String>,
+    pub log: LogHealth,
+    /// None until the programs were tested.
+    pub self_test: Option<Result<usize, String>>,
     pub last_applied: Option<std::time::SystemTime>,
     /// Whether pods are guarded that an earlier life brought in force.
     pub inherits: bool,
@@ -217,7 +221,8 @@ impl Control {
                 Message::InterfacesChanged => scan = true,
                 Message::Cluster(event) => changed |= self.index.apply(event),
                 Message::Cni(call) => changed |= self.take_call(call),
-                Message::PolicyLog(problem) => self.publish_with(|state| state.log_stopped = problem),
+                Message::PolicyLog(health) => self.publish_with(|state| state.log = health),
+                Message::SelfTest(result) => self.publish_with(|state| state.self_test = Some(result)),
             }
         }
         scan |= self.waiting.wants_scan(&self.index);

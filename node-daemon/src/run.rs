@@ -23,9 +23,9 @@ use self::parts::Parts;
 use crate::args::{Args, Command};
 use crate::cni::{Announcer, Call, Installer, Server};
 use crate::control::{Control, Message, NodeState};
-use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths};
+use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths, self_test};
 use crate::deny_events::{DenyEvents, deny_events};
-use crate::events::{FileOptions, LogFile, Origin, PolicyLog, Stdout, follow_events, show_account};
+use crate::events::{FileOptions, LogFile, LogHealth, Origin, PolicyLog, Stdout, follow_events, show_account};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -147,15 +147,13 @@ impl Daemon {
             let cancel = cancel.clone();
             let told = messages.clone();
             // Not waited for: whoever is told may wait for something else, and is told again.
-            let tell = move |problem: Option<&str>| {
-                let message = Message::PolicyLog(problem.map(str::to_owned));
-                told.try_send(message).is_ok()
-            };
+            let tell = move |health: &LogHealth| told.try_send(Message::PolicyLog(health.clone())).is_ok();
             let state = state.clone();
             let knows_names = move || state.borrow().last_applied.is_some();
             move || follow_events(log, &metrics, &cancel, knows_names, tell)
         });
         self.start_control(control, inbox);
+        self.start_self_test(messages.clone());
         let told = messages.clone();
         self.start_follower("interfaces", move || {
             interfaces::follow(|| told.blocking_send(Message::InterfacesChanged).is_ok())
@@ -174,7 +172,12 @@ impl Daemon {
         });
         self.start_plugin(&messages, state.clone())?;
         drop(messages);
-        let writer = StatusWriter::new(self.client.clone(), self.args.node_name(), self.node.clone());
+        let writer = StatusWriter::new(
+            self.client.clone(),
+            self.args.node_name(),
+            &self.args.revision,
+            self.node.clone(),
+        );
         self.parts
             .task("status writer", writer.run(state.clone(), cancel.clone()).map(Ok));
         self.parts.task(
@@ -220,6 +223,24 @@ impl Daemon {
             control
                 .run(&runtime, inbox, &cancel)
                 .context("failed to read the node's interfaces")
+        });
+    }
+
+    /// Off the way of whoever waits for policies: loading programs once more takes a moment.
+    fn start_self_test(&self, messages: mpsc::Sender<Message>) {
+        let cancel = self.parts.cancel.clone();
+        self.parts.task("self-test", async move {
+            let result = tokio::task::spawn_blocking(self_test).await?;
+            match &result {
+                Ok(packets) => tracing::info!(packets, "the programs judge as they should"),
+                Err(error) => tracing::error!(%error, "the programs do not judge as they should"),
+            }
+            // Whoever is told may have ended.
+            let told = Message::SelfTest(result.map_err(|error| error.to_string()));
+            let _ = messages.send(told).await;
+            drop(messages);
+            cancel.cancelled().await;
+            Ok(())
         });
     }
 

@@ -33,15 +33,17 @@ const FIELD_MANAGER: &str = "wardline-node";
 pub struct StatusWriter {
     client: Client,
     node: String,
+    revision: String,
     kernel: NodeKernel,
     conditions: Vec<Condition>,
 }
 
 impl StatusWriter {
-    pub fn new(client: Client, node: &str, kernel: NodeKernel) -> Self {
+    pub fn new(client: Client, node: &str, revision: &str, kernel: NodeKernel) -> Self {
         Self {
             client,
             node: node.to_owned(),
+            revision: revision.to_owned(),
             kernel,
             conditions: Vec::new(),
         }
@@ -63,7 +65,7 @@ impl StatusWriter {
                     }
                 }
             }
-            let due = cancel.run_until_cancelled(until_due(&mut state, is_in_force(&seen), is_written));
+            let due = cancel.run_until_cancelled(until_due(&mut state, has_started(&seen), is_written));
             if due.await != Some(true) {
                 return;
             }
@@ -92,6 +94,7 @@ impl StatusWriter {
         });
         DataplaneNodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: self.revision.clone(),
             kernel: KernelStatus {
                 release: self.kernel.release.clone(),
                 attach: Some(self.kernel.attach),
@@ -136,6 +139,8 @@ impl StatusWriter {
         } else {
             set("Ready", Status::False, "Starting", "policies are not in force yet");
         }
+        let (verified, reason, message) = verified(state);
+        set("Verified", verified, reason, &message);
         match problems(state) {
             (reason, message) if message.is_empty() => set("Degraded", Status::False, reason, ""),
             (reason, message) => set("Degraded", Status::True, reason, &message),
@@ -184,21 +189,36 @@ impl StatusWriter {
     }
 }
 
-/// Whether this life of the daemon has brought policies in force.
-fn is_in_force(state: &NodeState) -> bool {
-    state.last_applied.is_some()
+/// Whether this life of the daemon has brought policies in force, and knows how its programs judge.
+fn has_started(state: &NodeState) -> bool {
+    state.last_applied.is_some() && state.self_test.is_some()
 }
 
 /// Waits until the state is to be written again; false where there will be no other. The end of a daemon's start comes
 /// once, and whoever rolls daemons out waits for it: it is due at once.
-async fn until_due(state: &mut watch::Receiver<NodeState>, was_in_force: bool, is_written: bool) -> bool {
+async fn until_due(state: &mut watch::Receiver<NodeState>, had_started: bool, is_written: bool) -> bool {
     // Looking for the start must not count as having seen what changed before it.
     let mut starting = state.clone();
     tokio::select! {
         () = tokio::time::sleep(if is_written { INTERVAL } else { RETRY }) => {}
-        started = starting.wait_for(is_in_force), if !was_in_force => return started.is_ok(),
+        started = starting.wait_for(has_started), if !had_started => return started.is_ok(),
     }
     !is_written || state.changed().await.is_ok()
+}
+
+/// Status, reason and message of `Verified`: whether the node does what it should, beyond what its daemon believes.
+fn verified(state: &NodeState) -> (Status, &'static str, String) {
+    match (&state.self_test, &state.log.imbalance) {
+        (Some(Err(error)), _) => (Status::False, "SelfTestFailed", error.clone()),
+        (_, Some(imbalance)) => (Status::False, "AccountImbalance", imbalance.clone()),
+        _ if !state.bypassed.is_empty() => (Status::False, "Bypassed", state.bypassed.join("; ")),
+        (None, None) => (Status::Unknown, "Starting", "the programs are being tested".into()),
+        (Some(Ok(packets)), None) => (
+            Status::True,
+            "SelfTestPassed",
+            format!("the programs judged {packets} packets as they should"),
+        ),
+    }
 }
 
 /// Reason and message of `Degraded`; no message where nothing is wrong.
@@ -226,7 +246,7 @@ fn problems(state: &NodeState) -> (&'static str, String) {
         };
         messages.push(format!("the CNI plugin is not installed: {problem}"));
     }
-    if let Some(problem) = &state.log_stopped {
+    if let Some(problem) = &state.log.stopped {
         reason = if messages.is_empty() {
             "PolicyLogStopped"
         } else {
@@ -258,13 +278,14 @@ mod tests {
     use wardline_policy::model::ObjectName;
 
     use super::*;
+    use crate::events::LogHealth;
     use crate::index::Kind;
 
     #[tokio::test]
     async fn the_end_of_the_start_is_due_at_once() {
         let (sender, mut state) = watch::channel(NodeState::default());
         let soon = Duration::from_millis(100);
-        for (was_in_force, managed, last_applied, is_due) in [
+        for (had_started, managed, last_applied, is_due) in [
             (false, 1, None, false),
             (false, 2, Some(std::time::UNIX_EPOCH), true),
             (true, 3, Some(std::time::UNIX_EPOCH), false),
@@ -272,8 +293,9 @@ mod tests {
             sender.send_modify(|state| {
                 state.managed = managed;
                 state.last_applied = last_applied;
+                state.self_test = last_applied.map(|_| Ok(1));
             });
-            let due = tokio::time::timeout(soon, until_due(&mut state, was_in_force, true)).await;
+            let due = tokio::time::timeout(soon, until_due(&mut state, had_started, true)).await;
             assert_eq!(due.ok(), is_due.then_some(true), "change {managed}");
         }
     }
@@ -286,6 +308,42 @@ mod tests {
         assert_eq!(due, Ok(true));
         let due = tokio::time::timeout(2 * INTERVAL, until_due(&mut state, false, true)).await;
         assert!(due.is_err(), "nothing has changed since");
+    }
+
+    #[test]
+    fn verified_is_what_was_tried() {
+        let passed = || Some(Ok(12));
+        let unbalanced = LogHealth {
+            imbalance: Some("differ".into()),
+            ..LogHealth::default()
+        };
+        for (self_test, log, bypassed, expected) in [
+            (None, LogHealth::default(), vec![], "Unknown Starting"),
+            (passed(), LogHealth::default(), vec![], "True SelfTestPassed"),
+            (
+                Some(Err("wrong".into())),
+                LogHealth::default(),
+                vec![],
+                "False SelfTestFailed",
+            ),
+            (passed(), unbalanced, vec![], "False AccountImbalance"),
+            (
+                passed(),
+                LogHealth::default(),
+                vec!["shop/web".to_owned()],
+                "False Bypassed",
+            ),
+        ] {
+            let state = NodeState {
+                bypassed,
+                log,
+                self_test,
+                ..NodeState::default()
+            };
+            let (status, reason, message) = verified(&state);
+            assert_eq!(format!("{} {reason}", status.as_str()), expected);
+            assert!(!message.is_empty());
+        }
     }
 
     #[test]
@@ -318,7 +376,10 @@ mod tests {
             ),
             (
                 NodeState {
-                    log_stopped: Some("failed to write".into()),
+                    log: LogHealth {
+                        stopped: Some("failed to write".into()),
+                        ..LogHealth::default()
+                    },
                     unmanaged: unmanaged.clone(),
                     ..NodeState::default()
                 },

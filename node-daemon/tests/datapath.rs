@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
-use wardline_node::datapath::ApplyError;
+use wardline_node::datapath::{ApplyError, self_test};
 use wardline_policy::model::{
     Direction, Labels, ObjectName, Objects, Operator, Peer, Pod, Policy, Port, PortMatch, Protocol, Requirement, Rule,
     Selector,
@@ -429,4 +429,11 @@ fn count(life: &mut Life, disposition: &str) -> usize {
         .iter()
         .filter(|record| record["disposition"] == disposition)
         .count()
+}
+
+#[test]
+fn the_programs_judge_as_they_should_in_this_kernel() {
+    let packets = self_test().unwrap();
+    // Both families, and in both directions where a test run can tell where a packet came in.
+    assert!(packets == 12 || packets == 6, "{packets}");
 }

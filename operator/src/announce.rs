@@ -90,7 +90,10 @@ impl Context {
                 action: announcement.action.into(),
                 secondary: None,
             };
-            if let Err(error) = self.recorder.publish(&event, object).await {
+            let name = |part: &Option<String>| part.clone().unwrap_or_default();
+            let (kind, namespace) = (name(&object.kind), name(&object.namespace));
+            let key = format!("{kind}/{namespace}/{}/{}", name(&object.name), event.reason);
+            if let Err(error) = self.recorder(&key, note).publish(&event, object).await {
                 let cause = explain(&error);
                 tracing::warn!(
                     kind = object.kind,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeStatus, Pod, PodSpec, PodStatus, Volume};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{Store, store};
@@ -29,10 +29,13 @@ const PACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Caches {
     pub(crate) daemon_sets: Store<DeserializeGuard<DaemonSet>>,
-    /// Pods of the daemon, with nothing in them but their node, volumes and labels.
+    /// Pods of the daemon, with nothing in them but their metadata, node, volumes, and how their containers are.
     pub(crate) pods: Store<DeserializeGuard<Pod>>,
     pub(crate) config_maps: Store<PartialObjectMeta<ConfigMap>>,
+    /// What the daemons say of their nodes.
     pub(crate) nodes: Store<DeserializeGuard<DataplaneNode>>,
+    /// The nodes themselves, with nothing in them but their metadata and conditions.
+    pub(crate) machines: Store<DeserializeGuard<Node>>,
     changed: watch::Receiver<u64>,
 }
 
@@ -59,11 +62,17 @@ impl Caches {
         );
         let config_maps = Api::<PartialObjectMeta<ConfigMap>>::namespaced(client.clone(), namespace);
         let daemon_sets = Api::namespaced(client.clone(), namespace);
+        let machines = watcher::watcher(Api::<DeserializeGuard<Node>>::all(client.clone()), any.clone());
         Self {
             daemon_sets: spawner.spawn("DaemonSet", watcher::watcher(daemon_sets, ours.clone()), tasks),
             pods: spawner.spawn("Pod", pods.modify(keep_what_is_used), tasks),
             config_maps: spawner.spawn("ConfigMap", watcher::watcher(config_maps, ours), tasks),
-            nodes: spawner.spawn("DataplaneNode", watcher::watcher(Api::all(client.clone()), any), tasks),
+            nodes: spawner.spawn(
+                "DataplaneNode",
+                watcher::watcher(Api::all(client.clone()), any.clone()),
+                tasks,
+            ),
+            machines: spawner.spawn("Node", machines.modify(keep_conditions), tasks),
             changed,
         }
     }
@@ -75,12 +84,14 @@ impl Caches {
         pods: Store<DeserializeGuard<Pod>>,
         config_maps: Store<PartialObjectMeta<ConfigMap>>,
         nodes: Store<DeserializeGuard<DataplaneNode>>,
+        machines: Store<DeserializeGuard<Node>>,
     ) -> Self {
         Self {
             daemon_sets,
             pods,
             config_maps,
             nodes,
+            machines,
             changed: watch::channel(0).1,
         }
     }
@@ -91,7 +102,8 @@ impl Caches {
         self.daemon_sets.wait_until_ready().await.with_context(dropped)?;
         self.pods.wait_until_ready().await.with_context(dropped)?;
         self.config_maps.wait_until_ready().await.with_context(dropped)?;
-        self.nodes.wait_until_ready().await.with_context(dropped)
+        self.nodes.wait_until_ready().await.with_context(dropped)?;
+        self.machines.wait_until_ready().await.with_context(dropped)
     }
 
     /// A signal after changes, at once for the first one, then at most one each `PACE`.
@@ -146,7 +158,11 @@ impl Spawner {
 fn keep_what_is_used(pod: &mut DeserializeGuard<Pod>) {
     let Ok(pod) = &mut pod.0 else { return };
     pod.metadata.managed_fields = None;
-    pod.status = None;
+    pod.status = pod.status.take().map(|status| PodStatus {
+        conditions: status.conditions,
+        container_statuses: status.container_statuses,
+        ..PodStatus::default()
+    });
     pod.spec = pod.spec.take().map(|spec| PodSpec {
         node_name: spec.node_name,
         volumes: spec.volumes.map(|volumes| {
@@ -160,6 +176,18 @@ fn keep_what_is_used(pod: &mut DeserializeGuard<Pod>) {
                 .collect()
         }),
         ..PodSpec::default()
+    });
+}
+
+/// Kubelets write a Node every few seconds; of it only this is looked at.
+fn keep_conditions(node: &mut DeserializeGuard<Node>) {
+    let Ok(node) = &mut node.0 else { return };
+    node.metadata.managed_fields = None;
+    node.metadata.annotations = None;
+    node.spec = None;
+    node.status = node.status.take().map(|status| NodeStatus {
+        conditions: status.conditions,
+        ..NodeStatus::default()
     });
 }
 
@@ -183,20 +211,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_pod_only_node_and_config_maps_are_kept() {
+    fn of_a_pod_only_what_is_looked_at_is_kept() {
         let mut pod: DeserializeGuard<Pod> = serde_json::from_value(json!({
             "metadata": {"name": "p", "labels": {"a": "b"}, "managedFields": [{"manager": "m"}]},
             "spec": {
                 "nodeName": "node1", "containers": [{"name": "c"}],
                 "volumes": [{"name": "config", "configMap": {"name": "x"}}, {"name": "run", "hostPath": {"path": "/run"}}],
             },
-            "status": {"phase": "Running"},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
         }))
         .unwrap();
         keep_what_is_used(&mut pod);
         let expected = json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"a": "b"}},
             "spec": {"nodeName": "node1", "containers": [], "volumes": [{"name": "config", "configMap": {"name": "x"}}]},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
         });
         assert_eq!(serde_json::to_value(pod.0.unwrap()).unwrap(), expected);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
+use wardline_crds::RolloutStatus;
 
 use crate::MANAGER;
 use crate::args::Args;
@@ -24,9 +25,13 @@ pub(crate) struct Context {
     pub(crate) args: Args,
     pub(crate) caches: Caches,
     pub(crate) metrics: Metrics,
-    pub(crate) recorder: Recorder,
+    reporter: Reporter,
+    /// By kind, name and reason: what was told last, and the recorder that counts how often.
+    recorders: Mutex<HashMap<String, (String, Recorder)>>,
     /// What was applied last, so that an unchanged DaemonSet is not sent again for each change of a node.
     pub(crate) applied: Mutex<Option<Applied>>,
+    /// What was last written of a Dataplane's rollout, with its uid: the copy of the object may be older.
+    pub(crate) rollout: Mutex<Option<(String, RolloutStatus)>>,
     /// Failures in a row, by kind and name.
     failures: Mutex<HashMap<String, u32>>,
     /// What was last said of an object that does not decode, by kind and name.
@@ -40,15 +45,32 @@ impl Context {
             instance: Some(args.pod_name.clone()),
         };
         Self {
-            recorder: Recorder::new(client.clone(), reporter),
             client,
+            reporter,
+            recorders: Mutex::default(),
             args,
             caches,
             metrics,
             applied: Mutex::default(),
+            rollout: Mutex::default(),
             failures: Mutex::default(),
             complaints: Mutex::default(),
         }
+    }
+
+    /// Who publishes an Event. Recorders count Events of one reason as one, whatever their notes say; here another note is
+    /// another Event.
+    pub(crate) fn recorder(&self, key: &str, note: &str) -> Recorder {
+        let mut recorders = lock(&self.recorders);
+        if recorders.len() >= MOST_COMPLAINTS {
+            recorders.clear();
+        }
+        if let Some((_, recorder)) = recorders.get(key).filter(|(told, _)| told == note) {
+            return recorder.clone();
+        }
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        recorders.insert(key.to_owned(), (note.to_owned(), recorder.clone()));
+        recorder
     }
 
     /// How long to wait after one more failure: each time twice as long, up to five minutes.

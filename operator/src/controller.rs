@@ -22,10 +22,15 @@ use crate::error::Error;
 /// What was applied is compared again after this long, though nothing was seen to change.
 pub(crate) const RESYNC: Duration = Duration::from_mins(10);
 
+/// Nothing that is waited for is measured in less.
+const SOONEST: Duration = Duration::from_secs(1);
+
 /// How a reconciliation ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Done {
     Ok,
+    /// To be looked at again after that long, though nothing changes.
+    Again(Duration),
     /// The object cannot be used, and says so.
     Refused,
 }
@@ -103,7 +108,7 @@ where
     let key = format!("{kind}/{}", object.name_any());
     let result = reconcile(object, Arc::clone(&context)).await;
     let label = match &result {
-        Ok(Done::Ok) => "ok",
+        Ok(Done::Ok | Done::Again(_)) => "ok",
         Ok(Done::Refused) => "refused",
         Err(_) => "error",
     };
@@ -112,9 +117,12 @@ where
         .reconciled(&kind, label, started.elapsed().as_secs_f64());
     result.map(|done| {
         match done {
-            Done::Ok => context.succeeded(&key),
+            Done::Ok | Done::Again(_) => context.succeeded(&key),
             Done::Refused => context.refused(&key),
         }
-        Action::requeue(RESYNC)
+        Action::requeue(match done {
+            Done::Again(after) => after.clamp(SOONEST, RESYNC),
+            Done::Ok | Done::Refused => RESYNC,
+        })
     })
 }

@@ -16,6 +16,8 @@ pub(crate) enum Error {
     Config(#[from] ConfigError),
     #[error("failed to serialise {object}: {source}")]
     Serialise { object: String, source: serde_json::Error },
+    #[error("failed to read {object}: {source}")]
+    Deserialise { object: String, source: serde_json::Error },
 }
 
 /// Label of `wardline_operator_reconcile_errors_total`.
@@ -64,7 +66,7 @@ impl Error {
                 _ => Category::Rejected,
             },
             Self::Api { .. } => Category::Unavailable,
-            Self::Config(_) | Self::Serialise { .. } => Category::Internal,
+            Self::Config(_) | Self::Serialise { .. } | Self::Deserialise { .. } => Category::Internal,
         }
     }
 }

@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 use wardline_crds::{InvalidObject, MAX_LISTED, condition};
 
 use crate::caches::Caches;
@@ -21,6 +23,16 @@ pub(crate) struct Nodes {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     pub(crate) version: String,
+    /// What its daemon runs with.
+    pub(crate) revision: String,
+    /// Whether its policies are in force.
+    pub(crate) is_ready: bool,
+    /// Why the daemon is not sure that the node does what it should, in its own words.
+    pub(crate) unverified: Option<String>,
+    /// Whether it is sure that the node does not.
+    pub(crate) has_failed: bool,
+    /// When either of them changed last.
+    pub(crate) changed: Timestamp,
     pub(crate) applied_generation: i64,
     /// Why the node is degraded, in its own words.
     pub(crate) degraded: Option<String>,
@@ -43,11 +55,27 @@ impl Nodes {
             let (name, report) = match &object.0 {
                 Ok(node) => {
                     let status = node.status.clone().unwrap_or_default();
-                    let degraded = condition::find(&status.conditions, "Degraded").filter(|c| c.status == "True");
+                    let found = |type_| condition::find(&status.conditions, type_);
+                    let degraded = found("Degraded").filter(|c| c.status == "True");
+                    let verified = found("Verified");
+                    let unverified = verified.filter(|c| c.status != "True");
                     let report = Report {
                         version: status.version.clone(),
+                        revision: status.revision.clone(),
+                        is_ready: condition::is_true(&status.conditions, "Ready"),
+                        unverified: match verified {
+                            Some(_) => unverified.map(words),
+                            None => Some("its daemon has not verified the node yet".into()),
+                        },
+                        changed: [found("Ready"), verified]
+                            .into_iter()
+                            .flatten()
+                            .map(|condition| condition.last_transition_time.0)
+                            .max()
+                            .unwrap_or_default(),
+                        has_failed: unverified.is_some_and(|c| c.status == "False"),
                         applied_generation: status.logging.applied_generation,
-                        degraded: degraded.map(|c| format!("{}: {}", c.reason, c.message)),
+                        degraded: degraded.map(words),
                         names_all: status.policy.synced && status.invalid_objects.len() < MAX_LISTED,
                         invalid: status.invalid_objects,
                     };
@@ -123,6 +151,10 @@ impl Nodes {
             named
         }
     }
+}
+
+fn words(condition: &Condition) -> String {
+    format!("{}: {}", condition.reason, condition.message)
 }
 
 fn count(items: impl Iterator) -> i32 {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use clap::Parser;
 use http::{Request, Response};
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use kube::Client;
 use kube::client::Body;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
@@ -97,6 +97,7 @@ impl FakeApi {
     pub(crate) fn context_after(&self, caches: Caches, before: &Context) -> Arc<Context> {
         let after = self.context(caches);
         lock(&after.applied).clone_from(&lock(&before.applied));
+        lock(&after.rollout).clone_from(&lock(&before.rollout));
         after
     }
 
@@ -141,6 +142,7 @@ pub(crate) struct Cached {
     pub(crate) pods: Vec<Value>,
     pub(crate) config_maps: Vec<Value>,
     pub(crate) nodes: Vec<Value>,
+    pub(crate) machines: Vec<Value>,
 }
 
 impl Cached {
@@ -161,15 +163,48 @@ impl Cached {
             filled!(DeserializeGuard<Pod>, self.pods),
             filled!(PartialObjectMeta<ConfigMap>, self.config_maps),
             filled!(DeserializeGuard<DataplaneNode>, self.nodes),
+            filled!(DeserializeGuard<Node>, self.machines),
         )
     }
 }
 
-pub(crate) fn pod(name: &str, node: &str, config_map: &str) -> Value {
+/// Nodes that are up, each with a pod of its revision that has been ready for long, and a daemon that says all is well.
+pub(crate) fn fleet(nodes: &[(&str, &str)]) -> Cached {
+    let nodes = || nodes.iter().copied();
+    Cached {
+        daemon_set: Some(rolled_out(1, i32::try_from(nodes().count()).unwrap())),
+        pods: nodes().map(|(node, revision)| pod(node, revision)).collect(),
+        nodes: nodes().map(|(node, revision)| report(node, revision)).collect(),
+        machines: nodes().map(|(node, _)| machine(node)).collect(),
+        config_maps: Vec::new(),
+    }
+}
+
+const LONG_AGO: &str = "2026-01-01T00:00:00Z";
+
+/// The daemon's pod on a node.
+pub(crate) fn pod(node: &str, revision: &str) -> Value {
+    let config_map = format!("wardline-node-{revision}");
     json!({
-        "metadata": {"name": name, "namespace": "wardline-system"},
+        "metadata": {
+            "name": format!("pod-{node}"), "namespace": "wardline-system", "uid": format!("{node}-{revision}"),
+            "labels": {"wardline.io/revision": revision}, "creationTimestamp": LONG_AGO,
+        },
         "spec": {"nodeName": node, "containers": [], "volumes": [{"name": "config", "configMap": {"name": config_map}}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": LONG_AGO}]},
     })
+}
+
+fn machine(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+}
+
+/// A node's `DataplaneNode`.
+pub(crate) fn report(node: &str, revision: &str) -> Value {
+    let condition = |type_: &str| json!({"type": type_, "status": "True", "reason": "Well", "message": "", "lastTransitionTime": LONG_AGO});
+    json!({"metadata": {"name": node}, "status": {
+        "version": "0.1.0", "revision": revision, "conditions": [condition("Ready"), condition("Verified")],
+    }})
 }
 
 /// The DaemonSet, rolled out to `nodes` nodes.

@@ -15,6 +15,7 @@ mod node_port;
 mod observe;
 mod reuse;
 mod rewritten;
+mod rollout;
 mod services;
 mod stopped;
 mod upstream;

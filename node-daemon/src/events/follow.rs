@@ -21,14 +21,33 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long a daemon that starts lets verdicts wait in the kernel for the names of those whom they are about.
 const NAMES: Duration = Duration::from_secs(10);
 
-/// Writes until cancelled, then what is left. `tell` is told why nothing is written, and that something is again, and
-/// once more where it returns false. `knows_names` says whether the cluster's objects have been read.
+/// How the policy log is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogHealth {
+    /// Why it is not written.
+    pub stopped: Option<String>,
+    /// By how much records and losses differ from what was due.
+    pub imbalance: Option<String>,
+}
+
+impl LogHealth {
+    fn of(log: &PolicyLog) -> Self {
+        let imbalance = log.imbalance().filter(|by| by.as_flattened().iter().any(|by| *by != 0));
+        Self {
+            stopped: log.stopped().map(str::to_owned),
+            imbalance: imbalance.map(|by| format!("records and losses differ from what was due by {by:?}")),
+        }
+    }
+}
+
+/// Writes until cancelled, then what is left. `tell` is told how the log is when that changes, and once more where it
+/// returns false. `knows_names` says whether the cluster's objects have been read.
 pub fn follow(
     mut log: PolicyLog,
     metrics: &Metrics,
     cancel: &CancellationToken,
     knows_names: impl Fn() -> bool,
-    tell: impl Fn(Option<&str>) -> bool,
+    tell: impl Fn(&LogHealth) -> bool,
 ) -> Result<()> {
     // Edge-triggered: events that nobody was woken for do not end the wait, so that they are read in batches.
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -61,7 +80,7 @@ pub fn follow(
                 std::thread::sleep(RETRY);
             }
         }
-        news.pass_on(log.stopped(), &tell);
+        news.pass_on(LogHealth::of(&log), &tell);
         if shown.is_none_or(|at| now.duration_since(at) >= SHOW) {
             shown = Some(now);
             show(&log, metrics)?;
@@ -73,17 +92,17 @@ pub fn follow(
     Ok(())
 }
 
-/// Whether the log is written, as it was told last.
+/// How the log is, as it was told last.
 #[derive(Default)]
 struct News {
-    logged: Option<String>,
-    told: Option<String>,
+    logged: LogHealth,
+    told: LogHealth,
 }
 
 impl News {
-    fn pass_on(&mut self, stopped: Option<&str>, tell: &impl Fn(Option<&str>) -> bool) {
-        if self.logged.as_deref() != stopped {
-            if let Some(problem) = stopped {
+    fn pass_on(&mut self, health: LogHealth, tell: &impl Fn(&LogHealth) -> bool) {
+        if self.logged.stopped != health.stopped {
+            if let Some(problem) = &health.stopped {
                 tracing::error!(
                     problem,
                     "the policy log is not written; the kernel keeps what it has room for, the rest is counted as lost"
@@ -91,11 +110,18 @@ impl News {
             } else {
                 tracing::info!("the policy log is written again");
             }
-            self.logged = stopped.map(str::to_owned);
         }
-        if self.told != self.logged && tell(stopped) {
-            self.told.clone_from(&self.logged);
+        if let Some(imbalance) = health
+            .imbalance
+            .as_ref()
+            .filter(|_| self.logged.imbalance != health.imbalance)
+        {
+            tracing::error!(imbalance, "the account does not balance; this is a bug of Wardline");
         }
+        if self.told != health && tell(&health) {
+            self.told.clone_from(&health);
+        }
+        self.logged = health;
     }
 }
 

@@ -386,9 +386,9 @@ fn that_nothing_is_written_is_told_until_it_is_heard_and_so_is_the_end_of_it() {
                     &metrics,
                     &cancel,
                     || true,
-                    |problem| {
+                    |health| {
                         let mut told = told.lock().unwrap();
-                        told.push(problem.map(str::to_owned));
+                        told.push(health.stopped.clone());
                         // Whoever is told is busy at first.
                         told.len() > 1
                     },

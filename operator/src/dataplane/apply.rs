@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Server-side apply of what was built, and the end of what nobody uses any more.
+//! Server-side apply of what was built, and the end of what nobody uses any more: pods whose turn it is, ConfigMaps.
 
 use std::time::Instant;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use wardline_crds::Dataplane;
 
-use super::build::{Built, DAEMON_SET};
+use super::build::{Built, DAEMON_SET, Revision, config_map_of, short_hash};
 use super::dereference::Observed;
+use super::plan::Target;
 use crate::MANAGER;
 use crate::announce::Announcement;
 use crate::context::{Context, lock};
@@ -28,30 +29,34 @@ pub(crate) struct Applied {
     at: Instant,
 }
 
-/// Applies ConfigMap, then DaemonSet, and returns the DaemonSet as it is now.
+/// Applies the ConfigMap that was built, then the DaemonSet, whose new pods are of that revision, and returns it as it is
+/// now.
 pub(super) async fn apply(
     context: &Context,
     dataplane: &Dataplane,
     built: &Built,
+    revision: &Revision,
     observed: &Observed,
 ) -> Result<DaemonSet, Error> {
-    if let Some(unchanged) = unchanged(context, built, observed) {
+    let wanted = built.daemon_set_with(revision);
+    let bytes = serde_json::to_vec(&wanted).map_err(|source| Error::Serialise {
+        object: format!("DaemonSet {DAEMON_SET}"),
+        source,
+    })?;
+    let hash = short_hash(&[&bytes]);
+    if let Some(unchanged) = unchanged(context, &hash, &revision.config_map(), observed) {
         return Ok(unchanged);
     }
     let namespace = &context.args.namespace;
     let params = PatchParams::apply(MANAGER).force();
-    if !observed.config_maps.contains(&built.config_name) {
+    let config_name = built.revision.config_map();
+    if !observed.config_maps.contains(&config_name) {
         let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-        let patched = api
-            .patch(&built.config_name, &params, &Patch::Apply(&built.config_map))
-            .await;
-        patched.map_err(Error::api(
-            "apply",
-            format!("ConfigMap {namespace}/{}", built.config_name),
-        ))?;
+        let patched = api.patch(&config_name, &params, &Patch::Apply(&built.config_map)).await;
+        patched.map_err(Error::api("apply", format!("ConfigMap {namespace}/{config_name}")))?;
     }
     let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), namespace);
-    let patched = api.patch(DAEMON_SET, &params, &Patch::Apply(&built.daemon_set)).await;
+    let patched = api.patch(DAEMON_SET, &params, &Patch::Apply(&wanted)).await;
     let daemon_set = patched.map_err(Error::api("apply", format!("DaemonSet {namespace}/{DAEMON_SET}")))?;
 
     let generation = daemon_set.metadata.generation.unwrap_or_default();
@@ -64,15 +69,15 @@ pub(super) async fn apply(
         .as_ref()
         .is_some_and(|old| old.uid == uid && old.generation == generation);
     *lock(&context.applied) = Some(Applied {
-        hash: built.hash.clone(),
+        hash,
         uid,
         generation,
         at: Instant::now(),
     });
     if !known && !repeated {
         let note = format!(
-            "applied DaemonSet {namespace}/{DAEMON_SET} with configuration {}",
-            built.config_name
+            "applied DaemonSet {namespace}/{DAEMON_SET} with revision {}",
+            revision.name
         );
         tracing::info!(generation, "{note}");
         let event = Announcement {
@@ -87,23 +92,55 @@ pub(super) async fn apply(
 }
 
 /// The cached DaemonSet, where it is known to be what would be applied.
-fn unchanged(context: &Context, built: &Built, observed: &Observed) -> Option<DaemonSet> {
+fn unchanged(context: &Context, hash: &str, config_map: &str, observed: &Observed) -> Option<DaemonSet> {
     let rollout = observed.rollout.as_ref()?;
     let applied = lock(&context.applied).clone()?;
-    let same = applied.hash == built.hash && applied.uid == rollout.uid && applied.generation == rollout.generation;
-    if !same || applied.at.elapsed() >= RESYNC || !observed.config_maps.contains(&built.config_name) {
+    let same = applied.hash == hash && applied.uid == rollout.uid && applied.generation == rollout.generation;
+    if !same || applied.at.elapsed() >= RESYNC || !observed.config_maps.contains(config_map) {
         return None;
     }
     let reference = ObjectRef::<DeserializeGuard<DaemonSet>>::new(DAEMON_SET).within(&context.args.namespace);
     context.caches.daemon_sets.get(&reference)?.0.clone().ok()
 }
 
+/// The revision of that name, from its ConfigMap.
+pub(super) async fn revision(context: &Context, name: &str) -> Result<Revision, Error> {
+    let namespace = &context.args.namespace;
+    let config_map = config_map_of(name);
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+    let found = api.get(&config_map).await;
+    let found = found.map_err(Error::api("get", format!("ConfigMap {namespace}/{config_map}")))?;
+    Revision::from_config_map(name, &found)
+}
+
+/// Deletes these pods, and no others of their names. The DaemonSet's controller makes new ones.
+pub(super) async fn replace(context: &Context, pods: &[Target]) -> Result<(), Error> {
+    let namespace = &context.args.namespace;
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    for Target { node, pod, uid } in pods {
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match api.delete(pod, &params).await {
+            Ok(_) => tracing::info!(node, pod, "deleted Pod, so that its node gets the present revision"),
+            // It is gone, or another has its name.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(error) => return Err(Error::api("delete", format!("Pod {namespace}/{pod}"))(error)),
+        }
+    }
+    Ok(())
+}
+
 /// Deletes ConfigMaps that no pod mounts and that no pod will: the DaemonSet's controller knows the present template, so
-/// it makes no pod of an older one.
-pub(super) async fn delete_orphans(context: &Context, built: &Built, observed: &Observed) -> Result<(), Error> {
+/// it makes no pod of an older one. Those in `kept` are gone back to, perhaps.
+pub(super) async fn delete_orphans(context: &Context, kept: &[String], observed: &Observed) -> Result<(), Error> {
     let namespace = &context.args.namespace;
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-    for name in orphans(&built.config_name, observed) {
+    for name in orphans(kept, observed) {
         match api.delete(name, &DeleteParams::default()).await {
             Ok(_) => tracing::info!(name, "deleted ConfigMap that no pod uses"),
             Err(kube::Error::Api(status)) if status.code == 404 => {}
@@ -113,11 +150,11 @@ pub(super) async fn delete_orphans(context: &Context, built: &Built, observed: &
     Ok(())
 }
 
-fn orphans<'a>(current: &'a str, observed: &'a Observed) -> impl Iterator<Item = &'a String> {
+fn orphans<'a>(kept: &'a [String], observed: &'a Observed) -> impl Iterator<Item = &'a String> {
     let settled = observed.rollout.as_ref().is_some_and(|rollout| rollout.current);
     let used = observed.used.as_ref().filter(|_| settled);
     let candidates = used.into_iter().flat_map(|used| observed.config_maps.difference(used));
-    candidates.filter(move |name| *name != current)
+    candidates.filter(move |name| !kept.contains(name))
 }
 
 #[cfg(test)]
@@ -156,7 +193,11 @@ mod tests {
                 vec![],
             ),
         ] {
-            assert_eq!(orphans("c", &observed).collect::<Vec<_>>(), expected, "{what}");
+            assert_eq!(
+                orphans(&["c".to_owned()], &observed).collect::<Vec<_>>(),
+                expected,
+                "{what}"
+            );
         }
     }
 }

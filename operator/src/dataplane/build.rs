@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! From `Valid` to the objects themselves. Pure: the same input gives the same bytes, so that a hash tells a change.
+//!
+//! A revision is what a daemon runs with: its configuration, and its pod template. Both stand in one immutable ConfigMap
+//! that is named by their hash, so that whoever leads later can go back to it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy, RollingUpdateDaemonSet};
+use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
-    HTTPGetAction, HostPathVolumeSource, LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec,
-    PodTemplateSpec, Probe, SELinuxOptions, SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
+    HTTPGetAction, HostPathVolumeSource, KeyToPath, LocalObjectReference, ObjectFieldSelector, PodSecurityContext,
+    PodSpec, PodTemplateSpec, Probe, SELinuxOptions, SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -37,44 +40,115 @@ const BPF_FS: &str = "/sys/fs/bpf";
 const RUN_DIR: &str = "/run/wardline";
 const CONFIG_DIR: &str = "/etc/wardline";
 const LOOPBACK: &str = "127.0.0.1";
+/// Of a revision's ConfigMap: the pod template, as JSON.
+const TEMPLATE_KEY: &str = "template.json";
+/// Label of the daemon's pods.
+pub(super) const REVISION_LABEL: &str = "wardline.io/revision";
 
 /// The objects of the daemon.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Built {
     pub(super) config_map: ConfigMap,
-    pub(super) daemon_set: DaemonSet,
-    /// Name of the ConfigMap.
-    pub(super) config_name: String,
-    /// Of the DaemonSet as it is sent.
-    pub(super) hash: String,
+    /// Without a pod template: [`Built::daemon_set_with`].
+    daemon_set: DaemonSet,
+    pub(super) revision: Revision,
+}
+
+/// What a daemon runs with.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Revision {
+    /// The hash of all that follows.
+    pub(super) name: String,
+    /// Knows neither its name nor that of its ConfigMap.
+    template: PodTemplateSpec,
 }
 
 pub(super) fn build(valid: &Valid) -> Result<Built, Error> {
     let yaml = valid.config.to_yaml()?;
-    let config_name = format!("{DAEMON_SET}-{}", short_hash(yaml.as_bytes()));
-    let daemon_set = daemon_set(valid, &config_name);
-    let bytes = serde_json::to_vec(&daemon_set).map_err(|source| Error::Serialise {
-        object: format!("DaemonSet {DAEMON_SET}"),
+    let template = template(valid);
+    let json = serde_json::to_string(&template).map_err(|source| Error::Serialise {
+        object: format!("the pod template of DaemonSet {DAEMON_SET}"),
         source,
     })?;
+    let revision = Revision {
+        name: short_hash(&[yaml.as_bytes(), json.as_bytes()]),
+        template,
+    };
     let config_map = ConfigMap {
-        metadata: metadata(valid, config_name.clone()),
+        metadata: metadata(valid, revision.config_map()),
         immutable: Some(true),
-        data: Some(BTreeMap::from([(CONFIG_KEY.to_owned(), yaml)])),
+        data: Some(BTreeMap::from([
+            (CONFIG_KEY.to_owned(), yaml),
+            (TEMPLATE_KEY.to_owned(), json),
+        ])),
         ..ConfigMap::default()
     };
     Ok(Built {
         config_map,
-        daemon_set,
-        config_name,
-        hash: short_hash(&bytes),
+        daemon_set: daemon_set(valid),
+        revision,
     })
 }
 
-/// Ten hexadecimal digits: 40 bits, for the few configurations that are alive at a time.
-fn short_hash(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    let number = digest
+impl Built {
+    /// The DaemonSet, whose new pods are of that revision.
+    pub(super) fn daemon_set_with(&self, revision: &Revision) -> DaemonSet {
+        let mut daemon_set = self.daemon_set.clone();
+        if let Some(spec) = &mut daemon_set.spec {
+            spec.template = revision.pod_template();
+        }
+        daemon_set
+    }
+}
+
+impl Revision {
+    /// Reads it from its ConfigMap.
+    pub(super) fn from_config_map(name: &str, config_map: &ConfigMap) -> Result<Self, Error> {
+        let json = config_map.data.as_ref().and_then(|data| data.get(TEMPLATE_KEY));
+        let template = serde_json::from_str(json.map_or("", String::as_str)).map_err(|source| Error::Deserialise {
+            object: format!("{TEMPLATE_KEY} of ConfigMap {}", config_map_of(name)),
+            source,
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            template,
+        })
+    }
+
+    /// Name of the ConfigMap that holds it.
+    pub(super) fn config_map(&self) -> String {
+        config_map_of(&self.name)
+    }
+
+    fn pod_template(&self) -> PodTemplateSpec {
+        let mut template = self.template.clone();
+        let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
+        labels.insert(REVISION_LABEL.to_owned(), self.name.clone());
+        let volumes = template
+            .spec
+            .iter_mut()
+            .flat_map(|spec| spec.volumes.iter_mut().flatten());
+        for config in volumes.filter_map(|volume| volume.config_map.as_mut()) {
+            config.name = self.config_map();
+        }
+        template
+    }
+}
+
+/// Name of the ConfigMap of a revision.
+pub(super) fn config_map_of(revision: &str) -> String {
+    format!("{DAEMON_SET}-{revision}")
+}
+
+/// Ten hexadecimal digits: 40 bits, for the few revisions that are alive at a time.
+pub(super) fn short_hash(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    let number = hash
+        .finalize()
         .iter()
         .take(5)
         .fold(0u64, |number, byte| number << 8 | u64::from(*byte));
@@ -103,15 +177,8 @@ fn metadata(valid: &Valid, name: String) -> ObjectMeta {
     }
 }
 
-fn daemon_set(valid: &Valid, config_name: &str) -> DaemonSet {
+fn daemon_set(valid: &Valid) -> DaemonSet {
     let selector = BTreeMap::from([("app.kubernetes.io/name".to_owned(), DAEMON_SET.to_owned())]);
-    let metrics_port = valid.config.metrics_address.port();
-    // For Prometheus installations that find their targets by annotation; others have the port's name.
-    let annotations = [
-        ("kubectl.kubernetes.io/default-container", "wardline-node".to_owned()),
-        ("prometheus.io/scrape", "true".to_owned()),
-        ("prometheus.io/port", metrics_port.to_string()),
-    ];
     DaemonSet {
         metadata: metadata(valid, DAEMON_SET.to_owned()),
         spec: Some(DaemonSetSpec {
@@ -120,33 +187,37 @@ fn daemon_set(valid: &Valid, config_name: &str) -> DaemonSet {
                 ..LabelSelector::default()
             },
             revision_history_limit: Some(5),
+            // The operator alone decides which node is next, and whether there is a next one.
             update_strategy: Some(DaemonSetUpdateStrategy {
-                type_: Some("RollingUpdate".into()),
-                rolling_update: Some(RollingUpdateDaemonSet {
-                    max_unavailable: Some(valid.max_unavailable.clone()),
-                    max_surge: None,
-                }),
+                type_: Some("OnDelete".into()),
+                rolling_update: None,
             }),
-            template: PodTemplateSpec {
-                metadata: Some(ObjectMeta {
-                    labels: Some(labels()),
-                    annotations: Some(
-                        annotations
-                            .into_iter()
-                            .map(|(key, value)| (key.to_owned(), value))
-                            .collect(),
-                    ),
-                    ..ObjectMeta::default()
-                }),
-                spec: Some(pod(valid, config_name)),
-            },
             ..DaemonSetSpec::default()
         }),
         status: None,
     }
 }
 
-fn pod(valid: &Valid, config_name: &str) -> PodSpec {
+fn template(valid: &Valid) -> PodTemplateSpec {
+    let metrics_port = valid.config.metrics_address.port();
+    // For Prometheus installations that find their targets by annotation; others have the port's name.
+    let annotations = [
+        ("kubectl.kubernetes.io/default-container", "wardline-node".to_owned()),
+        ("prometheus.io/scrape", "true".to_owned()),
+        ("prometheus.io/port", metrics_port.to_string()),
+    ];
+    let annotations = annotations.into_iter().map(|(key, value)| (key.to_owned(), value));
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(labels()),
+            annotations: Some(annotations.collect()),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(pod(valid)),
+    }
+}
+
+fn pod(valid: &Valid) -> PodSpec {
     // A node is never too broken for its policies, and the daemon may be what makes it ready.
     let everywhere = Toleration {
         operator: Some("Exists".into()),
@@ -185,7 +256,11 @@ fn pod(valid: &Valid, config_name: &str) -> PodSpec {
             Volume {
                 name: "config".into(),
                 config_map: Some(ConfigMapVolumeSource {
-                    name: config_name.to_owned(),
+                    items: Some(vec![KeyToPath {
+                        key: CONFIG_KEY.into(),
+                        path: CONFIG_KEY.into(),
+                        mode: None,
+                    }]),
                     ..Default::default()
                 }),
                 ..Volume::default()
@@ -289,7 +364,11 @@ fn environment(valid: &Valid) -> Vec<EnvVar> {
             ..EnvVarSource::default()
         }),
     };
-    let mut environment = vec![field("NODE_NAME", "spec.nodeName"), field("POD_NAME", "metadata.name")];
+    let mut environment = vec![
+        field("NODE_NAME", "spec.nodeName"),
+        field("POD_NAME", "metadata.name"),
+        field("WARDLINE_REVISION", &format!("metadata.labels['{REVISION_LABEL}']")),
+    ];
     let api_server = &valid.config.api_server;
     if !api_server.host.is_empty() {
         environment.push(plain("KUBERNETES_SERVICE_HOST", api_server.host.clone()));
@@ -387,7 +466,7 @@ mod tests {
         for (file, spec) in [("defaults.yaml", "{}"), ("full.yaml", full)] {
             let built = built(spec);
             let config_map = serde_yaml::to_string(&built.config_map).unwrap();
-            let daemon_set = serde_yaml::to_string(&built.daemon_set).unwrap();
+            let daemon_set = serde_yaml::to_string(&built.daemon_set_with(&built.revision)).unwrap();
             let found = format!("# SPDX-License-Identifier: Apache-2.0\n{config_map}---\n{daemon_set}");
             let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
                 .join("tests/golden")
@@ -401,13 +480,28 @@ mod tests {
     }
 
     #[test]
-    fn names_follow_the_configuration_only() {
+    fn a_revision_is_told_by_all_that_a_daemon_runs_with_and_reads_back() {
         let base = built("{}");
         assert_eq!(built("{}"), base);
-        let image = built("{daemon: {image: {tag: v2}}}");
-        assert_eq!(image.config_name, base.config_name);
-        assert_ne!(image.hash, base.hash);
-        assert_ne!(built("{policy: {enforcement: Audit}}").config_name, base.config_name);
+        for spec in [
+            "{daemon: {image: {tag: v2}}}",
+            "{policy: {enforcement: Audit}}",
+            "{daemon: {nodeSelector: {pool: a}}}",
+        ] {
+            assert_ne!(built(spec).revision.name, base.revision.name, "{spec}");
+        }
+        // How it comes to the nodes is no part of it.
+        let slowly = built("{daemon: {rollout: {minReadySeconds: 60, canary: {nodes: 3}}}}");
+        assert_eq!(slowly.revision, base.revision);
+        let read = Revision::from_config_map(&base.revision.name, &base.config_map).unwrap();
+        assert_eq!(read, base.revision);
+        let error = Revision::from_config_map("x", &ConfigMap::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("failed to read template.json of ConfigMap wardline-node-x: "),
+            "{error}"
+        );
     }
 
     #[test]

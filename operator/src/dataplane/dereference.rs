@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What there is in the cluster, read from the caches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
 
-use super::build::DAEMON_SET;
+use super::build::{DAEMON_SET, REVISION_LABEL};
+use super::plan;
 use crate::caches::Caches;
 use crate::nodes::Nodes;
 
@@ -21,6 +24,9 @@ pub(super) struct Observed {
     /// ConfigMaps that pods of the daemon mount. None where a pod does not decode, for it may use any.
     pub(super) used: Option<BTreeSet<String>>,
     pub(super) nodes: Nodes,
+    /// Nodes that have a pod of the daemon, in the order of their names. None where a pod does not decode, or names a
+    /// node that is not known yet.
+    pub(super) machines: Option<Vec<plan::Node>>,
 }
 
 /// How far the DaemonSet is.
@@ -31,32 +37,25 @@ pub(crate) struct Rollout {
     /// Whether the DaemonSet's controller has seen this generation; until then its numbers speak of another.
     pub(crate) current: bool,
     pub(crate) desired: i32,
-    pub(crate) updated: i32,
     pub(crate) ready: i32,
-    /// Nodes that may be without a ready daemon.
-    pub(crate) max_unavailable: i32,
 }
 
 impl From<&DaemonSet> for Rollout {
     fn from(daemon_set: &DaemonSet) -> Self {
         let status = daemon_set.status.clone().unwrap_or_default();
         let generation = daemon_set.metadata.generation.unwrap_or_default();
-        let strategy = daemon_set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
-        let max_unavailable = strategy.and_then(|s| s.rolling_update.as_ref()?.max_unavailable.as_ref());
         Self {
             uid: daemon_set.uid().unwrap_or_default(),
             generation,
             current: status.observed_generation.unwrap_or_default() >= generation,
             desired: status.desired_number_scheduled,
-            updated: status.updated_number_scheduled.unwrap_or_default(),
             ready: status.number_ready,
-            max_unavailable: max_unavailable.map_or(1, |value| share(value, status.desired_number_scheduled)),
         }
     }
 }
 
-/// A share is rounded up, as the DaemonSet's controller does it.
-fn share(value: &IntOrString, of: i32) -> i32 {
+/// Nodes that may be without a daemon that is well. A share is rounded up, as DaemonSets do it.
+pub(super) fn share(value: &IntOrString, of: i32) -> i32 {
     match value {
         IntOrString::Int(n) => *n,
         IntOrString::String(text) => {
@@ -68,7 +67,9 @@ fn share(value: &IntOrString, of: i32) -> i32 {
 }
 
 pub(super) fn dereference(caches: &Caches) -> Observed {
+    let nodes = Nodes::gather(caches);
     Observed {
+        machines: machines(caches, &nodes),
         rollout: rollout(caches),
         config_maps: caches
             .config_maps
@@ -85,8 +86,101 @@ pub(super) fn dereference(caches: &Caches) -> Observed {
                 used.extend(pod?);
                 Some(used)
             }),
-        nodes: Nodes::gather(caches),
+        nodes,
     }
+}
+
+fn machines(caches: &Caches, nodes: &Nodes) -> Option<Vec<plan::Node>> {
+    let mut machines = BTreeMap::new();
+    for pod in caches.pods.state() {
+        let pod = pod.0.as_ref().ok()?;
+        // One that is not scheduled yet will have a node.
+        let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else {
+            continue;
+        };
+        let machine = caches.machines.get(&ObjectRef::new(&name))?;
+        let (labels, is_up) = match &machine.0 {
+            Ok(node) => (node.labels().clone(), is_up(node)),
+            // Of a node that cannot be read it is not known that it is well.
+            Err(_) => (BTreeMap::new(), false),
+        };
+        let node = plan::Node {
+            name: name.clone(),
+            labels,
+            is_up,
+            pod: plan_pod(pod),
+            report: nodes.reports().get(&name).cloned().unwrap_or_default(),
+        };
+        // While a pod ends, the next one may be there already.
+        let replaces = |old: &plan::Node| old.pod.is_leaving || !node.pod.is_leaving;
+        if machines.get(&name).is_none_or(replaces) {
+            machines.insert(name, node);
+        }
+    }
+    Some(machines.into_values().collect())
+}
+
+fn is_up(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let mut ready = conditions.filter(|condition| condition.type_ == "Ready");
+    ready.any(|condition| condition.status == "True")
+}
+
+fn plan_pod(pod: &Pod) -> plan::Pod {
+    let status = pod.status.clone().unwrap_or_default();
+    let created = pod.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "Ready");
+    let changed = ready
+        .and_then(|ready| ready.last_transition_time.as_ref())
+        .map_or(created, |time| time.0);
+    let is_ready = ready.is_some_and(|ready| ready.status == "True");
+    let mut containers = status.container_statuses.iter().flatten();
+    plan::Pod {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        revision: pod.labels().get(REVISION_LABEL).cloned().unwrap_or_default(),
+        is_leaving: pod.metadata.deletion_timestamp.is_some(),
+        ready_since: is_ready.then_some(changed),
+        unready_since: changed.max(created),
+        trouble: containers.find_map(trouble),
+    }
+}
+
+/// Why a container does not run, where that is not just a matter of moments.
+fn trouble(container: &ContainerStatus) -> Option<plan::Trouble> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref()?;
+    let may_pass = match reason {
+        "CrashLoopBackOff" | "InvalidImageName" | "ErrImageNeverPull" => false,
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "CreateContainerConfigError"
+        | "CreateContainerError"
+        | "RunContainerError" => true,
+        _ => return None,
+    };
+    let ended = container
+        .last_state
+        .as_ref()
+        .and_then(|state| state.terminated.as_ref());
+    let words = ended.map(|ended| {
+        let said = ended.message.as_deref().unwrap_or_default().trim();
+        let said = said.lines().last().unwrap_or_default();
+        format!(
+            "exit code {}{}{said}",
+            ended.exit_code,
+            if said.is_empty() { "" } else { ": " }
+        )
+    });
+    let words = words.or_else(|| waiting.message.clone()).unwrap_or_default();
+    Some(plan::Trouble {
+        message: format!("{reason}: {words}"),
+        may_pass,
+    })
 }
 
 /// The DaemonSet of the daemon. One that does not decode is told by a metric, and applied again as if it were not there.

@@ -2,16 +2,22 @@
 //! `Dataplane` → ConfigMap and DaemonSet of the node daemon, and the rollout's status.
 //!
 //! ```text
-//! dereference    what there is: DaemonSet, ConfigMaps, pods, nodes            (caches)
-//! validate       spec + settings -> Valid, the only input of build            (pure)
-//! build          Valid -> ConfigMap named by its hash, DaemonSet that names it (pure)
-//! apply          server-side apply; then ConfigMaps that nobody uses are deleted
+//! dereference    what there is: DaemonSet, ConfigMaps, pods, nodes             (caches)
+//! validate       spec + settings -> Valid, the only input of build             (pure)
+//! build          Valid -> revision, in a ConfigMap named by its hash; DaemonSet (pure)
+//! plan           what there is -> the pods that are replaced next, or give up   (pure)
+//! apply          server-side apply; pods, and ConfigMaps that nobody uses, are deleted
 //! update_status  what there is now -> status and Events, written on change
 //! ```
+//!
+//! A change that some node is not well with is taken back: `status.rollout.failed` says so *before* the DaemonSet gets the
+//! last good revision again, so that nobody who leads after us tries it once more
+//! (docs/decisions/0014-revisions-and-rollbacks.md).
 
 mod apply;
 mod build;
 mod dereference;
+mod plan;
 #[cfg(test)]
 mod scenarios;
 mod update_status;
@@ -19,20 +25,25 @@ mod validate;
 
 use std::sync::Arc;
 
+use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::core::DeserializeGuard;
-use wardline_crds::Dataplane;
 use wardline_crds::condition::Status;
+use wardline_crds::{Dataplane, FailedRollout, RolloutStatus};
 
-use crate::context::Context;
+use crate::context::{Context, lock};
 use crate::controller::Done;
 use crate::error::{Category, Error};
 use crate::undecodable::{self, Words};
 
 pub(crate) use apply::Applied;
+use build::Built;
 pub(crate) use build::SELECTOR;
+use dereference::Observed;
 pub(crate) use dereference::{Rollout, rollout};
-use update_status::Outcome;
+use plan::{Plan, Step, Way};
+use update_status::{Outcome, Progress};
+use validate::Valid;
 pub(crate) use validate::check;
 
 const UNDECODABLE: Words = Words {
@@ -58,25 +69,125 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
         Ok(valid) => valid,
         Err(error) => {
             let outcome = Outcome::Refused(format!("{error}; what was in force stays in force"));
-            update_status::update(&context, dataplane, &outcome, &observed).await?;
+            let progress = Progress::standing(known(&context, dataplane));
+            update_status::update(&context, dataplane, &outcome, &progress, &observed).await?;
             return Ok(Done::Refused);
         }
     };
     let built = build::build(&valid)?;
-    match apply::apply(&context, dataplane, &built, &observed).await {
-        Ok(daemon_set) => observed.rollout = Some(Rollout::from(&daemon_set)),
+    // What it holds while it waits is large.
+    let rolled_out = Box::pin(roll_out(&context, dataplane, &valid, &built, &mut observed));
+    let mut progress = match rolled_out.await {
+        Ok(progress) => progress,
         Err(error) => {
             // An API server that is away or busy is no fault of the object; a refusal stays until somebody acts.
             if matches!(error.category(), Category::Rejected | Category::Forbidden) {
                 let outcome = Outcome::Failed(error.to_string());
-                if let Err(error) = update_status::update(&context, dataplane, &outcome, &observed).await {
+                let progress = Progress::standing(known(&context, dataplane));
+                if let Err(error) = update_status::update(&context, dataplane, &outcome, &progress, &observed).await {
                     tracing::warn!(%error, "failed to say why the DaemonSet was not applied");
                 }
             }
             return Err(error);
         }
+    };
+    let is_somewhere = observed.machines.as_ref().is_some_and(|machines| !machines.is_empty());
+    if progress.step == Step::Done && is_somewhere {
+        progress.rollout.good_revision.clone_from(&progress.rollout.revision);
     }
-    update_status::update(&context, dataplane, &Outcome::Applied, &observed).await?;
-    apply::delete_orphans(&context, &built, &observed).await?;
-    Ok(Done::Ok)
+    update_status::update(&context, dataplane, &Outcome::Applied, &progress, &observed).await?;
+    if let Step::Replace { pods, .. } = &progress.step {
+        apply::replace(&context, pods).await?;
+    }
+    let RolloutStatus {
+        revision,
+        good_revision,
+        ..
+    } = &progress.rollout;
+    let kept = [&built.revision.name, revision, good_revision].map(|name| build::config_map_of(name));
+    apply::delete_orphans(&context, &kept, &observed).await?;
+    Ok(match progress.step {
+        Step::Wait { again: Some(after), .. } => Done::Again(after),
+        _ => Done::Ok,
+    })
+}
+
+/// What is known of the rollout: the copy of the object may be older than what was written last.
+fn known(context: &Context, dataplane: &Dataplane) -> RolloutStatus {
+    let uid = dataplane.meta().uid.as_deref().unwrap_or_default();
+    let written = lock(&context.rollout).clone().filter(|(of, _)| of == uid);
+    let read = || dataplane.status.as_ref().map(|status| status.rollout.clone());
+    written.map(|(_, rollout)| rollout).or_else(read).unwrap_or_default()
+}
+
+/// Applies the revision that the nodes are to have, and finds the next step towards it. A change that has to be taken
+/// back is marked so first.
+async fn roll_out(
+    context: &Context,
+    dataplane: &Dataplane,
+    valid: &Valid,
+    built: &Built,
+    observed: &mut Observed,
+) -> Result<Progress, Error> {
+    let generation = dataplane.metadata.generation.unwrap_or_default();
+    let mut rollout = known(context, dataplane);
+    let is_this = |failed: &FailedRollout| failed.generation == generation && failed.revision == built.revision.name;
+    rollout.failed = rollout.failed.filter(is_this);
+    loop {
+        let is_rollback = rollout.failed.is_some();
+        let revision = if is_rollback {
+            apply::revision(context, &rollout.good_revision).await?
+        } else {
+            built.revision.clone()
+        };
+        rollout.revision.clone_from(&revision.name);
+        let way = if revision.name != rollout.good_revision {
+            Way::Forward
+        } else if is_rollback {
+            Way::Back
+        } else {
+            Way::Standing
+        };
+        let daemon_set = apply::apply(context, dataplane, built, &revision, observed).await?;
+        let applied = Rollout::from(&daemon_set);
+        let desired = applied.desired;
+        let is_seen = applied.current;
+        observed.rollout = Some(applied);
+        let step = match &observed.machines {
+            _ if !is_seen => Step::waiting("the DaemonSet's controller has not seen the change yet"),
+            None => Step::waiting("a Pod of the daemon or its Node cannot be read"),
+            Some(machines) => {
+                let plan = Plan {
+                    revision: &revision.name,
+                    way,
+                    desired,
+                    pace: &valid.rollout,
+                };
+                plan.step(machines, Timestamp::now())
+            }
+        };
+        if let Step::GiveUp { node, why } = &step
+            && !rollout.good_revision.is_empty()
+        {
+            tracing::error!(node, why, generation, "taking a change back from the nodes");
+            rollout.failed = Some(FailedRollout {
+                generation,
+                revision: revision.name.clone(),
+                node: node.clone(),
+                message: why.clone(),
+            });
+            let progress = Progress {
+                rollout: rollout.clone(),
+                built: built.revision.name.clone(),
+                step: Step::waiting(&format!("going back to revision {}", rollout.good_revision)),
+            };
+            update_status::update(context, dataplane, &Outcome::Applied, &progress, observed).await?;
+            continue;
+        }
+        return Ok(Progress {
+            rollout,
+            built: built.revision.name.clone(),
+            step,
+        });
+    }
 }

@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::jiff::Timestamp;
 use kube::core::DeserializeGuard;
 use serde_json::{Value, json};
 use wardline_crds::Dataplane;
 
 use super::reconcile;
-use crate::context::Context;
+use crate::context::{Context, lock};
 use crate::controller::Done;
 use crate::error::Category;
-use crate::testing::{Cached, FakeApi, Sent, failure, pod, rolled_out};
+use crate::testing::{Cached, FakeApi, Sent, failure, fleet, report, rolled_out};
 
 fn dataplane(spec: &Value, status: &Value) -> Arc<DeserializeGuard<Dataplane>> {
     let mut object = json!({
@@ -42,7 +43,15 @@ fn condition(status: &Value, type_: &str) -> String {
     )
 }
 
-/// The DaemonSet that the API server returns, and the name of the ConfigMap that belongs to `{}`.
+fn condition_message(status: &Value, type_: &str) -> String {
+    let mut conditions = status["conditions"].as_array().unwrap().iter();
+    conditions.find(|c| c["type"] == type_).unwrap()["message"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+/// The operator after it, and the revision that belongs to `{}`.
 async fn first_install(api: &FakeApi) -> (Arc<Context>, String) {
     let context = api.context(Cached::default().caches());
     assert_eq!(
@@ -52,8 +61,25 @@ async fn first_install(api: &FakeApi) -> (Arc<Context>, String) {
         Done::Ok
     );
     let sent = api.take();
-    let config = sent.iter().find(|sent| sent.path.contains("/configmaps/")).unwrap();
-    (context, config.body["metadata"]["name"].as_str().unwrap().to_owned())
+    (context, revision(&config_map(&sent)))
+}
+
+/// The ConfigMap among what was sent.
+fn config_map(sent: &[Sent]) -> Value {
+    let found = sent
+        .iter()
+        .find(|sent| sent.method == "PATCH" && sent.path.contains("/configmaps/"));
+    found.unwrap().body.clone()
+}
+
+fn revision(config_map: &Value) -> String {
+    let name = config_map["metadata"]["name"].as_str().unwrap();
+    name.strip_prefix("wardline-node-").unwrap().to_owned()
+}
+
+/// A ConfigMap as it is cached.
+fn cached(name: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "wardline-system"}})
 }
 
 #[tokio::test]
@@ -84,12 +110,10 @@ async fn the_first_time_everything_is_applied_in_order() {
 #[tokio::test]
 async fn nothing_is_sent_when_nothing_changed() {
     let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 1));
-    let (context, config) = first_install(&api).await;
+    let (context, revision) = first_install(&api).await;
     let caches = Cached {
-        daemon_set: Some(rolled_out(1, 1)),
-        pods: vec![pod("wardline-node-x", "node1", &config)],
-        config_maps: vec![json!({"metadata": {"name": config, "namespace": "wardline-system"}})],
-        ..Cached::default()
+        config_maps: vec![cached(&format!("wardline-node-{revision}"))],
+        ..fleet(&[("node1", &revision)])
     };
     let context = api.context_after(caches.caches(), &context);
     reconcile(dataplane(&json!({}), &Value::Null), Arc::clone(&context))
@@ -110,21 +134,18 @@ async fn nothing_is_sent_when_nothing_changed() {
 #[tokio::test]
 async fn a_degraded_node_is_named() {
     let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 2));
-    let node = |name: &str, status: &str| {
-        json!({"metadata": {"name": name}, "status": {"version": "0.1.0", "conditions": [{
-            "type": "Degraded", "status": status, "reason": "TableFull", "message": "rules: 262144 of 262144",
-            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}})
-    };
-    let caches = Cached {
-        daemon_set: Some(rolled_out(1, 2)),
-        pods: vec![pod("a", "node1", "c"), pod("b", "node2", "c")],
-        // The last one was left behind by a daemon that does not run there any more.
-        nodes: vec![node("node1", "False"), node("node2", "True"), node("node9", "True")],
-        ..Cached::default()
-    };
-    reconcile(dataplane(&json!({}), &Value::Null), api.context(caches.caches()))
-        .await
-        .unwrap();
+    let (context, revision) = first_install(&api).await;
+    let mut caches = fleet(&[("node1", &revision), ("node2", &revision)]);
+    // The last one was left behind by a daemon that does not run there any more.
+    caches.nodes.push(report("node9", &revision));
+    for node in &mut caches.nodes[1..] {
+        node["status"]["conditions"].as_array_mut().unwrap().push(json!({
+            "type": "Degraded", "status": "True", "reason": "TableFull", "message": "rules: 262144 of 262144",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }));
+    }
+    let context = api.context_after(caches.caches(), &context);
+    reconcile(dataplane(&json!({}), &Value::Null), context).await.unwrap();
     let sent = api.take();
     let status = patched_status(&sent);
     assert_eq!(
@@ -220,7 +241,7 @@ async fn an_object_that_does_not_decode_is_told_once_and_touches_nothing() {
             assert_eq!(summaries, ["GET dataplanes/default", "PATCH default/status"]);
         }
     }
-    // Mended, and broken again in the same way.
+    // Mended, and broken again in the same way: the same Event once more.
     context.succeeded("Dataplane/default");
     reconcile(dataplane(&spec, &Value::Null), context).await.unwrap();
     // The same Event, of which it is the second.
@@ -269,20 +290,21 @@ async fn an_api_server_that_is_away_is_no_fault_of_the_object() {
 #[tokio::test]
 async fn config_maps_that_no_pod_mounts_are_deleted() {
     let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(2, 2));
-    let config_map = |name: &str| json!({"metadata": {"name": name, "namespace": "wardline-system"}});
     let caches = Cached {
+        config_maps: ["old", "older", "good"]
+            .map(|name| cached(&format!("wardline-node-{name}")))
+            .into(),
         daemon_set: Some(rolled_out(2, 2)),
-        pods: vec![pod("a", "node1", "wardline-node-old")],
-        config_maps: vec![config_map("wardline-node-old"), config_map("wardline-node-older")],
-        ..Cached::default()
+        ..fleet(&[("node1", "old"), ("node2", "old")])
     };
-    reconcile(dataplane(&json!({}), &Value::Null), api.context(caches.caches()))
+    let status = json!({"rollout": {"revision": "new", "goodRevision": "good"}});
+    reconcile(dataplane(&json!({}), &status), api.context(caches.caches()))
         .await
         .unwrap();
     let deleted: Vec<String> = api
         .summaries()
         .into_iter()
-        .filter(|sent| sent.starts_with("DELETE"))
+        .filter(|sent| sent.starts_with("DELETE configmaps"))
         .collect();
     assert_eq!(deleted, ["DELETE configmaps/wardline-node-older"]);
 }
@@ -301,4 +323,194 @@ async fn one_that_is_being_deleted_is_left_to_the_garbage_collector() {
         Done::Ok
     );
     assert_eq!(api.summaries(), Vec::<String>::new());
+}
+
+fn replaced(sent: &[Sent]) -> Vec<String> {
+    let pods = sent
+        .iter()
+        .filter(|sent| sent.method == "DELETE" && sent.path.contains("/pods/"));
+    pods.map(|sent| {
+        let uid = sent.body["preconditions"]["uid"].as_str().unwrap();
+        format!("{} {uid}", sent.summary())
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn a_change_goes_on_node_by_node_as_they_are_well() {
+    let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 3));
+    let (context, new) = first_install(&api).await;
+    let status = json!({"rollout": {"revision": "old", "goodRevision": "old"}});
+    let step = async |revisions: [&str; 3], ready: bool| {
+        let [a, b, c] = revisions;
+        let mut caches = fleet(&[("node1", a), ("node2", b), ("node3", c)]);
+        if !ready {
+            // Just made.
+            caches.pods[0]["metadata"]["creationTimestamp"] = Timestamp::now().to_string().into();
+            caches.pods[0]["status"]["conditions"][0]["status"] = "False".into();
+        }
+        let context = api.context_after(caches.caches(), &context);
+        *lock(&context.rollout) = None;
+        let done = reconcile(dataplane(&json!({}), &status), context).await.unwrap();
+        let sent = api.take();
+        (replaced(&sent), patched_status(&sent), done)
+    };
+    let (pods, status, _) = step(["old", "old", "old"], true).await;
+    assert_eq!(pods, ["DELETE pods/pod-node1 node1-old"]);
+    assert_eq!(condition(&status, "Progressing"), "True/RollingOut");
+    assert_eq!(status["nodes"]["updated"], 0);
+    let (pods, status, done) = step([&new, "old", "old"], false).await;
+    assert_eq!(pods, Vec::<String>::new());
+    assert_eq!(
+        status["conditions"][3]["message"],
+        "1 of 3 nodes are updated; node1: its pod is not ready"
+    );
+    assert!(matches!(done, Done::Again(after) if after.as_secs() > 290), "{done:?}");
+    let (pods, ..) = step([&new, "old", "old"], true).await;
+    assert_eq!(pods, ["DELETE pods/pod-node2 node2-old"]);
+    let (pods, status, _) = step([&new, &new, &new], true).await;
+    assert_eq!(pods, Vec::<String>::new());
+    assert_eq!(condition(&status, "Ready"), "True/Ready");
+    assert_eq!(status["rollout"], json!({"revision": new, "goodRevision": new}));
+}
+
+#[tokio::test]
+async fn a_change_that_a_node_is_not_well_with_is_taken_back_and_not_tried_again() {
+    // The revision that is good, as it was once applied.
+    let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 2));
+    reconcile(
+        dataplane(&json!({}), &Value::Null),
+        api.context(Cached::default().caches()),
+    )
+    .await
+    .unwrap();
+    let good = config_map(&api.take());
+    let (good_name, good_revision) = (good["metadata"]["name"].clone(), revision(&good));
+    let path: &'static str = format!("/configmaps/{}", good_name.as_str().unwrap()).leak();
+    let api = api.answer(path, 200, good);
+
+    let spec = json!({"daemon": {"image": {"tag": "broken"}}});
+    let before = json!({"rollout": {"revision": good_revision, "goodRevision": good_revision}});
+    reconcile(
+        dataplane(&spec, &before),
+        api.context(fleet(&[("node1", &good_revision), ("node2", &good_revision)]).caches()),
+    )
+    .await
+    .unwrap();
+    let bad = revision(&config_map(&api.take()));
+    let crashing = || {
+        let mut caches = fleet(&[("node1", &bad), ("node2", &good_revision)]);
+        caches.pods[0]["status"] = json!({"containerStatuses": [{
+            "name": "wardline-node", "image": "", "imageID": "", "ready": false, "restartCount": 2,
+            "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 20s"}},
+            "lastState": {"terminated": {"exitCode": 1, "message": "failed to load"}},
+        }]});
+        caches
+    };
+    let context = api.context(crashing().caches());
+    reconcile(dataplane(&spec, &before), Arc::clone(&context))
+        .await
+        .unwrap();
+    let sent = api.take();
+    let summaries: Vec<String> = sent.iter().map(Sent::summary).collect();
+    let marked = summaries
+        .iter()
+        .position(|sent| sent == "PATCH default/status")
+        .unwrap();
+    let applied: Vec<(usize, &Value)> = sent
+        .iter()
+        .enumerate()
+        .filter(|(_, sent)| sent.path.ends_with("/daemonsets/wardline-node"))
+        .map(|(at, sent)| {
+            (
+                at,
+                &sent.body["spec"]["template"]["metadata"]["labels"]["wardline.io/revision"],
+            )
+        })
+        .collect();
+    assert_eq!(applied.len(), 2, "{summaries:?}");
+    assert!(
+        applied[0].0 < marked && marked < applied[1].0,
+        "it is marked first: {summaries:?}"
+    );
+    assert_eq!((applied[0].1, applied[1].1), (&json!(bad), &json!(good_revision)));
+    assert_eq!(replaced(&sent), [format!("DELETE pods/pod-node1 node1-{bad}")]);
+    assert!(summaries.contains(&"EVENT RolledBack".to_owned()), "{summaries:?}");
+    let status = patched_status(&sent);
+    assert_eq!(condition(&status, "Ready"), "False/RollingBack");
+    let failed = json!({"generation": 2, "revision": bad, "node": "node1",
+        "message": "CrashLoopBackOff: exit code 1: failed to load"});
+    assert_eq!(
+        status["rollout"],
+        json!({"revision": good_revision, "goodRevision": good_revision, "failed": failed})
+    );
+
+    // A copy of the object that is older than what was written changes nothing, nor does another leader.
+    let well = || fleet(&[("node1", &good_revision), ("node2", &good_revision)]).caches();
+    for (known, context) in [
+        (&before, api.context_after(well(), &context)),
+        (&status, api.context(well())),
+    ] {
+        reconcile(dataplane(&spec, known), context).await.unwrap();
+        let sent = api.take();
+        assert_eq!(replaced(&sent), Vec::<String>::new());
+        let status = patched_status(&sent);
+        assert_eq!(condition(&status, "Ready"), "False/RolledBack");
+        assert_eq!(condition(&status, "Stalled"), "True/RolledBack");
+        assert_eq!(condition(&status, "Available"), "True/EnoughNodesReady");
+        let templates = sent
+            .iter()
+            .filter(|sent| sent.path.ends_with("/daemonsets/wardline-node"));
+        for sent in templates {
+            let label = &sent.body["spec"]["template"]["metadata"]["labels"]["wardline.io/revision"];
+            assert_eq!(label, &json!(good_revision));
+        }
+    }
+
+    // Another change is another matter.
+    let other = json!({"daemon": {"image": {"tag": "mended"}}});
+    let mut object = dataplane(&other, &status);
+    if let Ok(dataplane) = &mut Arc::get_mut(&mut object).unwrap().0 {
+        dataplane.metadata.generation = Some(3);
+    }
+    reconcile(object, api.context(well())).await.unwrap();
+    let sent = api.take();
+    assert_eq!(
+        replaced(&sent),
+        [format!("DELETE pods/pod-node1 node1-{good_revision}")]
+    );
+    let status = patched_status(&sent);
+    assert_eq!(status["rollout"]["failed"], Value::Null);
+    assert_eq!(condition(&status, "Ready"), "False/RollingOut");
+}
+
+#[tokio::test]
+async fn where_there_is_nothing_to_go_back_to_it_is_told() {
+    let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 1));
+    let (context, revision) = first_install(&api).await;
+    let mut caches = fleet(&[("node1", &revision)]);
+    caches.nodes[0]["status"]["conditions"][1] = json!({"type": "Verified", "status": "False",
+        "reason": "SelfTestFailed", "message": "a packet was let through", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let context = api.context_after(caches.caches(), &context);
+    reconcile(dataplane(&json!({}), &Value::Null), context).await.unwrap();
+    let sent = api.take();
+    assert_eq!(replaced(&sent), Vec::<String>::new());
+    let status = patched_status(&sent);
+    assert_eq!(condition(&status, "Stalled"), "True/RolloutStuck");
+    assert_eq!(
+        condition_message(&status, "Ready"),
+        "node1: SelfTestFailed: a packet was let through; there is no other revision that all nodes were well with"
+    );
+}
+
+#[tokio::test]
+async fn nobody_is_replaced_before_the_template_is_known() {
+    let mut unseen = rolled_out(2, 2);
+    unseen["status"]["observedGeneration"] = 1.into();
+    let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, unseen);
+    let caches = fleet(&[("node1", "old"), ("node2", "old")]).caches();
+    reconcile(dataplane(&json!({}), &Value::Null), api.context(caches))
+        .await
+        .unwrap();
+    assert_eq!(replaced(&api.take()), Vec::<String>::new());
 }

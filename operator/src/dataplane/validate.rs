@@ -3,12 +3,11 @@
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt};
 use std::collections::BTreeMap;
 use wardline_crds::config::DaemonConfig;
 use wardline_crds::validate::{self, SpecError};
-use wardline_crds::{Dataplane, PullPolicy, Resources};
+use wardline_crds::{Dataplane, PullPolicy, Resources, RolloutSpec};
 
 use crate::args::Args;
 
@@ -22,7 +21,7 @@ pub(super) struct Valid {
     pub(super) image: String,
     pub(super) pull_policy: PullPolicy,
     pub(super) pull_secrets: Vec<String>,
-    pub(super) max_unavailable: IntOrString,
+    pub(super) rollout: RolloutSpec,
     pub(super) node_selector: BTreeMap<String, String>,
     pub(super) tolerations: Vec<Toleration>,
     pub(super) resources: ResourceRequirements,
@@ -56,7 +55,7 @@ pub(super) fn validate(dataplane: &Dataplane, args: &Args) -> Result<Valid, Spec
             .iter()
             .map(|secret| secret.name.clone())
             .collect(),
-        max_unavailable: daemon.rollout.max_unavailable.clone(),
+        rollout: daemon.rollout.clone(),
         node_selector: daemon.node_selector.clone(),
         tolerations: daemon.tolerations.clone(),
         resources: resources(&daemon.resources),

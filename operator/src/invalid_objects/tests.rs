@@ -131,7 +131,7 @@ fn node(name: &str, synced: bool, invalid: &[&str]) -> Value {
 /// What `follow` sends for the nodes as they are now, before it waits for a change.
 async fn sent_for(api: &FakeApi, nodes: Vec<Value>) -> Vec<Sent> {
     let caches = Cached {
-        pods: vec![pod("a", "node1", "c"), pod("b", "node2", "c")],
+        pods: vec![pod("node1", "c"), pod("node2", "c")],
         nodes,
         ..Cached::default()
     };
@@ -187,7 +187,7 @@ fn a_node_that_starts_or_lists_as_many_as_it_can_does_not_name_all() {
         (false, &many[..1], false),
     ] {
         let caches = Cached {
-            pods: vec![pod("a", "node1", "c")],
+            pods: vec![pod("node1", "c")],
             nodes: vec![node("node1", synced, invalid)],
             ..Cached::default()
         };

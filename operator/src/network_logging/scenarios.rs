@@ -29,7 +29,7 @@ async fn nodes_that_have_applied_it_are_counted() {
         let api = FakeApi::default();
         let caches = Cached {
             daemon_set: Some(rolled_out(1, 2)),
-            pods: vec![pod("a", "node1", "c"), pod("b", "node2", "c")],
+            pods: vec![pod("node1", "c"), pod("node2", "c")],
             nodes: vec![
                 node("node1", generations[0]),
                 node("node2", generations[1]),
