@@ -134,22 +134,20 @@ impl Nodes {
 
     /// Which nodes are degraded and why; empty where none is.
     pub(crate) fn degraded_message(&self) -> String {
-        let mut degraded = self
+        let degraded = self
             .reports
             .iter()
-            .filter_map(|(name, report)| Some((name, report.degraded.as_ref()?)));
-        let named: Vec<String> = degraded
-            .by_ref()
-            .take(NAMED)
-            .map(|(name, why)| format!("{name}: {}", cut(why)))
-            .collect();
-        let more = degraded.count();
-        let named = named.join("; ");
-        if more > 0 {
-            format!("{named}; and {more} more")
-        } else {
-            named
-        }
+            .filter_map(|(name, report)| Some(format!("{name}: {}", cut(report.degraded.as_ref()?))));
+        listed(&degraded.collect::<Vec<_>>())
+    }
+}
+
+/// The first few, and how many more there are.
+pub(crate) fn listed(all: &[String]) -> String {
+    let named = all.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
+    match all.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named}; and {more} more"),
     }
 }
 

@@ -103,9 +103,9 @@ async fn taken_back(namespace: &TestNamespace, bad: Bad) -> Result<()> {
     let pods = daemons(lab).await?;
     let mut restore = bad.restore;
     // Where the API server is, the chart said.
-    if restore["apiServer"]["host"].is_null() && restore.get("apiServer").is_some() {
+    if let Some(host) = restore.pointer_mut("/apiServer/host") {
         let object = lab.get("wardline.io/v1alpha1", "Dataplane", "", "default").await?;
-        restore["apiServer"]["host"] = object.data["spec"]["apiServer"]["host"].clone();
+        *host = object.data["spec"]["apiServer"]["host"].clone();
     }
     dataplane::while_patched(lab, &bad.spec, &restore, async || {
         let status = wait_until("the change to be taken back", PATIENCE, async || {

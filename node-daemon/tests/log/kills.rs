@@ -119,7 +119,18 @@ fn policy(order: u64) -> &'static str {
 }
 
 impl Order {
-    fn desired(&self, state: &Path, bpffs: &Path) -> (Node, Desired) {
+    fn node(&self, state: &Path, bpffs: &Path) -> Node {
+        let mut veths = self.servers.clone();
+        veths.push(self.visitor.ifindex);
+        Node {
+            bpffs: bpffs.into(),
+            state: state.into(),
+            veths,
+            attach: self.attach,
+        }
+    }
+
+    fn desired(&self, state: &Path, bpffs: &Path) -> Desired {
         let mut objects = objects(SERVERS);
         let (_, old) = objects.policies.pop_first().unwrap();
         let name = ObjectName::new("shop", policy(self.number));
@@ -129,16 +140,7 @@ impl Order {
         objects.policies.insert(name, Arc::new(new));
         let visitor = pod("server", vec![Family::V4.server(SERVERS)], NODE);
         objects.pods.insert(self.visitor.pod(), Arc::new(visitor));
-        let mut veths = self.servers.clone();
-        veths.push(self.visitor.ifindex);
-        let node = Node {
-            bpffs: bpffs.into(),
-            state: state.into(),
-            veths,
-            attach: self.attach,
-        };
-        let desired = node.desired(&objects, NODE);
-        (node, desired)
+        self.node(state, bpffs).desired(&objects, NODE)
     }
 
     fn config(&self) -> DaemonConfig {
@@ -335,7 +337,7 @@ fn kill(times: u32, max_files: u32, tells_denies_alone: bool) -> Kept {
         };
         order.give(&node.state);
         let mut life = node.start(&order.config());
-        life.apply(&order.desired(&node.state, &node.bpffs).1);
+        life.apply(&order.desired(&node.state, &node.bpffs));
         write(&node.state.join("in-force"), "1");
         drop(life);
         let mut sender = Sender {
@@ -386,7 +388,7 @@ fn kill(times: u32, max_files: u32, tells_denies_alone: bool) -> Kept {
 fn account(sender: &Sender<'_>) -> Kept {
     let Sender { node, order, .. } = sender;
     let mut life = node.start_logging_to(&order.config(), order.options(&node.state), AGGREGATION);
-    life.apply(&order.desired(&node.state, &node.bpffs).1);
+    life.apply(&order.desired(&node.state, &node.bpffs));
     let log = &mut life.log;
     while log.drain().unwrap() {}
     log.close().unwrap();
@@ -445,7 +447,7 @@ fn live(state: &OsStr) -> ! {
     let state = Path::new(state);
     let bpffs = state.with_file_name("bpf");
     let mut order = Order::read(state);
-    let (node, _) = order.desired(state, &bpffs);
+    let node = order.node(state, &bpffs);
     let mut life = node.start_logging_to(&order.config(), order.options(state), AGGREGATION);
     let (mut log, drained) = (life.log, drained(state));
     let writer = std::thread::spawn(move || {
@@ -462,7 +464,7 @@ fn live(state: &OsStr) -> ! {
         if order.number == in_force {
             std::thread::sleep(Duration::from_millis(2));
         } else {
-            let applied = life.datapath.apply(&order.desired(state, &bpffs).1, named).unwrap();
+            let applied = life.datapath.apply(&order.desired(state, &bpffs), named).unwrap();
             in_force = order.number;
             // An interface may go before we come to it; then there is a newer order.
             if applied.failed.is_empty() {
