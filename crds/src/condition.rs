@@ -77,7 +77,7 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
 }
 
 /// Statuses are compared before they are written, so times must read back as they were written.
-fn whole_seconds(time: Timestamp) -> Timestamp {
+pub fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 

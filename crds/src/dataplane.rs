@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -489,7 +489,7 @@ pub struct DataplaneNodeCounts {
 }
 
 /// What is rolled out. A revision is the daemon's configuration and pod template, named by their hash.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RolloutStatus {
     /// The revision that the nodes have or are to get.
@@ -499,6 +499,24 @@ pub struct RolloutStatus {
     /// The change that was taken back, until another one is made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<FailedRollout>,
+    /// Nodes whose daemon is being replaced, until they are well.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub replacing: Vec<ReplacedDaemon>,
+    /// Nodes that were not well before the change came to them: it is not taken back for them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub excused: Vec<String>,
+}
+
+/// A node whose daemon is being replaced.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplacedDaemon {
+    /// Name of the node.
+    pub node: String,
+    /// Uid of the pod that is replaced.
+    pub pod: String,
+    /// Since when.
+    pub since: Time,
 }
 
 /// A change that was taken back from the nodes, and is not tried again.

@@ -29,8 +29,8 @@ pub mod validate;
 pub use dataplane::{
     ApiServerSpec, Canary, CniMode, CniSpec, DaemonSpec, Dataplane, DataplaneNodeCounts, DataplaneSpec,
     DataplaneStatus, Enforcement, FailedRollout, FailurePolicy, ImageSpec, LimitsSpec, LogFileSpec, LogLevel,
-    LoggingSpec, PolicySpec, PullPolicy, PullSecret, Resources, RolloutSpec, RolloutStatus, ServicesMode, ServicesSpec,
-    SourceAddressCheck,
+    LoggingSpec, PolicySpec, PullPolicy, PullSecret, ReplacedDaemon, Resources, RolloutSpec, RolloutStatus,
+    ServicesMode, ServicesSpec, SourceAddressCheck,
 };
 pub use dataplane_node::{
     AttachKind, DataplaneNode, DataplaneNodeSpec, DataplaneNodeStatus, EndpointsStatus, InvalidObject, KernelStatus,

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::command::{output_of, run, stream};
 use crate::image::{Entry, Image};
-use crate::layout::{Layout, NODES, TRAFFIC_IMAGE};
+use crate::layout::{CRASHING_IMAGE, Layout, NODES, OPEN_IMAGE, TRAFFIC_IMAGE};
 use crate::node;
 use crate::preflight::find_program;
 use crate::progress::step;
@@ -217,6 +217,54 @@ fn traffic(layout: &Layout, binary: &Path) -> Result<Built> {
         finish(&built)?;
     }
     Ok(built)
+}
+
+/// Images of a daemon that no node can be well with, imported into the nodes.
+pub fn import_broken(layout: &Layout) -> Result<()> {
+    let folder = layout.images().join("broken");
+    fs::create_dir_all(&folder).with_context(|| format!("failed to create {}", folder.display()))?;
+    let open = folder.join("wardline-node");
+    fs::write(&open, let_everything_through(layout)?).with_context(|| format!("failed to write {}", open.display()))?;
+    let busybox = find_program("busybox").context("failed to find busybox: install busybox-static")?;
+    let daemons = [
+        ("open", OPEN_IMAGE, open, static_binary(layout, "wardline-cni")?),
+        ("crashing", CRASHING_IMAGE, busybox.clone(), busybox),
+    ];
+    let mut images = Vec::new();
+    for (short, name, daemon, plugin) in daemons {
+        let built = plan(layout, short, name, &[&daemon, &plugin])?;
+        let binary = |from, to| Entry::Binary { from, to };
+        let image = Image {
+            name,
+            entrypoint: &["/wardline-node"],
+            cmd: &[],
+            entries: &[binary(daemon, "wardline-node"), binary(plugin, "wardline-cni")],
+        };
+        image.write(&built.archive)?;
+        images.push(built);
+    }
+    import(layout, &images).map(drop)
+}
+
+/// The daemon that ships, but for one instruction of its packet programs: where they drop a packet, they let it pass.
+fn let_everything_through(layout: &Layout) -> Result<Vec<u8>> {
+    // w0 = 2 (TCX_DROP) and w0 = -1 (TCX_NEXT), what the programs return.
+    const DROP: [u8; 8] = [0xb4, 0, 0, 0, 2, 0, 0, 0];
+    const NEXT: [u8; 8] = [0xb4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    let path = static_binary(layout, "wardline-node")?;
+    let mut daemon = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
+    let places: Vec<usize> = (0..daemon.len().saturating_sub(DROP.len()))
+        .filter(|at| daemon[*at..].starts_with(&DROP))
+        .collect();
+    ensure!(
+        !places.is_empty(),
+        "failed to find where the packet programs drop packets in {}",
+        path.display()
+    );
+    for at in places {
+        daemon[at..at + NEXT.len()].copy_from_slice(&NEXT);
+    }
+    Ok(daemon)
 }
 
 fn build_one(layout: &Layout, options: &Options, built: &Built, binaries: &[PathBuf], dockerfile: &Path) -> Result<()> {

@@ -30,6 +30,10 @@ pub const AGNHOST_IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
 /// The echo server and its clients that tests run in pods.
 pub const TRAFFIC_IMAGE: &str = "lab.wardline.io/traffic:1";
 
+/// A daemon whose packet programs let everything through, and one that ends at once: for tests of rollouts.
+pub const OPEN_IMAGE: &str = "lab.wardline.io/open-node:1";
+pub const CRASHING_IMAGE: &str = "lab.wardline.io/crashing-node:1";
+
 /// The directories in which a node sees its own files instead of this machine's.
 ///
 /// They are what hostPath volumes, the kubelet, containerd and CNI plugins keep state in; were they shared, one node's

@@ -30,6 +30,7 @@ pub mod demo;
 pub mod down;
 pub mod evidence;
 pub mod fence;
+pub mod footprint;
 pub mod gobuild;
 pub mod image;
 pub mod images;

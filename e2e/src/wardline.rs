@@ -11,18 +11,23 @@ use kube::api::{Api, DeleteParams, ListParams};
 use crate::cluster::{Lab, SYSTEM_NAMESPACE};
 use crate::command::output_of;
 use crate::evidence;
+use crate::footprint;
 use crate::images::{self, Built, Options};
 use crate::layout::{CONTROL_PLANE, NODES};
 use crate::namespace::is_ready;
 use crate::progress::{step, wait_until};
+
+/// What Helm knows it by.
+const RELEASE: &str = "wardline";
 
 /// Imports the images, installs or upgrades the chart, and waits until every node enforces.
 pub async fn install(lab: &Lab, options: &Options, built: &[Built]) -> Result<()> {
     let changed = images::import(lab.layout(), built)?;
     let pods: Api<Pod> = Api::namespaced(lab.client().clone(), SYSTEM_NAMESPACE);
     let before = pods.list(&ListParams::default()).await.context("failed to list pods")?;
-    step("installing Wardline by its chart");
-    if !before.items.is_empty() {
+    if before.items.is_empty() {
+        footprint::remember(lab)?;
+    } else {
         // Which Helm never changes once it has installed them.
         let crds = lab.layout().workspace().join("charts/wardline/crds");
         let mut kubectl = Command::new(lab.layout().bin("kubectl"));
@@ -32,24 +37,72 @@ pub async fn install(lab: &Lab, options: &Options, built: &[Built]) -> Result<()
         kubectl.arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()));
         output_of(&mut kubectl)?;
     }
-    output_of(&mut helm(lab, options))?;
+    install_chart(lab, &values(options)).await?;
     if changed && !before.items.is_empty() {
         restart(lab).await?;
     }
+    all_ready(lab).await
+}
+
+/// Installs or upgrades the chart with these values, each `KEY=VALUE`.
+pub async fn install_chart(lab: &Lab, values: &[String]) -> Result<()> {
+    step("installing Wardline by its chart");
+    let mut command = helm(lab);
+    command.args(["upgrade", "--install", RELEASE]);
+    command
+        .arg(lab.layout().workspace().join("charts/wardline"))
+        .arg("--create-namespace");
+    for value in values {
+        // Or a tag like 1.0 would be a number.
+        let is_tag = value.split('=').next().is_some_and(|key| key.ends_with(".tag"));
+        command.arg(if is_tag { "--set-string" } else { "--set" }).arg(value);
+    }
+    output_of(&mut command)?;
+    all_ready(lab).await
+}
+
+/// The values that the chart is installed with, as `helm get values` prints them.
+pub fn values_in_use(lab: &Lab) -> Result<Vec<String>> {
+    let values = output_of(helm(lab).args(["get", "values", RELEASE, "--output=json"]))?;
+    let values = serde_json::from_str(&values).context("failed to read the chart's values")?;
+    let mut flat = Vec::new();
+    flatten(&values, "", &mut flat);
+    Ok(flat)
+}
+
+fn flatten(value: &serde_json::Value, at: &str, into: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                let at = if at.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{at}.{key}")
+                };
+                flatten(value, &at, into);
+            }
+        }
+        serde_json::Value::String(text) => into.push(format!("{at}={text}")),
+        other => into.push(format!("{at}={other}")),
+    }
+}
+
+/// Takes Wardline off the cluster as users do, and returns what Helm printed.
+pub fn uninstall(lab: &Lab) -> Result<String> {
+    step("uninstalling Wardline by its chart");
+    output_of(helm(lab).args(["uninstall", RELEASE, "--wait", "--timeout=5m"]))
+}
+
+async fn all_ready(lab: &Lab) -> Result<()> {
     if let Err(error) = wait_ready(lab).await {
         return Err(error).context(evidence::collect(lab, SYSTEM_NAMESPACE).await);
     }
     Ok(())
 }
 
-fn helm(lab: &Lab, options: &Options) -> Command {
+fn helm(lab: &Lab) -> Command {
     let mut command = Command::new(lab.layout().bin("helm"));
-    command
-        .args(["upgrade", "--install", "wardline"])
-        .arg(lab.layout().workspace().join("charts/wardline"));
-    command
-        .arg(format!("--namespace={SYSTEM_NAMESPACE}"))
-        .arg("--create-namespace");
+    command.arg(format!("--namespace={SYSTEM_NAMESPACE}"));
     command.arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()));
     // Nothing of the administrator's own Helm is read or written.
     for (variable, folder) in [
@@ -59,26 +112,25 @@ fn helm(lab: &Lab, options: &Options) -> Command {
     ] {
         command.env(variable, lab.layout().lab().join("helm").join(folder));
     }
-    // No kube-proxy runs in the lab, so the Service of the API server leads nowhere.
     command
-        .arg("--set")
-        .arg(format!("apiServer.host={CONTROL_PLANE},apiServer.port=6443"));
-    // Its nodes share the disk of the machine, and kubelets that evict nobody for it.
-    command.arg("--set").arg("dataplane.spec.logging.file.minFreePercent=1");
-    command.arg("--set").arg("dataplane.spec.metrics.policies=100");
-    // Tests change the Dataplane, and wait for each node.
-    command
-        .arg("--set")
-        .arg("dataplane.spec.daemon.rollout.minReadySeconds=2");
+}
+
+fn values(options: &Options) -> Vec<String> {
+    let mut values = vec![
+        // No kube-proxy runs in the lab, so the Service of the API server leads nowhere.
+        format!("apiServer.host={CONTROL_PLANE}"),
+        "apiServer.port=6443".into(),
+        // Its nodes share the disk of the machine, and kubelets that evict nobody for it.
+        "dataplane.spec.logging.file.minFreePercent=1".into(),
+        "dataplane.spec.metrics.policies=100".into(),
+        // Tests change the Dataplane, and wait for each node.
+        "dataplane.spec.daemon.rollout.minReadySeconds=2".into(),
+    ];
     for (chart, image) in [("operator", "operator"), ("daemon", "node")] {
-        command
-            .arg("--set")
-            .arg(format!("{chart}.image.repository={}/{image}", options.prefix));
-        command
-            .arg("--set-string")
-            .arg(format!("{chart}.image.tag={}", options.version));
+        values.push(format!("{chart}.image.repository={}/{image}", options.prefix));
+        values.push(format!("{chart}.image.tag={}", options.version));
     }
-    command
+    values
 }
 
 /// Images keep their tag while one works on them, and a pod that runs does not look again: its successor does.

@@ -7,6 +7,9 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 use wardline_record::filter::Filter;
 use wardline_record::stream::DEFAULT_SOCKET;
 
+const BPFFS: &str = "/sys/fs/bpf";
+const STATE_DIR: &str = "/run/wardline";
+
 /// Enforces NetworkPolicy at the edge of each pod of this node and logs its verdicts.
 ///
 /// Runs as a DaemonSet that the Wardline operator rolls out. What is in force lives in the kernel and stays there when
@@ -25,16 +28,16 @@ pub struct Args {
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Name of the Node that this is.
-    #[arg(long, env = "NODE_NAME", value_name = "NAME", required_unless_present = "remove_cni")]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", required = true)]
     pub node_name: Option<String>,
     /// Configuration file; without one everything has its default.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Mount point of the bpf file system that holds what must outlive the daemon.
-    #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    #[arg(long, default_value = BPFFS, value_name = "DIR")]
     pub bpffs: PathBuf,
     /// Where the daemon keeps what its ids mean; as long-lived as the bpf file system.
-    #[arg(long, default_value = "/run/wardline", value_name = "DIR")]
+    #[arg(long, default_value = STATE_DIR, value_name = "DIR")]
     pub state_dir: PathBuf,
     /// What this daemon runs with, as the operator names it.
     #[arg(long, env = "WARDLINE_REVISION", default_value = "", value_name = "NAME")]
@@ -42,16 +45,46 @@ pub struct Args {
     /// Check what the node has, print the result and stop.
     #[arg(long)]
     pub check: bool,
-    /// Take the CNI plugin out of the node whose file system is at ROOT, print what was removed and stop. For nodes
-    /// that Wardline leaves: a daemon that still runs there puts it back.
-    #[arg(long, value_name = "ROOT")]
-    pub remove_cni: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Print this node's records as JSON, a line each: asks the daemon that runs on it.
     Observe(ObserveArgs),
+    /// Take Wardline out of this node: programs, tables, CNI plugin, state; its log stays.
+    ///
+    /// For nodes that no daemon runs on any more. Deleting the Dataplane does it on every node.
+    Cleanup(CleanupArgs),
+}
+
+#[derive(Clone, Debug, ClapArgs)]
+#[command(
+    after_help = "Examples:\n  wardline-node cleanup                   # on the node\n  \
+                        wardline-node cleanup --root /host      # in a container that has the node's files there\n  \
+                        wardline-node cleanup --check           # is anything there? exit code 1 where it is"
+)]
+pub struct CleanupArgs {
+    /// Where the node's file system is.
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    pub root: PathBuf,
+    /// Configuration file that the daemon ran with, where directories were not the default ones.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Name of the Node, for the last records that are written.
+    #[arg(long, env = "NODE_NAME", default_value = "", value_name = "NAME")]
+    pub node_name: String,
+    /// Mount point of the bpf file system, below the root.
+    #[arg(long, default_value = BPFFS, value_name = "DIR")]
+    pub bpffs: PathBuf,
+    /// What the daemon kept while the node ran, below the root.
+    #[arg(long, default_value = STATE_DIR, value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Remove nothing; print what is there, and fail if anything is.
+    #[arg(long, conflicts_with = "stay")]
+    pub check: bool,
+    /// Do not end when it is done, but see that it stays so until SIGTERM: in a pod that would be started again.
+    #[arg(long)]
+    pub stay: bool,
 }
 
 #[derive(Clone, Debug, ClapArgs)]
@@ -93,9 +126,11 @@ mod tests {
         Args::command().debug_assert();
         for (arguments, is_good) in [
             ("--node-name n", true),
-            ("--remove-cni /", true),
+            ("cleanup --root /host --stay", true),
+            ("cleanup --check --stay", false),
             ("observe --last 3 -f -n shop --while-stdin", true),
             ("--node-name n observe", false),
+            ("--check", false),
             ("observe --verdict maybe", false),
         ] {
             let parsed = Args::try_parse_from(["wardline-node"].into_iter().chain(arguments.split(' ')));

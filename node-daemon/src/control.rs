@@ -68,6 +68,10 @@ pub struct NodeState {
     pub problems: Vec<String>,
     /// Pods that another program could pass packets by.
     pub bypassed: Vec<String>,
+    /// Whether that was looked for since policies are in force.
+    pub is_looked_at: bool,
+    /// Of the pods that an earlier life guarded, those that this one cannot.
+    pub unattached: BTreeMap<ObjectName, String>,
     /// What keeps the CNI plugin from being installed.
     pub plugin: Option<String>,
     pub log: LogHealth,
@@ -87,6 +91,8 @@ pub struct Control {
     state: watch::Sender<NodeState>,
     metrics: Arc<Metrics>,
     kept_limits: Vec<KeptLimit>,
+    /// Pods that an earlier life guarded.
+    inherited: BTreeSet<ObjectName>,
     refused_services: BTreeMap<ObjectName, String>,
     /// Whether this life has brought all Services in force once.
     has_services: bool,
@@ -112,8 +118,9 @@ impl Control {
         kept_limits: Vec<KeptLimit>,
     ) -> (Self, watch::Receiver<NodeState>) {
         index.set_room(datapath.room());
+        let inherited: BTreeSet<ObjectName> = datapath.inherited().into_iter().map(|(_, spec)| spec.pod).collect();
         let (state, receiver) = watch::channel(NodeState {
-            inherits: !datapath.inherited().is_empty(),
+            inherits: !inherited.is_empty(),
             ..NodeState::default()
         });
         (
@@ -124,6 +131,7 @@ impl Control {
                 state,
                 metrics,
                 kept_limits,
+                inherited,
                 refused_services: BTreeMap::new(),
                 has_services: false,
                 services_tried: Instant::now(),
@@ -385,6 +393,9 @@ impl Control {
                 state.synced = true;
                 state.managed = applied.managed;
                 state.logging = self.index.logging();
+                let is_inherited = |(pod, _): &(&ObjectName, &String)| self.inherited.contains(pod);
+                let unattached = applied.failed.iter().filter(is_inherited);
+                state.unattached = unattached.map(|(pod, cause)| (pod.clone(), cause.clone())).collect();
                 state.unmanaged.extend(applied.failed);
                 if applied.changed || state.last_applied.is_none() {
                     state.last_applied = Some(std::time::SystemTime::now());
@@ -425,7 +436,9 @@ impl Control {
             tracing::warn!(%error, "failed to tidy the kernel's tables; trying again");
             return;
         }
-        if self.look_soon || self.looked.elapsed() >= LOOK {
+        let is_in_force = self.state.borrow().last_applied.is_some();
+        let is_first = is_in_force && !self.state.borrow().is_looked_at;
+        if is_first || self.look_soon || self.looked.elapsed() >= LOOK {
             (self.look_soon, self.looked) = (false, Instant::now());
             if let Err(error) = self.datapath.forget_names() {
                 tracing::warn!(%error, "failed to tidy the journal; trying again");
@@ -433,7 +446,10 @@ impl Control {
             let failed = self.restore(None);
             let bypassed = self.datapath.bypassed();
             let bypassed = bypassed.iter().map(describe_bypassed).chain(failed).collect();
-            self.publish_with(|state| state.bypassed = bypassed);
+            self.publish_with(|state| {
+                state.bypassed = bypassed;
+                state.is_looked_at = is_in_force;
+            });
         }
     }
 

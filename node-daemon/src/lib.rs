@@ -12,6 +12,7 @@
 
 pub mod api;
 pub mod args;
+pub mod cleanup;
 mod clock;
 pub mod cni;
 pub mod control;
@@ -20,6 +21,7 @@ pub mod deny_events;
 pub mod events;
 pub mod index;
 pub mod interfaces;
+pub mod lock;
 mod mapping;
 pub mod metrics;
 pub mod names;

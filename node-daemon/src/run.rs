@@ -6,13 +6,13 @@ mod parts;
 use std::fs::File;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use futures::FutureExt;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch as watch_channel};
@@ -21,7 +21,7 @@ use wardline_crds::{AttachKind, ServicesMode};
 
 use self::parts::Parts;
 use crate::args::{Args, Command};
-use crate::cni::{Announcer, Call, Installer, Server};
+use crate::cni::{Announcer, Call, Installer, PLUGIN_SOCKET, Server};
 use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths, self_test};
 use crate::deny_events::{DenyEvents, deny_events};
@@ -32,7 +32,7 @@ use crate::names::Names;
 use crate::observe::{ObserveServer, Observers, Source};
 use crate::preflight::NodeKernel;
 use crate::status::StatusWriter;
-use crate::{api, clock, interfaces, observe, preflight, programs, socket, watch};
+use crate::{api, cleanup, clock, interfaces, lock, observe, preflight, programs, socket, watch};
 
 /// Messages that wait for the control thread; the watches wait when it is full.
 const MESSAGES: usize = 4096;
@@ -49,28 +49,15 @@ const RETRY: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the node lacks something, or a part of the daemon ends with an error.
 pub async fn run(args: Args) -> Result<()> {
-    if let Some(Command::Observe(args)) = &args.command {
-        return Ok(observe::copy(args)?);
+    match &args.command {
+        Some(Command::Observe(args)) => return Ok(observe::copy(args)?),
+        Some(Command::Cleanup(args)) => return cleanup::run(args).await,
+        None => {}
     }
     let config = match &args.config {
         Some(path) => DaemonConfig::from_file(path)?,
         None => DaemonConfig::default(),
     };
-    if let Some(root) = &args.remove_cni {
-        let installer =
-            Installer::new(&config, &plugin_socket(&args), root).context("failed to find this program's file")?;
-        let removed = installer.uninstall()?;
-        for file in removed.files {
-            println!("{}", file.display());
-        }
-        if let Some(binary) = removed.kept {
-            println!(
-                "{} stays, since pods that run were started with it: run this again when they are gone",
-                binary.display()
-            );
-        }
-        return Ok(());
-    }
     start_logging(&config);
     let node = preflight::check(&args.bpffs)?;
     if args.check {
@@ -100,7 +87,7 @@ struct Daemon {
 
 impl Daemon {
     async fn new(args: Args, config: DaemonConfig, node: NodeKernel) -> Result<Self> {
-        let lock = lock(&args.state_dir)?;
+        let lock = lock::take(&args.state_dir)?;
         let names = Arc::new(Names::open(&args.state_dir)?);
         let metrics = Arc::new(Metrics::new()?);
         let client = kube::Client::try_default()
@@ -193,17 +180,8 @@ impl Daemon {
 
     fn open_log(&self, accounts: crate::datapath::Accounts) -> Result<PolicyLog> {
         let logging = &self.config.logging;
-        let options = FileOptions {
-            path: logging.file.path.clone(),
-            max_size: logging.file.max_size,
-            max_files: logging.file.max_files.saturating_sub(1),
-            max_age: logging.file.max_age_seconds.map(|age| Duration::from_secs(age.into())),
-            min_free_percent: logging.file.min_free_percent,
-        };
-        let origin = Origin {
-            node: self.args.node_name().into(),
-            cluster: (!logging.cluster_name.is_empty()).then(|| logging.cluster_name.as_str().into()),
-        };
+        let options = FileOptions::from(&logging.file);
+        let origin = Origin::new(self.args.node_name(), &logging.cluster_name);
         // What finds no room as a record of its own is aggregated over the shortest time that can be set.
         let aggregation = Duration::from_secs(logging.deny_aggregation_seconds.max(1).into());
         let file = LogFile::new(options);
@@ -282,7 +260,7 @@ impl Daemon {
 
     /// Serves the CNI plugin, and installs it once it would be served well.
     fn start_plugin(&self, messages: &mpsc::Sender<Message>, state: watch_channel::Receiver<NodeState>) -> Result<()> {
-        let (path, cancel) = (plugin_socket(&self.args), self.parts.cancel.clone());
+        let (path, cancel) = (self.args.state_dir.join(PLUGIN_SOCKET), self.parts.cancel.clone());
         let listener = socket::listen(&path)?;
         let server = Server {
             messages: messages.clone(),
@@ -370,23 +348,6 @@ impl Daemon {
         tracing::info!(seconds = began.elapsed().as_secs_f64(), "stopped");
         failure.map_or(Ok(()), Err)
     }
-}
-
-/// Where the CNI plugin finds the daemon: beside what else belongs to the node's life.
-fn plugin_socket(args: &Args) -> PathBuf {
-    args.state_dir.join("cni.sock")
-}
-
-fn lock(directory: &Path) -> Result<Flock<File>> {
-    std::fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))?;
-    let path = directory.join("lock");
-    let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        anyhow::anyhow!(
-            "failed to lock {}: {error}: another Wardline daemon runs on this node",
-            path.display()
-        )
-    })
 }
 
 fn start_logging(config: &DaemonConfig) {

@@ -191,7 +191,7 @@ impl StatusWriter {
 
 /// Whether this life of the daemon has brought policies in force, and knows how its programs judge.
 fn has_started(state: &NodeState) -> bool {
-    state.last_applied.is_some() && state.self_test.is_some()
+    state.last_applied.is_some() && state.is_looked_at && state.self_test.is_some()
 }
 
 /// Waits until the state is to be written again; false where there will be no other. The end of a daemon's start comes
@@ -208,17 +208,45 @@ async fn until_due(state: &mut watch::Receiver<NodeState>, had_started: bool, is
 
 /// Status, reason and message of `Verified`: whether the node does what it should, beyond what its daemon believes.
 fn verified(state: &NodeState) -> (Status, &'static str, String) {
-    match (&state.self_test, &state.log.imbalance) {
-        (Some(Err(error)), _) => (Status::False, "SelfTestFailed", error.clone()),
-        (_, Some(imbalance)) => (Status::False, "AccountImbalance", imbalance.clone()),
-        _ if !state.bypassed.is_empty() => (Status::False, "Bypassed", state.bypassed.join("; ")),
-        (None, None) => (Status::Unknown, "Starting", "the programs are being tested".into()),
-        (Some(Ok(packets)), None) => (
+    if let Some((reason, message)) = failed_checks(state).next() {
+        return (Status::False, reason, message);
+    }
+    if let Some((pod, cause)) = state.unattached.first_key_value() {
+        return (
+            Status::Unknown,
+            "Unattached",
+            format!("failed to take over pod {pod}: {cause}"),
+        );
+    }
+    match &state.self_test {
+        Some(Ok(packets)) if state.is_looked_at => (
             Status::True,
             "SelfTestPassed",
             format!("the programs judged {packets} packets as they should"),
         ),
+        _ => (Status::Unknown, "Starting", "the programs are being tested".into()),
     }
+}
+
+/// Reason and message of each check that the node does not pass.
+fn failed_checks(state: &NodeState) -> impl Iterator<Item = (&'static str, String)> {
+    let self_test = state.self_test.as_ref().and_then(|result| result.as_ref().err());
+    let bypassed = state
+        .bypassed
+        .iter()
+        .take(LISTED)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    let bypassed = Some(bypassed).filter(|bypassed| !bypassed.is_empty());
+    let checks = [
+        ("SelfTestFailed", self_test.cloned()),
+        ("AccountImbalance", state.log.imbalance.clone()),
+        ("Bypassed", bypassed),
+    ];
+    checks
+        .into_iter()
+        .filter_map(|(reason, message)| Some((reason, message?)))
 }
 
 /// Reason and message of `Degraded`; no message where nothing is wrong.
@@ -234,9 +262,9 @@ fn problems(state: &NodeState) -> (&'static str, String) {
     } else {
         "ChangeRefused"
     };
-    if !state.bypassed.is_empty() {
-        reason = if messages.is_empty() { "Bypassed" } else { reason };
-        messages.extend(state.bypassed.iter().take(LISTED).cloned());
+    for (check, message) in failed_checks(state) {
+        reason = if messages.is_empty() { check } else { reason };
+        messages.push(message);
     }
     if let Some(problem) = &state.plugin {
         reason = if messages.is_empty() {
@@ -294,6 +322,7 @@ mod tests {
                 state.managed = managed;
                 state.last_applied = last_applied;
                 state.self_test = last_applied.map(|_| Ok(1));
+                state.is_looked_at = last_applied.is_some();
             });
             let due = tokio::time::timeout(soon, until_due(&mut state, had_started, true)).await;
             assert_eq!(due.ok(), is_due.then_some(true), "change {managed}");
@@ -338,12 +367,28 @@ mod tests {
                 bypassed,
                 log,
                 self_test,
+                is_looked_at: true,
                 ..NodeState::default()
             };
             let (status, reason, message) = verified(&state);
             assert_eq!(format!("{} {reason}", status.as_str()), expected);
             assert!(!message.is_empty());
+            let is_wrong = status == Status::False;
+            assert_eq!(problems(&state).0 == reason, is_wrong, "{reason}");
         }
+        let state = NodeState {
+            self_test: passed(),
+            ..NodeState::default()
+        };
+        assert_eq!(verified(&state).1, "Starting", "nobody has looked yet");
+        let state = NodeState {
+            is_looked_at: true,
+            unattached: BTreeMap::from([(ObjectName::new("shop", "web"), "no such device".to_owned())]),
+            ..state
+        };
+        let (status, reason, message) = verified(&state);
+        assert_eq!((status, reason), (Status::Unknown, "Unattached"));
+        assert_eq!(message, "failed to take over pod shop/web: no such device");
     }
 
     #[test]

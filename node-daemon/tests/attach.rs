@@ -22,6 +22,7 @@ use libbpf_rs::{Link, MapCore, MapFlags, TC_EGRESS, TC_INGRESS, TcHookBuilder};
 use wardline_bpf::abi::{ENDPOINT_HANDOVER, Endpoint};
 use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
+use wardline_node::datapath::InKernel;
 use wardline_node::index::Desired;
 use wardline_node::{preflight, programs};
 use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
@@ -366,6 +367,24 @@ fn a_program_ahead_of_ours_is_told() {
         assert_eq!(programs_at(node.attach, node.veths[0], Direction::Egress).len(), 2);
         let pod = ObjectName::new("shop", "pod1");
         assert_eq!(life.datapath.bypassed(), [(pod, vec![Direction::Egress])]);
+    });
+}
+
+#[test]
+fn a_node_that_is_left_keeps_what_others_attached() {
+    on_each_node(1, |node| {
+        drop(start(node, &desired(node)));
+        let other = pass_everything();
+        let ifindex = node.veths[0];
+        put_ahead(node, ifindex, Direction::Egress, &other);
+        InKernel::find(&node.bpffs).unwrap().detach().unwrap();
+        let left = Direction::ALL.map(|direction| programs_at(node.attach, ifindex, direction).len());
+        assert_eq!(
+            left,
+            Direction::ALL.map(|direction| usize::from(direction == Direction::Egress))
+        );
+        let found = InKernel::find(&node.bpffs).unwrap();
+        assert_eq!((found.links, found.filters), (Vec::new(), Vec::new()));
     });
 }
 

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::image::Image;
 
@@ -12,13 +12,19 @@ Examples:
   # in a cluster, as the chart starts it
   wardline-operator --daemon-image registry.example.com/wardline-node:v0.1.0
 
+  # before the operator itself is deleted: takes Wardline off all nodes, and waits for it
+  wardline-operator remove
+
   # at a desk, against the cluster of your kubeconfig
   KUBECONFIG=~/.kube/config wardline-operator --namespace wardline-system --leader-elect=false --log-format text";
 
 /// Reconciles Dataplane and NetworkLogging, and rolls out the node daemon of Wardline.
 #[derive(Parser, Debug, Clone)]
-#[command(name = "wardline-operator", version, after_help = EXAMPLES)]
+#[command(name = "wardline-operator", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
     /// Namespace of the node daemons, their configuration and the operator's lease
     #[arg(long, env = "POD_NAMESPACE", default_value = "wardline-system")]
     pub namespace: String,
@@ -60,6 +66,19 @@ pub struct Args {
     pub log_format: LogFormatArg,
 }
 
+#[derive(Subcommand, Debug, Clone)]
+pub enum Command {
+    /// Delete the Dataplane, and wait until the operator in the cluster has taken Wardline off all nodes
+    Remove(RemoveArgs),
+}
+
+#[derive(ClapArgs, Debug, Clone)]
+pub struct RemoveArgs {
+    /// How long to wait
+    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    pub timeout_seconds: u64,
+}
+
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormatArg {
     Json,
@@ -96,5 +115,10 @@ mod tests {
         let args = Args::try_parse_from(["wardline-operator", "--daemon-image", "r.example/w:1"]).unwrap();
         assert_eq!(args.daemon_image.to_string(), "r.example/w:1");
         assert!(Args::try_parse_from(["wardline-operator", "--daemon-image", ":1"]).is_err());
+        let args = Args::try_parse_from(["wardline-operator", "remove", "--timeout-seconds", "5"]).unwrap();
+        assert!(matches!(
+            args.command,
+            Some(Command::Remove(RemoveArgs { timeout_seconds: 5 }))
+        ));
     }
 }

@@ -165,6 +165,8 @@ fn keep_what_is_used(pod: &mut DeserializeGuard<Pod>) {
     });
     pod.spec = pod.spec.take().map(|spec| PodSpec {
         node_name: spec.node_name,
+        // One that is not scheduled yet has its node here.
+        affinity: spec.affinity,
         volumes: spec.volumes.map(|volumes| {
             let volumes = volumes.into_iter().filter(|v| v.config_map.is_some());
             volumes

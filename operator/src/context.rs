@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use wardline_crds::RolloutStatus;
@@ -32,6 +33,10 @@ pub(crate) struct Context {
     pub(crate) applied: Mutex<Option<Applied>>,
     /// What was last written of a Dataplane's rollout, with its uid: the copy of the object may be older.
     pub(crate) rollout: Mutex<Option<(String, RolloutStatus)>>,
+    /// When a pod's container was first seen not to start, by the pod's uid: kubelets do not say.
+    pub(crate) troubles: Mutex<HashMap<String, Timestamp>>,
+    /// When a ConfigMap was first seen to be used by nobody, by its name.
+    pub(crate) orphans: Mutex<HashMap<String, Instant>>,
     /// Failures in a row, by kind and name.
     failures: Mutex<HashMap<String, u32>>,
     /// What was last said of an object that does not decode, by kind and name.
@@ -53,6 +58,8 @@ impl Context {
             metrics,
             applied: Mutex::default(),
             rollout: Mutex::default(),
+            troubles: Mutex::default(),
+            orphans: Mutex::default(),
             failures: Mutex::default(),
             complaints: Mutex::default(),
         }

@@ -54,6 +54,10 @@ impl Error {
         move |source| Self::Api { verb, object, source }
     }
 
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Api { source: kube::Error::Api(status), .. } if status.code == 404)
+    }
+
     pub(crate) fn category(&self) -> Category {
         match self {
             Self::Api {

@@ -29,6 +29,7 @@ mod lease;
 mod metrics;
 mod network_logging;
 mod nodes;
+mod remove;
 mod run;
 mod status;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use wardline_crds::{Dataplane, NetworkLogging};
 
-use crate::args::{Args, LogFormatArg};
+use crate::args::{Args, Command, LogFormatArg};
 use crate::caches::{Caches, invalid};
 use crate::context::Context;
 use crate::controller::Guarded;
@@ -23,13 +23,23 @@ use crate::http;
 use crate::lease::Election;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::remove::remove;
 use crate::{MANAGER, dataplane, invalid_objects, network_logging};
 
 /// Until this long after the signal, tasks may finish what they do. Kubernetes kills after thirty seconds.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Runs the operator until a signal, or until something that it cannot do without fails.
+/// Runs the operator until a signal, or until something that it cannot do without fails; or does what the command line
+/// asks for instead.
 pub fn run(args: &Args) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    if let Some(Command::Remove(args)) = &args.command {
+        return runtime.block_on(remove(args));
+    }
     let filter = EnvFilter::try_new(&args.log_level).context("failed to parse --log-level")?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -38,11 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
         LogFormatArg::Json => subscriber.json().flatten_event(true).init(),
         LogFormatArg::Text => subscriber.init(),
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
-    runtime.context("failed to start the runtime")?.block_on(operate(args))
+    runtime.block_on(operate(args))
 }
 
 async fn operate(args: &Args) -> Result<()> {

@@ -113,7 +113,11 @@ impl FakeApi {
         let (code, answer) = {
             let answers = self.answers.lock().unwrap();
             let found = answers.iter().find(|(end, ..)| path.ends_with(end));
-            found.map_or_else(|| (200, body.clone()), |(_, code, answer)| (*code, answer.clone()))
+            let unlisted = || match parts.method {
+                http::Method::DELETE => (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})),
+                _ => (200, body.clone()),
+            };
+            found.map_or_else(unlisted, |(_, code, answer)| (*code, answer.clone()))
         };
         self.sent.lock().unwrap().push(Sent {
             method: parts.method.to_string(),

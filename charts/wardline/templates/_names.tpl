@@ -20,3 +20,53 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{ $image.repository }}:{{ $image.tag | default (index . 2) }}
 {{- end -}}
 {{- end -}}
+
+{{- /* What every pod of the operator's image has in common. */ -}}
+{{- define "wardline.placement" -}}
+{{- $operator := .Values.operator -}}
+# A cluster whose network is broken must still get the daemon that repairs it.
+hostNetwork: true
+# The node's own: apiServer.host may be a name, and the cluster's DNS a Service that nobody has translated yet.
+dnsPolicy: Default
+{{- with $operator.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $operator.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $operator.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+tolerations:
+  - key: node.kubernetes.io/not-ready
+    operator: Exists
+  - key: node.kubernetes.io/network-unavailable
+    operator: Exists
+  - key: node.cloudprovider.kubernetes.io/uninitialized
+    operator: Exists
+  - key: node-role.kubernetes.io/control-plane
+    operator: Exists
+  {{- with $operator.tolerations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- /* Where the API server is, for clusters without kube-proxy. */ -}}
+{{- define "wardline.apiServer" -}}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .Values.apiServer.host | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .Values.apiServer.port | quote }}
+{{- end -}}

@@ -13,6 +13,7 @@ mod live;
 mod monitoring;
 mod node_port;
 mod observe;
+mod removal;
 mod reuse;
 mod rewritten;
 mod rollout;

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
-use serde::Deserialize;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use wardline_cni::config::{Entry, FailurePolicy, LogLevel, TYPE};
 use wardline_crds::config::DaemonConfig;
@@ -41,19 +43,22 @@ pub enum InstallError {
     Unusable { path: PathBuf, cause: String },
 }
 
-/// What [`Installer::uninstall`] removed.
+/// What of the plugin is on the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Changed or removed.
-    pub files: Vec<PathBuf>,
-    /// The binary, where pods that run were started with it.
-    pub kept: Option<PathBuf>,
+pub struct Installed {
+    /// Configurations that have our entry.
+    pub lists: Vec<PathBuf>,
+    /// What libcni keeps of pods that run and were started with such a list.
+    pub cached: Vec<PathBuf>,
+    pub binary: Option<PathBuf>,
 }
 
 /// What libcni keeps of a pod, as far as it matters here.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Cached {
     config: ByteString,
+    #[serde(flatten)]
+    others: serde_yaml::Mapping,
 }
 
 /// Knows where the plugin goes.
@@ -135,39 +140,65 @@ impl Installer {
         Ok(binary || edited.is_some())
     }
 
-    /// Takes entries and binary away, for a node that Wardline leaves. The binary stays while a runtime may still call
-    /// it: CRI-O ends a pod by the list that it was started with, and where a plugin of that is not there, the pod never
-    /// ends (`loadNetworkFromCache` in ocicni).
-    pub fn uninstall(&self) -> Result<Removed, InstallError> {
-        let mut removed = Removed::default();
-        // The entries first, as the binary is put there first.
+    /// What is there of the plugin.
+    pub fn find(&self) -> Result<Installed, InstallError> {
+        let binary = self.bin_dir.join(TYPE);
+        Ok(Installed {
+            lists: self.edits_of_lists()?.into_iter().map(|(path, _)| path).collect(),
+            cached: self.edits_of_cached()?.into_iter().map(|(path, _)| path).collect(),
+            binary: binary.exists().then_some(binary),
+        })
+    }
+
+    /// Takes our entry out of the node's configurations: pods that start from now on do without it. Returns those that
+    /// had it.
+    pub fn take_entries(&self) -> Result<Vec<PathBuf>, InstallError> {
+        let edits = self.edits_of_lists()?;
+        for (list, edited) in &edits {
+            replace(list, edited, None)?;
+        }
+        Ok(edits.into_iter().map(|(list, _)| list).collect())
+    }
+
+    /// Takes the binary away, and our entry out of what runtimes keep of pods that run: CRI-O ends a pod by the list that
+    /// it was started with, and where a plugin of that is not there, the pod never ends (`loadNetworkFromCache` in
+    /// ocicni). Returns what was changed or removed.
+    pub fn take_binary(&self) -> Result<Vec<PathBuf>, InstallError> {
+        let mut taken = Vec::new();
+        for (cached, edited) in self.edits_of_cached()? {
+            if exchange(&cached, &edited)? {
+                taken.push(cached);
+            }
+        }
+        let binary = self.bin_dir.join(TYPE);
+        match fs::remove_file(&binary) {
+            Ok(()) => taken.push(binary),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(cause) => return Err(failed("remove", &binary)(cause)),
+        }
+        Ok(taken)
+    }
+
+    /// Configurations that have our entry, and their text without it.
+    fn edits_of_lists(&self) -> Result<Vec<(PathBuf, Vec<u8>)>, InstallError> {
+        let mut edits = Vec::new();
         for list in self.configurations()? {
             let text = fs::read(&list).map_err(failed("read", &list))?;
             // What is no list cannot have an entry of ours.
             if let Ok(Some(edited)) = conflist::without_entry(&text) {
-                replace(&list, edited.as_bytes(), None)?;
-                removed.files.push(list);
+                edits.push((list, edited.into_bytes()));
             }
         }
-        let binary = self.bin_dir.join(TYPE);
-        if self.is_in_use()? {
-            removed.kept = Some(binary).filter(|binary| binary.exists());
-            return Ok(removed);
-        }
-        match fs::remove_file(&binary) {
-            Ok(()) => removed.files.push(binary),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(cause) => return Err(failed("remove", &binary)(cause)),
-        }
-        Ok(removed)
+        Ok(edits)
     }
 
-    /// Whether a pod that runs was started with our entry in its list.
-    fn is_in_use(&self) -> Result<bool, InstallError> {
+    /// The same of what libcni keeps of pods that run.
+    fn edits_of_cached(&self) -> Result<Vec<(PathBuf, Vec<u8>)>, InstallError> {
         let pods = match fs::read_dir(&self.cache) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             pods => pods.map_err(failed("read", &self.cache))?,
         };
+        let mut edits = Vec::new();
         for pod in pods {
             let path = pod.map_err(failed("read", &self.cache))?.path();
             let text = match fs::read(&path) {
@@ -175,12 +206,19 @@ impl Installer {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 text => text.map_err(failed("read", &path))?,
             };
-            let cached = serde_json::from_slice::<Cached>(&text);
-            if cached.is_ok_and(|cached| matches!(conflist::without_entry(&cached.config.0), Ok(Some(_)))) {
-                return Ok(true);
+            let Ok(mut cached) = serde_json::from_slice::<Cached>(&text) else {
+                continue;
+            };
+            if let Ok(Some(edited)) = conflist::without_entry(&cached.config.0) {
+                cached.config = ByteString(edited.into_bytes());
+                let text = serde_json::to_vec(&cached).map_err(|error| InstallError::Unusable {
+                    path: path.clone(),
+                    cause: error.to_string(),
+                })?;
+                edits.push((path, text));
             }
         }
-        Ok(false)
+        Ok(edits)
     }
 
     fn install_binary(&self) -> Result<bool, InstallError> {
@@ -235,17 +273,8 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> InstallErr
 /// Whoever reads the file meanwhile reads the old or the new one, and a node that crashes has one of them. `mode` None
 /// keeps that of the old one.
 fn replace(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<(), InstallError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // No name that a runtime would take for a configuration.
-    let unfinished = path.with_file_name(format!(".{name}.wardline"));
-    let old = || fs::metadata(path).map_or(0o600, |old| old.permissions().mode() & 0o777);
-    let written = File::create(&unfinished).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.set_permissions(fs::Permissions::from_mode(mode.unwrap_or_else(old)))?;
-        file.sync_all()
-    });
-    let renamed = written.and_then(|()| fs::rename(&unfinished, path));
-    renamed.map_err(|cause| {
+    let unfinished = write_beside(path, bytes, mode)?;
+    fs::rename(&unfinished, path).map_err(|cause| {
         let _ = fs::remove_file(&unfinished);
         failed("write", path)(cause)
     })?;
@@ -253,6 +282,36 @@ fn replace(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<(), InstallEr
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(failed("write", directory))
+}
+
+/// As [`replace`], but makes no file where there is none any more. Returns whether there was one.
+fn exchange(path: &Path, bytes: &[u8]) -> Result<bool, InstallError> {
+    let unfinished = write_beside(path, bytes, None)?;
+    let exchanged = renameat2(AT_FDCWD, &unfinished, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE);
+    // The old one by now, or the new one that has no place.
+    let _ = fs::remove_file(&unfinished);
+    match exchanged {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(failed("write", path)(error.into())),
+    }
+}
+
+/// Under a name that a runtime would not take for a configuration.
+fn write_beside(path: &Path, bytes: &[u8], mode: Option<u32>) -> Result<PathBuf, InstallError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let unfinished = path.with_file_name(format!(".{name}.wardline"));
+    let old = || fs::metadata(path).map_or(0o600, |old| old.permissions().mode() & 0o777);
+    let written = File::create(&unfinished).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.set_permissions(fs::Permissions::from_mode(mode.unwrap_or_else(old)))?;
+        file.sync_all()
+    });
+    written.map_err(|cause| {
+        let _ = fs::remove_file(&unfinished);
+        failed("write", path)(cause)
+    })?;
+    Ok(unfinished)
 }
 
 #[cfg(test)]
@@ -340,37 +399,65 @@ mod tests {
         // One that came first later, as when a cluster changes its plugin.
         fs::write(node.conf("05-new.conflist"), LIST).unwrap();
         node.installer.install().unwrap();
-        let removed = node.installer.uninstall().unwrap();
-        assert_eq!(removed.files.len(), 3);
+        let lists = ["05-new.conflist", "10-ptp.conflist"]
+            .map(|name| node.conf(name))
+            .to_vec();
+        let binary = node.directory.path().join("bin").join(TYPE);
+        let found = node.installer.find().unwrap();
+        assert_eq!((&found.lists, found.binary.as_ref()), (&lists, Some(&binary)));
+        assert_eq!(node.installer.take_entries().unwrap(), lists);
+        assert_eq!(node.installer.take_binary().unwrap(), [binary]);
         assert!(!node.has_entry("05-new.conflist") && !node.has_entry("10-ptp.conflist"));
-        assert_eq!(node.installer.uninstall().unwrap(), Removed::default());
+        assert_eq!(node.installer.find().unwrap(), Installed::default());
+        assert_eq!(node.installer.take_entries().unwrap(), Vec::<PathBuf>::new());
+        assert_eq!(node.installer.take_binary().unwrap(), Vec::<PathBuf>::new());
     }
 
     #[test]
-    fn the_binary_stays_while_pods_run_that_were_started_with_it() {
+    fn what_runtimes_keep_of_pods_that_run_loses_the_entry_and_nothing_else() {
         let node = Node::new();
         let (list, results) = (node.conf("10-ptp.conflist"), node.directory.path().join("results"));
         fs::create_dir(&results).unwrap();
+        let kept = |pod: &str| results.join(format!("net-{pod}-eth0"));
         let start = |pod: &str| {
             let config = ByteString(fs::read(&list).unwrap());
-            let cached = json!({"kind": "cniCacheV1", "containerId": pod, "config": config});
-            fs::write(results.join(format!("net-{pod}-eth0")), cached.to_string()).unwrap();
+            let cached = json!({"kind": "cniCacheV1", "containerId": pod, "config": config,
+                "ifName": "eth0", "networkName": "net", "cniArgs": [["K8S_POD_NAME", pod]], "result": {"ips": []}});
+            fs::write(kept(pod), cached.to_string()).unwrap();
         };
+        let read = |path: PathBuf| serde_json::from_slice::<serde_json::Value>(&fs::read(path).unwrap()).unwrap();
         fs::write(&list, LIST).unwrap();
         start("before");
         node.installer.install().unwrap();
         start("with");
         fs::write(results.join("strange"), "{").unwrap();
+        let (before, mut with) = (fs::read(kept("before")).unwrap(), read(kept("with")));
+        assert_eq!(node.installer.find().unwrap().cached, [kept("with")]);
+        node.installer.take_entries().unwrap();
         let binary = node.directory.path().join("bin").join(TYPE);
-        let removed = node.installer.uninstall().unwrap();
+        assert_eq!(node.installer.take_binary().unwrap(), [kept("with"), binary]);
+        assert_eq!(fs::read(kept("before")).unwrap(), before);
+        let without = ByteString(fs::read(&list).unwrap());
+        assert!(!String::from_utf8_lossy(&without.0).contains(TYPE));
+        with["config"] = json!(without);
+        assert_eq!(read(kept("with")), with);
+        let files = fs::read_dir(&results).unwrap().count();
+        assert_eq!(files, 3, "nothing is left beside them");
+    }
+
+    #[test]
+    fn of_a_pod_that_has_just_ended_nothing_is_made_again() {
+        let node = Node::new();
+        let path = node.directory.path().join("net-pod-eth0");
+        assert!(!exchange(&path, b"{}").unwrap());
         assert_eq!(
-            (removed.files, removed.kept),
-            (vec![list.clone()], Some(binary.clone()))
+            fs::read_dir(node.directory.path())
+                .unwrap()
+                .filter(|e| e.as_ref().unwrap().path() == path)
+                .count(),
+            0
         );
-        assert!(!node.has_entry("10-ptp.conflist"), "no pod starts with it any more");
-        fs::remove_file(results.join("net-with-eth0")).unwrap();
-        let removed = node.installer.uninstall().unwrap();
-        assert_eq!((removed.files, removed.kept), (vec![binary], None));
+        assert!(!node.directory.path().join(".net-pod-eth0.wardline").exists());
     }
 
     #[test]

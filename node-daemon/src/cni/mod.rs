@@ -24,9 +24,12 @@ use wardline_cni::Code;
 use wardline_cni::protocol::{Attachment, Network, PodId};
 
 pub use self::announce::Announcer;
-pub use self::install::{InstallError, Installer, Removed};
+pub use self::install::{InstallError, Installed, Installer};
 pub use self::server::Server;
 pub(crate) use self::waiting::{Bound, Waiting};
+
+/// Where the plugin finds the daemon, among what else belongs to the node's life.
+pub const PLUGIN_SOCKET: &str = "cni.sock";
 
 /// Why the plugin is told no.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -28,13 +28,26 @@ pub struct PinPaths {
 }
 
 impl PinPaths {
+    /// Of a layout's links, in its directory.
+    pub(super) const LINKS: &str = "links";
+
     /// `bpffs` is the mount point of a bpf file system.
     pub fn new(bpffs: &Path) -> Self {
-        let version = bpffs.join("wardline").join(format!("v{}", abi::ABI_VERSION));
+        let version = Self::root(bpffs).join(format!("v{}", abi::ABI_VERSION));
         Self {
             maps: version.join("maps"),
-            links: version.join("links"),
+            links: version.join(Self::LINKS),
         }
+    }
+
+    /// What holds the directories of all layouts.
+    pub(super) fn root(bpffs: &Path) -> PathBuf {
+        bpffs.join("wardline")
+    }
+
+    /// Whether a daemon has made tables of this layout.
+    pub fn are_there(&self) -> bool {
+        self.maps.join("settings").exists()
     }
 
     pub(super) fn create(&self) -> io::Result<()> {

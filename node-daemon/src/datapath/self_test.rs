@@ -3,6 +3,7 @@
 //! No packet of a pod meets them, and nothing of it is counted.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use libbpf_rs::ErrorKind;
 use wardline_bpf::abi::{Direction, Endpoint, Enforcement, LogMode, Peer, RULE_ALLOW, Rule, RuleKey, Settings};
@@ -20,6 +21,9 @@ const TABLE: u32 = 1;
 const PEERS: u32 = 1;
 const FRIENDS: u32 = 1;
 const STRANGERS: u32 = 2;
+
+const ATTEMPTS: usize = 3;
+const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum SelfTestError {
@@ -64,7 +68,7 @@ const FAMILIES: [Family; 2] = [
 /// # Errors
 /// The first packet that is not judged as it should be.
 pub fn self_test() -> Result<usize, SelfTestError> {
-    let sandbox = Sandbox::load(Sizes::default())?;
+    let sandbox = load()?;
     fill(&sandbox)?;
     let mut count = 0;
     for family in FAMILIES {
@@ -101,6 +105,21 @@ pub fn self_test() -> Result<usize, SelfTestError> {
         }
     }
     Ok(count)
+}
+
+/// The kernel may be short of memory, or of the verifier's time, for a moment.
+fn load() -> Result<Sandbox, SelfTestError> {
+    let mut left = ATTEMPTS;
+    loop {
+        left -= 1;
+        match Sandbox::load(Sizes::default()) {
+            Err(error) if left > 0 => {
+                tracing::warn!(%error, "failed to load programs for a test; trying again");
+                std::thread::sleep(RETRY);
+            }
+            loaded => return Ok(loaded?),
+        }
+    }
 }
 
 /// One policy for both directions: friends may use one port.

@@ -20,6 +20,16 @@ pub struct Origin {
     pub cluster: Option<Arc<str>>,
 }
 
+impl Origin {
+    /// An empty name of the cluster is none.
+    pub fn new(node: &str, cluster: &str) -> Self {
+        Self {
+            node: node.into(),
+            cluster: (!cluster.is_empty()).then(|| cluster.into()),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Line<'a> {
     connection: Connection,

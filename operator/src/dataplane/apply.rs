@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Server-side apply of what was built, and the end of what nobody uses any more: pods whose turn it is, ConfigMaps.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -19,6 +19,9 @@ use crate::announce::Announcement;
 use crate::context::{Context, lock};
 use crate::controller::RESYNC;
 use crate::error::Error;
+
+/// How long nobody uses a ConfigMap that is deleted: copies of pods and of the DaemonSet may be of different ages.
+pub(super) const ORPHANED: Duration = Duration::from_mins(1);
 
 /// What was applied last. While the API server's object is still of that generation, nobody has changed it.
 #[derive(Debug, Clone)]
@@ -135,19 +138,32 @@ pub(super) async fn replace(context: &Context, pods: &[Target]) -> Result<(), Er
     Ok(())
 }
 
-/// Deletes ConfigMaps that no pod mounts and that no pod will: the DaemonSet's controller knows the present template, so
-/// it makes no pod of an older one. Those in `kept` are gone back to, perhaps.
-pub(super) async fn delete_orphans(context: &Context, kept: &[String], observed: &Observed) -> Result<(), Error> {
+/// Deletes ConfigMaps that no pod has mounted for [`ORPHANED`], and that no pod will: the DaemonSet's controller knows the
+/// present template, so it makes no pod of an older one. Those in `kept` are gone back to, perhaps. Returns whether some
+/// are to be looked at again.
+pub(super) async fn delete_orphans(context: &Context, kept: &[String], observed: &Observed) -> Result<bool, Error> {
     let namespace = &context.args.namespace;
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-    for name in orphans(kept, observed) {
+    let found: Vec<&String> = orphans(kept, observed).collect();
+    let mut due = Vec::new();
+    {
+        let mut known = lock(&context.orphans);
+        known.retain(|name, _| found.contains(&name));
+        for name in &found {
+            let since = known.entry((*name).clone()).or_insert_with(Instant::now);
+            if since.elapsed() >= ORPHANED {
+                due.push(*name);
+            }
+        }
+    }
+    for name in &due {
         match api.delete(name, &DeleteParams::default()).await {
             Ok(_) => tracing::info!(name, "deleted ConfigMap that no pod uses"),
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(Error::api("delete", format!("ConfigMap {namespace}/{name}"))(error)),
         }
     }
-    Ok(())
+    Ok(due.len() < found.len())
 }
 
 fn orphans<'a>(kept: &'a [String], observed: &'a Observed) -> impl Iterator<Item = &'a String> {

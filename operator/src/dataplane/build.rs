@@ -10,8 +10,9 @@ use std::path::Path;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec, DaemonSetUpdateStrategy};
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
-    HTTPGetAction, HostPathVolumeSource, KeyToPath, LocalObjectReference, ObjectFieldSelector, PodSecurityContext,
-    PodSpec, PodTemplateSpec, Probe, SELinuxOptions, SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
+    ExecAction, HTTPGetAction, HostPathVolumeSource, KeyToPath, LocalObjectReference, ObjectFieldSelector,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SELinuxOptions, SeccompProfile, SecurityContext, Toleration,
+    Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -45,6 +46,11 @@ const TEMPLATE_KEY: &str = "template.json";
 /// Label of the daemon's pods.
 pub(super) const REVISION_LABEL: &str = "wardline.io/revision";
 
+/// Label's value of pods that clean their node.
+pub(super) const REMOVAL: &str = "removal";
+/// Where they have the node's file system.
+const HOST: &str = "/host";
+
 /// The objects of the daemon.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Built {
@@ -75,7 +81,7 @@ pub(super) fn build(valid: &Valid) -> Result<Built, Error> {
         template,
     };
     let config_map = ConfigMap {
-        metadata: metadata(valid, revision.config_map()),
+        metadata: metadata(&valid.namespace, revision.config_map()),
         immutable: Some(true),
         data: Some(BTreeMap::from([
             (CONFIG_KEY.to_owned(), yaml),
@@ -85,7 +91,7 @@ pub(super) fn build(valid: &Valid) -> Result<Built, Error> {
     };
     Ok(Built {
         config_map,
-        daemon_set: daemon_set(valid),
+        daemon_set: daemon_set(&valid.namespace),
         revision,
     })
 }
@@ -120,7 +126,7 @@ impl Revision {
         config_map_of(&self.name)
     }
 
-    fn pod_template(&self) -> PodTemplateSpec {
+    pub(super) fn pod_template(&self) -> PodTemplateSpec {
         let mut template = self.template.clone();
         let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
         labels.insert(REVISION_LABEL.to_owned(), self.name.clone());
@@ -167,20 +173,20 @@ fn labels() -> BTreeMap<String, String> {
         .collect()
 }
 
-fn metadata(valid: &Valid, name: String) -> ObjectMeta {
+/// Without an owner: see `removal`.
+fn metadata(namespace: &str, name: String) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
-        namespace: Some(valid.namespace.clone()),
+        namespace: Some(namespace.to_owned()),
         labels: Some(labels()),
-        owner_references: Some(vec![valid.owner.clone()]),
         ..ObjectMeta::default()
     }
 }
 
-fn daemon_set(valid: &Valid) -> DaemonSet {
+fn daemon_set(namespace: &str) -> DaemonSet {
     let selector = BTreeMap::from([("app.kubernetes.io/name".to_owned(), DAEMON_SET.to_owned())]);
     DaemonSet {
-        metadata: metadata(valid, DAEMON_SET.to_owned()),
+        metadata: metadata(namespace, DAEMON_SET.to_owned()),
         spec: Some(DaemonSetSpec {
             selector: LabelSelector {
                 match_labels: Some(selector),
@@ -196,6 +202,62 @@ fn daemon_set(valid: &Valid) -> DaemonSet {
         }),
         status: None,
     }
+}
+
+/// The DaemonSet whose pods clean their nodes, made of a daemon's: the same image, rights and place, and the node's files.
+pub(super) fn removal(namespace: &str, daemon: &PodTemplateSpec) -> DaemonSet {
+    let mut template = daemon.clone();
+    let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
+    labels.insert(REVISION_LABEL.to_owned(), REMOVAL.to_owned());
+    if let Some(pod) = &mut template.spec {
+        // Wherever a daemon was once.
+        pod.node_selector = None;
+        let config = pod
+            .volumes
+            .iter()
+            .flatten()
+            .find(|volume| volume.config_map.is_some())
+            .cloned();
+        pod.volumes = Some(
+            config
+                .into_iter()
+                .chain([host_path("host", "/", "Directory")])
+                .collect(),
+        );
+        for container in &mut pod.containers {
+            let cleanup = ["cleanup", "--root", HOST, "--config"].map(str::to_owned);
+            let cleanup = cleanup.into_iter().chain([format!("{CONFIG_DIR}/{CONFIG_KEY}")]);
+            let with = |last: &str| cleanup.clone().chain([last.to_owned()]).collect::<Vec<_>>();
+            let check = ["/wardline-node".to_owned()].into_iter().chain(with("--check"));
+            container.readiness_probe = Some(Probe {
+                exec: Some(ExecAction {
+                    command: Some(check.collect()),
+                }),
+                period_seconds: Some(1),
+                failure_threshold: Some(1),
+                timeout_seconds: Some(10),
+                ..Probe::default()
+            });
+            container.args = Some(with("--stay"));
+            container.liveness_probe = None;
+            container.startup_probe = None;
+            container.ports = None;
+            // What was enough for the daemon may not be for this.
+            container.resources = None;
+            container.volume_mounts = Some(vec![
+                VolumeMount {
+                    read_only: Some(true),
+                    ..mount("config", CONFIG_DIR)
+                },
+                mount("host", HOST),
+            ]);
+        }
+    }
+    let mut daemon_set = daemon_set(namespace);
+    if let Some(spec) = &mut daemon_set.spec {
+        spec.template = template;
+    }
+    daemon_set
 }
 
 fn template(valid: &Valid) -> PodTemplateSpec {
@@ -282,6 +344,8 @@ fn container(valid: &Valid) -> Container {
         name: "wardline-node".into(),
         image: Some(valid.image.clone()),
         image_pull_policy: Some(pull_policy(valid.pull_policy).into()),
+        // Whoever looks at the pod sees why it ended.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
         command: Some(vec!["/wardline-node".into()]),
         args: Some(vec!["--config".into(), format!("{CONFIG_DIR}/{CONFIG_KEY}")]),
         env: Some(environment(valid)),
@@ -467,16 +531,23 @@ mod tests {
             let built = built(spec);
             let config_map = serde_yaml::to_string(&built.config_map).unwrap();
             let daemon_set = serde_yaml::to_string(&built.daemon_set_with(&built.revision)).unwrap();
-            let found = format!("# SPDX-License-Identifier: Apache-2.0\n{config_map}---\n{daemon_set}");
-            let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-                .join("tests/golden")
-                .join(file);
-            if std::env::var_os("WARDLINE_WRITE_GOLDEN").is_some() {
-                std::fs::write(&path, &found).unwrap();
-            }
-            let expected = std::fs::read_to_string(&path).unwrap();
-            assert!(found == expected, "{} is not what is built:\n{found}", path.display());
+            assert_golden(file, &format!("{config_map}---\n{daemon_set}"));
         }
+        let built = built(full);
+        let removal = removal("wardline-system", &built.revision.pod_template());
+        assert_golden("removal.yaml", &serde_yaml::to_string(&removal).unwrap());
+    }
+
+    fn assert_golden(file: &str, found: &str) {
+        let found = format!("# SPDX-License-Identifier: Apache-2.0\n{found}");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/golden")
+            .join(file);
+        if std::env::var_os("WARDLINE_WRITE_GOLDEN").is_some() {
+            std::fs::write(&path, &found).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap();
+        assert!(found == expected, "{} is not what is built:\n{found}", path.display());
     }
 
     #[test]

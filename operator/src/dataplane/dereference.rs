@@ -7,12 +7,14 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
+use kube::{Resource as _, ResourceExt};
 
 use super::build::{DAEMON_SET, REVISION_LABEL};
 use super::plan;
 use crate::caches::Caches;
+use crate::context::{Context, lock};
 use crate::nodes::Nodes;
 
 #[derive(Debug, Clone, Default)]
@@ -27,6 +29,8 @@ pub(super) struct Observed {
     /// Nodes that have a pod of the daemon, in the order of their names. None where a pod does not decode, or names a
     /// node that is not known yet.
     pub(super) machines: Option<Vec<plan::Node>>,
+    /// The nodes that there are.
+    pub(super) existing: BTreeSet<String>,
 }
 
 /// How far the DaemonSet is.
@@ -66,10 +70,14 @@ pub(super) fn share(value: &IntOrString, of: i32) -> i32 {
     }
 }
 
-pub(super) fn dereference(caches: &Caches) -> Observed {
+pub(super) fn dereference(context: &Context) -> Observed {
+    let caches = &context.caches;
     let nodes = Nodes::gather(caches);
+    let pods = caches.pods.state();
+    let pods: Option<Vec<&Pod>> = pods.iter().map(|pod| pod.0.as_ref().ok()).collect();
+    let used = |pods: &Vec<&Pod>| pods.iter().flat_map(|pod| config_maps(pod)).collect();
     Observed {
-        machines: machines(caches, &nodes),
+        machines: pods.as_ref().and_then(|pods| machines(context, pods, &nodes)),
         rollout: rollout(caches),
         config_maps: caches
             .config_maps
@@ -77,39 +85,47 @@ pub(super) fn dereference(caches: &Caches) -> Observed {
             .iter()
             .map(|object| object.name_any())
             .collect(),
-        used: caches
-            .pods
-            .state()
-            .iter()
-            .map(|pod| Some(config_maps(pod.0.as_ref().ok()?)))
-            .try_fold(BTreeSet::new(), |mut used, pod| {
-                used.extend(pod?);
-                Some(used)
-            }),
+        used: pods.as_ref().map(used),
+        existing: caches.machines.state().iter().map(|node| node_name(node)).collect(),
         nodes,
     }
 }
 
-fn machines(caches: &Caches, nodes: &Nodes) -> Option<Vec<plan::Node>> {
+fn node_name(node: &DeserializeGuard<Node>) -> String {
+    node.meta().name.clone().unwrap_or_default()
+}
+
+fn machines(context: &Context, pods: &[&Pod], nodes: &Nodes) -> Option<Vec<plan::Node>> {
+    let now = Timestamp::now();
+    let mut troubles = lock(&context.troubles);
+    troubles.retain(|uid, _| pods.iter().any(|pod| pod.metadata.uid.as_ref() == Some(uid)));
     let mut machines = BTreeMap::new();
-    for pod in caches.pods.state() {
-        let pod = pod.0.as_ref().ok()?;
-        // One that is not scheduled yet will have a node.
-        let Some(name) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else {
-            continue;
-        };
-        let machine = caches.machines.get(&ObjectRef::new(&name))?;
-        let (labels, is_up) = match &machine.0 {
-            Ok(node) => (node.labels().clone(), is_up(node)),
+    for pod in pods {
+        let Some(name) = node_of(pod) else { continue };
+        let machine = context.caches.machines.get(&ObjectRef::new(&name))?;
+        let created = machine
+            .meta()
+            .creation_timestamp
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+        let (labels, down_since) = match &machine.0 {
+            Ok(node) => (node.labels().clone(), down_since(node)),
             // Of a node that cannot be read it is not known that it is well.
-            Err(_) => (BTreeMap::new(), false),
+            Err(_) => (BTreeMap::new(), Some(Timestamp::UNIX_EPOCH)),
         };
+        let mut found = plan_pod(pod);
+        if let Some(trouble) = &mut found.trouble {
+            trouble.since = *troubles.entry(found.uid.clone()).or_insert(now);
+        } else {
+            troubles.remove(&found.uid);
+        }
         let node = plan::Node {
             name: name.clone(),
             labels,
-            is_up,
-            pod: plan_pod(pod),
-            report: nodes.reports().get(&name).cloned().unwrap_or_default(),
+            created,
+            down_since,
+            pod: found,
+            report: nodes.reports().get(&name).cloned(),
         };
         // While a pod ends, the next one may be there already.
         let replaces = |old: &plan::Node| old.pod.is_leaving || !node.pod.is_leaving;
@@ -120,33 +136,61 @@ fn machines(caches: &Caches, nodes: &Nodes) -> Option<Vec<plan::Node>> {
     Some(machines.into_values().collect())
 }
 
-fn is_up(node: &Node) -> bool {
+/// The node that a pod is on, or that its DaemonSet's controller has made it for.
+fn node_of(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    if let Some(name) = &spec.node_name {
+        return Some(name.clone());
+    }
+    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?
+        .node_selector_terms;
+    let mut fields = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+    fields
+        .find(|field| field.key == "metadata.name")?
+        .values
+        .as_ref()?
+        .first()
+        .cloned()
+}
+
+/// Since when its kubelet has not answered. One that says that it is not ready does answer.
+fn down_since(node: &Node) -> Option<Timestamp> {
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let mut ready = conditions.filter(|condition| condition.type_ == "Ready");
-    ready.any(|condition| condition.status == "True")
+    let mut unknown = conditions.filter(|condition| condition.type_ == "Ready" && condition.status == "Unknown");
+    let since = unknown.next()?.last_transition_time.as_ref();
+    Some(since.map_or(Timestamp::UNIX_EPOCH, |time| time.0))
 }
 
 fn plan_pod(pod: &Pod) -> plan::Pod {
     let status = pod.status.clone().unwrap_or_default();
     let created = pod.creation_timestamp().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
-    let ready = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == "Ready");
+    let condition = |type_: &str| {
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == type_)
+    };
+    let ready = condition("Ready");
     let changed = ready
         .and_then(|ready| ready.last_transition_time.as_ref())
         .map_or(created, |time| time.0);
     let is_ready = ready.is_some_and(|ready| ready.status == "True");
+    let unscheduled = condition("PodScheduled").filter(|scheduled| scheduled.status == "False");
+    let unscheduled = unscheduled.map(|scheduled| trouble_of("Unschedulable", scheduled.message.as_deref(), true));
     let mut containers = status.container_statuses.iter().flatten();
     plan::Pod {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
         revision: pod.labels().get(REVISION_LABEL).cloned().unwrap_or_default(),
         is_leaving: pod.metadata.deletion_timestamp.is_some(),
+        created,
         ready_since: is_ready.then_some(changed),
         unready_since: changed.max(created),
-        trouble: containers.find_map(trouble),
+        trouble: containers.find_map(trouble).or(unscheduled),
     }
 }
 
@@ -176,11 +220,19 @@ fn trouble(container: &ContainerStatus) -> Option<plan::Trouble> {
             if said.is_empty() { "" } else { ": " }
         )
     });
-    let words = words.or_else(|| waiting.message.clone()).unwrap_or_default();
-    Some(plan::Trouble {
-        message: format!("{reason}: {words}"),
+    Some(trouble_of(
+        reason,
+        words.as_deref().or(waiting.message.as_deref()),
         may_pass,
-    })
+    ))
+}
+
+fn trouble_of(reason: &str, words: Option<&str>, may_pass: bool) -> plan::Trouble {
+    plan::Trouble {
+        message: format!("{reason}: {}", words.unwrap_or_default()),
+        may_pass,
+        since: Timestamp::UNIX_EPOCH,
+    }
 }
 
 /// The DaemonSet of the daemon. One that does not decode is told by a metric, and applied again as if it were not there.

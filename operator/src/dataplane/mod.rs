@@ -10,6 +10,8 @@
 //! update_status  what there is now -> status and Events, written on change
 //! ```
 //!
+//! A Dataplane that is deleted goes when its nodes are clean (`removal`).
+//!
 //! A change that some node is not well with is taken back: `status.rollout.failed` says so *before* the DaemonSet gets the
 //! last good revision again, so that nobody who leads after us tries it once more
 //! (docs/decisions/0014-revisions-and-rollbacks.md).
@@ -18,6 +20,7 @@ mod apply;
 mod build;
 mod dereference;
 mod plan;
+mod removal;
 #[cfg(test)]
 mod scenarios;
 mod update_status;
@@ -25,11 +28,12 @@ mod validate;
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::core::DeserializeGuard;
-use wardline_crds::condition::Status;
-use wardline_crds::{Dataplane, FailedRollout, RolloutStatus};
+use wardline_crds::condition::{Status, whole_seconds};
+use wardline_crds::{Dataplane, FailedRollout, ReplacedDaemon, RolloutStatus};
 
 use crate::context::{Context, lock};
 use crate::controller::Done;
@@ -53,6 +57,9 @@ const UNDECODABLE: Words = Words {
 
 /// One pass over the stages.
 pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context: Arc<Context>) -> Result<Done, Error> {
+    if object.meta().deletion_timestamp.is_some() {
+        return Box::pin(removal::remove(&context, &object)).await;
+    }
     let dataplane = match &object.0 {
         Ok(dataplane) => dataplane,
         Err(invalid) => {
@@ -60,21 +67,20 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
             return Ok(Done::Refused);
         }
     };
-    // The garbage collector takes the DaemonSet down with its owner; applying it again would be in its way.
-    if dataplane.meta().deletion_timestamp.is_some() {
-        return Ok(Done::Ok);
-    }
-    let mut observed = dereference::dereference(&context.caches);
+    let mut observed = dereference::dereference(&context);
     let valid = match validate::validate(dataplane, &context.args) {
         Ok(valid) => valid,
         Err(error) => {
             let outcome = Outcome::Refused(format!("{error}; what was in force stays in force"));
-            let progress = Progress::standing(known(&context, dataplane));
+            let progress = Progress::standing(known(&context, dataplane), &observed);
             update_status::update(&context, dataplane, &outcome, &progress, &observed).await?;
             return Ok(Done::Refused);
         }
     };
     let built = build::build(&valid)?;
+    if !removal::hold(&context, dataplane).await? {
+        return Ok(Done::Ok);
+    }
     // What it holds while it waits is large.
     let rolled_out = Box::pin(roll_out(&context, dataplane, &valid, &built, &mut observed));
     let mut progress = match rolled_out.await {
@@ -83,7 +89,7 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
             // An API server that is away or busy is no fault of the object; a refusal stays until somebody acts.
             if matches!(error.category(), Category::Rejected | Category::Forbidden) {
                 let outcome = Outcome::Failed(error.to_string());
-                let progress = Progress::standing(known(&context, dataplane));
+                let progress = Progress::standing(known(&context, dataplane), &observed);
                 if let Err(error) = update_status::update(&context, dataplane, &outcome, &progress, &observed).await {
                     tracing::warn!(%error, "failed to say why the DaemonSet was not applied");
                 }
@@ -105,9 +111,10 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
         ..
     } = &progress.rollout;
     let kept = [&built.revision.name, revision, good_revision].map(|name| build::config_map_of(name));
-    apply::delete_orphans(&context, &kept, &observed).await?;
+    let has_orphans = apply::delete_orphans(&context, &kept, &observed).await?;
     Ok(match progress.step {
         Step::Wait { again: Some(after), .. } => Done::Again(after),
+        _ if has_orphans => Done::Again(apply::ORPHANED),
         _ => Done::Ok,
     })
 }
@@ -132,7 +139,11 @@ async fn roll_out(
     let generation = dataplane.metadata.generation.unwrap_or_default();
     let mut rollout = known(context, dataplane);
     let is_this = |failed: &FailedRollout| failed.generation == generation && failed.revision == built.revision.name;
-    rollout.failed = rollout.failed.filter(is_this);
+    let former = rollout.failed.take();
+    let is_tried_again = former
+        .as_ref()
+        .is_some_and(|failed| failed.revision == built.revision.name);
+    rollout.failed = former.filter(is_this);
     loop {
         let is_rollback = rollout.failed.is_some();
         let revision = if is_rollback {
@@ -140,6 +151,19 @@ async fn roll_out(
         } else {
             built.revision.clone()
         };
+        if rollout.revision != revision.name {
+            rollout.excused.clear();
+            // Pods of an attempt before are no witnesses of this one.
+            let of_before = observed
+                .machines
+                .iter()
+                .flatten()
+                .filter(|node| node.pod.revision == revision.name);
+            rollout.replacing = of_before
+                .filter(|_| is_tried_again && !is_rollback)
+                .map(replaced)
+                .collect();
+        }
         rollout.revision.clone_from(&revision.name);
         let way = if revision.name != rollout.good_revision {
             Way::Forward
@@ -162,8 +186,15 @@ async fn roll_out(
                     way,
                     desired,
                     pace: &valid.rollout,
+                    existing: &observed.existing,
+                    replacing: &rollout.replacing,
+                    excused: &rollout.excused,
+                    has_good: !rollout.good_revision.is_empty(),
+                    failed: rollout.failed.as_ref().map(|failed| &*failed.node),
                 };
-                plan.step(machines, Timestamp::now())
+                let decision = plan.decide(machines, Timestamp::now());
+                (rollout.replacing, rollout.excused) = (decision.replacing, decision.excused);
+                decision.step
             }
         };
         if let Step::GiveUp { node, why } = &step
@@ -189,5 +220,13 @@ async fn roll_out(
             built: built.revision.name.clone(),
             step,
         });
+    }
+}
+
+fn replaced(node: &plan::Node) -> ReplacedDaemon {
+    ReplacedDaemon {
+        node: node.name.clone(),
+        pod: node.pod.uid.clone(),
+        since: Time(whole_seconds(Timestamp::now())),
     }
 }

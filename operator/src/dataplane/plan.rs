@@ -4,36 +4,46 @@
 //! ```text
 //! forward   to what was nowhere yet: canaries first, then the others; given up where a node fails
 //! back      to what was good, where that was given up: first to those that do not work
-//! standing  all have it, but who comes late
+//! standing  to what all have that were well, but who comes late
+//! away      to nothing: Wardline leaves, and a node is well when nothing of it is left there
 //!
 //! never more than maxUnavailable of the nodes are without a daemon that is well
 //! well      the pod is ready for minReadySeconds, and the daemon says: this revision, policy in force, verified
 //! failed    it crashes, does not start, does not verify, or is not well by the deadline: give up
-//! down      its kubelet does not answer: waited for by nobody, and its turn when it is back
+//! excused   it was not well before, or is new: it gets the revision, and what it does with it is no one's fault
+//! down      its kubelet did not answer before: waited for by nobody, and its turn when it is back
 //! ```
+//!
+//! A node keeps the place that it takes up until it is well, whatever becomes of its pod meanwhile: which nodes those are
+//! is part of the status (`replacing`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use wardline_crds::RolloutSpec;
+use wardline_crds::condition::whole_seconds;
+use wardline_crds::{ReplacedDaemon, RolloutSpec};
 
 use super::dereference::share;
 use crate::nodes::{Report, listed};
 
 /// How long a container that cannot be started is tried again: a registry may be away for a moment.
 const START_PATIENCE: Duration = Duration::from_mins(1);
+/// How long a node is new: its daemon's pod was made within that time after it.
+const JOINING: Duration = Duration::from_mins(5);
 
 /// A node that has a pod of the daemon.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Node {
     pub(super) name: String,
     pub(super) labels: BTreeMap<String, String>,
-    /// Whether its kubelet answers.
-    pub(super) is_up: bool,
+    pub(super) created: Timestamp,
+    /// Since when its kubelet does not answer, where it does not.
+    pub(super) down_since: Option<Timestamp>,
     pub(super) pod: Pod,
-    /// What its daemon says.
-    pub(super) report: Report,
+    /// What its daemon says; none where none ever said anything.
+    pub(super) report: Option<Report>,
 }
 
 /// The daemon's pod on a node.
@@ -43,6 +53,7 @@ pub(super) struct Pod {
     pub(super) uid: String,
     pub(super) revision: String,
     pub(super) is_leaving: bool,
+    pub(super) created: Timestamp,
     pub(super) ready_since: Option<Timestamp>,
     /// Since when it is not, where it is not.
     pub(super) unready_since: Timestamp,
@@ -55,12 +66,14 @@ pub(super) struct Trouble {
     pub(super) message: String,
     /// Whether it may pass by itself.
     pub(super) may_pass: bool,
+    /// When it was seen first.
+    pub(super) since: Timestamp,
 }
 
 /// What to do now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Each node that is up is well with the revision.
+    /// Each node that is up is well with the revision, but for those that are excused.
     Done,
     /// Nothing, until something changes, or until then.
     Wait { why: String, again: Option<Duration> },
@@ -68,6 +81,8 @@ pub(super) enum Step {
     Replace { pods: Vec<Target>, why: String },
     /// A node is not well with the revision.
     GiveUp { node: String, why: String },
+    /// Nothing will come of it until somebody acts.
+    Stuck { why: String },
 }
 
 impl Step {
@@ -88,12 +103,18 @@ pub(super) struct Target {
     pub(super) uid: String,
 }
 
+/// A step, and what is to be remembered.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Decision {
+    pub(super) step: Step,
+    pub(super) replacing: Vec<ReplacedDaemon>,
+    pub(super) excused: Vec<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Health {
-    /// Another revision runs there.
+    /// Another revision runs there, or the pod that is to be replaced.
     Outdated,
-    /// The pod is being deleted.
-    Leaving,
     /// Nobody knows.
     Down,
     Failed(String),
@@ -101,6 +122,15 @@ enum Health {
     /// Well, but for that long only so far.
     Settling(Duration),
     Well,
+    /// Excused, and not well.
+    Unwell,
+}
+
+impl Health {
+    /// Whether its node takes up one of the places that a rollout may take.
+    fn is_under_way(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Starting(_) | Self::Settling(_))
+    }
 }
 
 /// Where it goes.
@@ -109,6 +139,7 @@ pub(super) enum Way {
     Forward,
     Back,
     Standing,
+    Away,
 }
 
 /// What is to be rolled out, and how.
@@ -119,70 +150,111 @@ pub(super) struct Plan<'a> {
     /// Nodes that should run the daemon.
     pub(super) desired: i32,
     pub(super) pace: &'a RolloutSpec,
+    /// The nodes that there are, with a pod or without.
+    pub(super) existing: &'a BTreeSet<String>,
+    /// What was remembered.
+    pub(super) replacing: &'a [ReplacedDaemon],
+    pub(super) excused: &'a [String],
+    /// Whether there is something to go back to.
+    pub(super) has_good: bool,
+    /// The node that a change was taken back for.
+    pub(super) failed: Option<&'a str>,
 }
+
+type State<'n> = (&'n Node, Health);
 
 impl Plan<'_> {
     /// `nodes` in the order in which they get it.
-    pub(super) fn step(&self, nodes: &[Node], now: Timestamp) -> Step {
-        let states: Vec<(&Node, Health)> = nodes.iter().map(|node| (node, self.health(node, now))).collect();
-        let failed = states.iter().find_map(|(node, health)| match health {
-            Health::Failed(why) => Some((node, why)),
-            _ => None,
-        });
-        if let Some((node, why)) = failed.filter(|_| self.way == Way::Forward) {
-            return Step::GiveUp {
-                node: node.name.clone(),
-                why: why.clone(),
-            };
-        }
-        let outdated = || states.iter().filter(|(_, health)| *health == Health::Outdated);
-        let known = i32::try_from(nodes.len()).unwrap_or(i32::MAX);
-        let missing = (self.desired - known).max(0);
-        let again = states
-            .iter()
-            .filter_map(|(node, health)| self.again(node, health, now))
-            .min();
-        if outdated().next().is_none() {
-            // How nodes are that have had it for long is no matter of the rollout.
-            if self.way == Way::Standing {
-                return Step::Done;
-            }
-            return match waits_for(&states, missing) {
-                Some(why) => Step::Wait { why, again },
-                None => Step::Done,
-            };
-        }
-        let candidates: Vec<&Node> = match self.canaries(&states) {
-            Ok(Some(canaries)) => outdated()
-                .map(|(node, _)| *node)
-                .filter(|node| canaries.contains(&*node.name))
-                .collect(),
-            Ok(None) => outdated().map(|(node, _)| *node).collect(),
-            Err(why) => return Step::Wait { why, again },
+    pub(super) fn decide(&self, nodes: &[Node], now: Timestamp) -> Decision {
+        let states: Vec<State<'_>> = nodes.iter().map(|node| (node, self.health(node, now))).collect();
+        let missing = self.missing(nodes);
+        let step = self.step(&states, &missing, now);
+        let chosen: Vec<&Target> = match &step {
+            Step::Replace { pods, .. } => pods.iter().collect(),
+            _ => Vec::new(),
         };
-        // One that serves nobody costs nobody anything.
-        let (idle, serving): (Vec<&Node>, Vec<&Node>) =
-            candidates.into_iter().partition(|node| node.pod.ready_since.is_none());
-        let unavailable = states.iter().filter(|(node, health)| match health {
-            Health::Outdated => node.pod.ready_since.is_none(),
-            Health::Down | Health::Well => false,
-            Health::Leaving | Health::Failed(_) | Health::Starting(_) | Health::Settling(_) => true,
-        });
-        let unavailable = i32::try_from(unavailable.count())
-            .unwrap_or(i32::MAX)
-            .saturating_add(missing);
-        let most = share(&self.pace.max_unavailable, self.desired);
-        // Those that do not work are helped at once; a change that nobody knows yet comes to a few of them first.
-        let idle = idle.into_iter().take(if self.way == Way::Back {
-            usize::MAX
+        let is_chosen = |name: &str| chosen.iter().any(|target| target.node == name);
+        let keeps_place = |entry: &&ReplacedDaemon| {
+            let state = states.iter().find(|(node, _)| node.name == entry.node);
+            match state {
+                Some((_, Health::Failed(_))) => matches!(self.way, Way::Forward | Way::Away),
+                Some((_, health)) => health.is_under_way() || *health == Health::Outdated,
+                None => missing.iter().any(|missing| missing.node == entry.node),
+            }
+        };
+        let mut replacing: Vec<ReplacedDaemon> = self.replacing.iter().filter(keeps_place).cloned().collect();
+        for target in &chosen {
+            if self.entry(&target.node).is_none() {
+                replacing.push(ReplacedDaemon {
+                    node: target.node.clone(),
+                    pod: target.uid.clone(),
+                    since: Time(whole_seconds(now)),
+                });
+            }
+        }
+        let unwell_before = nodes.iter().filter(|node| is_chosen(&node.name) && !was_well(node));
+        let mut excused: BTreeSet<String> = self.excused.iter().cloned().collect();
+        if self.has_good && self.way == Way::Forward {
+            let again = |node: &&Node| self.entry(&node.name).is_none();
+            excused.extend(unwell_before.filter(again).map(|node| node.name.clone()));
+        }
+        excused.retain(|name| self.existing.contains(name));
+        Decision {
+            step,
+            replacing,
+            excused: excused.into_iter().collect(),
+        }
+    }
+
+    fn step(&self, states: &[State<'_>], missing: &[&ReplacedDaemon], now: Timestamp) -> Step {
+        if self.way == Way::Forward
+            && let Some((node, why)) = self.culprit(states, missing, now)
+        {
+            return Step::GiveUp { node, why };
+        }
+        let known = i32::try_from(states.len()).unwrap_or(i32::MAX);
+        let unmade = (self.desired - known).max(0);
+        let under_way = states.iter().filter(|state| self.holds_place(state)).count();
+        let under_way = i32::try_from(under_way).unwrap_or(i32::MAX).saturating_add(unmade);
+        let most = share(&self.pace.max_unavailable, self.desired).max(1);
+        let room = at_most(most.saturating_sub(under_way));
+        let again = self.look_again(states, missing, now);
+        let wait = |why: String| Step::Wait { why, again };
+
+        // Their deletion was decided already, and may not have come to pass.
+        let due = |node: &&Node| self.entry(&node.name).is_some();
+        let outdated = states.iter().filter(|(_, health)| *health == Health::Outdated);
+        let (due, mut others): (Vec<&Node>, Vec<&Node>) = outdated.map(|(node, _)| *node).partition(due);
+        // Who serves nobody costs nobody anything.
+        others.sort_by_key(|node| (self.failed != Some(&*node.name), node.pod.ready_since.is_some()));
+        let is_idle = |node: &&Node| node.pod.ready_since.is_none();
+
+        let chosen: Vec<&Node> = if others.is_empty() {
+            due
         } else {
-            at_most(most)
-        });
-        let room = at_most(most.saturating_sub(unavailable));
-        let chosen: Vec<&Node> = idle.chain(serving.into_iter().take(room)).collect();
+            match self.wanted_canaries(states, missing) {
+                Err(step) => return step,
+                Ok(Some(Canaries { wanted, selected })) => {
+                    let candidates = others.into_iter().filter(|node| selected.contains(&*node.name));
+                    let (idle, serving): (Vec<&Node>, Vec<&Node>) = candidates.partition(is_idle);
+                    let serving = serving.into_iter().take(room);
+                    due.into_iter()
+                        .chain(idle.into_iter().chain(serving).take(wanted))
+                        .collect()
+                }
+                // Those that do not work are helped at once; a change that is not proven comes to a few of them first.
+                Ok(None) if self.way == Way::Back => {
+                    let (idle, serving): (Vec<&Node>, Vec<&Node>) = others.into_iter().partition(is_idle);
+                    due.into_iter()
+                        .chain(idle)
+                        .chain(serving.into_iter().take(room))
+                        .collect()
+                }
+                Ok(None) => due.into_iter().chain(others.into_iter().take(room)).collect(),
+            }
+        };
         if chosen.is_empty() {
-            let why = waits_for(&states, missing).unwrap_or_default();
-            return Step::Wait { why, again };
+            return self.rest(states, unmade).map_or(Step::Done, wait);
         }
         let names: Vec<String> = chosen.iter().map(|node| node.name.clone()).collect();
         let target = |node: &Node| Target {
@@ -196,8 +268,51 @@ impl Plan<'_> {
         }
     }
 
-    /// The nodes that others wait for; none where all canaries are well, or there are to be none.
-    fn canaries<'n>(&self, states: &[(&'n Node, Health)]) -> Result<Option<BTreeSet<&'n str>>, String> {
+    /// A node that the change is to be taken back for.
+    fn culprit(&self, states: &[State<'_>], missing: &[&ReplacedDaemon], now: Timestamp) -> Option<(String, String)> {
+        let failed = states.iter().find_map(|(node, health)| match health {
+            Health::Failed(why) => Some((node.name.clone(), why.clone())),
+            _ => None,
+        });
+        let unmade = || {
+            let late = missing
+                .iter()
+                .find(|entry| since(entry.since.0, now) >= self.deadline())?;
+            let why = format!("no pod was made for it within {} s", self.deadline().as_secs());
+            (!self.is_excused_by_name(&late.node)).then(|| (late.node.clone(), why))
+        };
+        failed.or_else(unmade)
+    }
+
+    /// Those whose pod was deleted, and that have no other yet.
+    fn missing(&self, nodes: &[Node]) -> Vec<&ReplacedDaemon> {
+        // Where all have one that should, the others are to have none any more.
+        if self.desired <= i32::try_from(nodes.len()).unwrap_or(i32::MAX) {
+            return Vec::new();
+        }
+        let has_pod = |entry: &&ReplacedDaemon| nodes.iter().any(|node| node.name == entry.node);
+        let is_there = |entry: &&ReplacedDaemon| self.existing.contains(&entry.node);
+        self.replacing
+            .iter()
+            .filter(|entry| is_there(entry) && !has_pod(entry))
+            .collect()
+    }
+
+    fn holds_place(&self, (node, health): &State<'_>) -> bool {
+        match health {
+            Health::Outdated => self.entry(&node.name).is_some(),
+            // With what was good before it will not be better.
+            Health::Failed(_) if self.way != Way::Away => self.way == Way::Forward,
+            health => health.is_under_way(),
+        }
+    }
+
+    /// How many canaries are still to be made, and of which nodes; none where all are well, or there are to be none.
+    fn wanted_canaries<'n>(
+        &self,
+        states: &[State<'n>],
+        missing: &[&ReplacedDaemon],
+    ) -> Result<Option<Canaries<'n>>, Step> {
         let canary = &self.pace.canary;
         if self.way != Way::Forward || canary.nodes == 0 {
             return Ok(None);
@@ -209,85 +324,226 @@ impl Plan<'_> {
                 .all(|label| node.labels.get(label.0) == Some(label.1))
         };
         let up = states.iter().filter(|(_, health)| *health != Health::Down);
-        let mut selected: Vec<_> = up.filter(|(node, _)| is_selected(node)).collect();
+        let selected: Vec<&State<'n>> = up.filter(|(node, _)| is_selected(node)).collect();
         if selected.is_empty() {
-            return Err("no node that is up has the labels of spec.daemon.rollout.canary.nodeSelector".into());
+            let why = "no node that is up has the labels of spec.daemon.rollout.canary.nodeSelector".into();
+            return Err(Step::Stuck { why });
         }
-        // Those that have it already are the canaries, so that none is added where the nodes' order changes.
-        selected.sort_by_key(|(_, health)| *health == Health::Outdated);
-        selected.truncate(canary.nodes as usize);
-        let are_well = selected.iter().all(|(_, health)| *health == Health::Well);
-        Ok((!are_well).then(|| selected.iter().map(|(node, _)| &*node.name).collect()))
+        let count = |is: &dyn Fn(&State<'_>) -> bool| selected.iter().filter(|state| is(state)).count();
+        let proven = count(&|(_, health)| *health == Health::Well);
+        let under_way = count(&|state| self.holds_place(state)) + missing.len();
+        let open = count(&|(_, health)| *health == Health::Outdated);
+        let wanted = canary.nodes as usize;
+        // Where no more can be had, those that there are must do.
+        if proven >= wanted || (under_way == 0 && open == 0) {
+            return Ok(None);
+        }
+        Ok(Some(Canaries {
+            wanted: wanted.saturating_sub(proven + under_way),
+            selected: selected.iter().map(|(node, _)| &*node.name).collect(),
+        }))
+    }
+
+    /// What is waited for where no pod is to be deleted; none where nothing is.
+    fn rest(&self, states: &[State<'_>], unmade: i32) -> Option<String> {
+        let unwell = states.iter().filter_map(|(node, health)| {
+            // How nodes are that have had it for long is no matter of the rollout.
+            let is_of_old = matches!(self.way, Way::Standing | Way::Back) && self.entry(&node.name).is_none();
+            let why = match health {
+                Health::Starting(_) | Health::Settling(_) if is_of_old && node.pod.revision == self.revision => {
+                    return None;
+                }
+                Health::Starting(why) => why,
+                // Without a number: it is part of a status, which is written when it changes.
+                Health::Settling(_) => "well so far",
+                Health::Failed(why) if matches!(self.way, Way::Forward | Way::Away) => why,
+                Health::Down if self.way == Way::Away => "its kubelet does not answer",
+                Health::Outdated | Health::Failed(_) | Health::Unwell | Health::Down | Health::Well => return None,
+            };
+            Some(format!("{}: {why}", node.name))
+        });
+        let unwell: Vec<String> = unwell.collect();
+        if !unwell.is_empty() {
+            return Some(listed(&unwell));
+        }
+        if unmade > 0 {
+            return Some(format!("{unmade} nodes have no pod yet"));
+        }
+        // What no node is well with is not known to be any good.
+        let is_well = |(_, health): &State<'_>| *health == Health::Well;
+        let is_unproven = self.way == Way::Forward && !states.is_empty() && !states.iter().any(is_well);
+        is_unproven.then(|| "no node is well with it yet".into())
     }
 
     fn health(&self, node: &Node, now: Timestamp) -> Health {
-        let (pod, report) = (&node.pod, &node.report);
-        if !node.is_up {
-            return Health::Down;
+        let entry = self.entry(&node.name);
+        let health = self.health_as_it_is(node, entry, now);
+        let is_excused = self.way == Way::Forward && self.is_excused(node);
+        match health {
+            Health::Failed(_) if is_excused => Health::Unwell,
+            // It had its time.
+            Health::Starting(_) if is_excused && entry.is_none() => Health::Unwell,
+            health => health,
         }
+    }
+
+    fn health_as_it_is(&self, node: &Node, entry: Option<&ReplacedDaemon>, now: Timestamp) -> Health {
+        let pod = &node.pod;
+        let has_it = pod.revision == self.revision && entry.is_none_or(|entry| entry.pod != pod.uid);
+        let deadline = self.deadline();
+        if let Some(down) = node.down_since {
+            let why = "its kubelet does not answer";
+            // One that goes down soon after it got the revision may have done so because of it.
+            let is_suspect = self.way == Way::Forward && has_it && since(pod.created, down) < deadline;
+            return match is_suspect {
+                false => Health::Down,
+                true if since(down, now) >= deadline => Health::Failed(why.into()),
+                true => Health::Starting(why.into()),
+            };
+        }
+        let begun = entry.map(|entry| entry.since.0);
         if pod.is_leaving {
-            return Health::Leaving;
+            let why = "its pod does not end";
+            let is_late = begun.is_some_and(|begun| since(begun, now) >= deadline);
+            return if is_late {
+                Health::Failed(why.into())
+            } else {
+                Health::Starting("its pod is ending".into())
+            };
         }
-        if pod.revision != self.revision {
+        if !has_it {
             return Health::Outdated;
         }
-        let waited = since(unwell_since(node), now);
-        if let Some(trouble) = pod
-            .trouble
-            .as_ref()
-            .filter(|trouble| !trouble.may_pass || waited >= START_PATIENCE)
+        if self.way == Way::Away {
+            return match (pod.ready_since, &node.report, &pod.trouble) {
+                // Or no daemon ever ran there, and nothing is left of one.
+                (Some(_), ..) | (None, None, Some(_)) => Health::Well,
+                (None, _, Some(trouble)) => Health::Starting(trouble.message.clone()),
+                (None, _, None) => Health::Starting("it is being cleaned".into()),
+            };
+        }
+        let waited = since(begun.unwrap_or_else(|| unwell_since(node)), now);
+        if let Some(trouble) = &pod.trouble
+            && (!trouble.may_pass || since(trouble.since, now) >= START_PATIENCE)
         {
             return Health::Failed(trouble.message.clone());
         }
-        let speaks = report.revision == self.revision;
-        let why = match (pod.ready_since, &report.unverified) {
-            (None, _) => pod
-                .trouble
-                .as_ref()
-                .map_or_else(|| "its pod is not ready".into(), |trouble| trouble.message.clone()),
-            (Some(_), _) if !speaks => "its daemon has not reported yet".into(),
-            (Some(_), Some(why)) if report.has_failed => return Health::Failed(why.clone()),
-            (Some(_), Some(why)) => why.clone(),
-            (Some(_), None) if !report.is_ready => "its policies are not in force".into(),
-            (Some(ready), None) => {
+        let why = match self.what_is_missing(node) {
+            Ok(()) => {
                 let settled = Duration::from_secs(self.pace.min_ready_seconds.into());
-                return match settled.checked_sub(since(ready, now)) {
-                    Some(left) if !left.is_zero() => Health::Settling(left),
-                    _ => Health::Well,
+                let well = since(well_since(node), now);
+                return match settled.checked_sub(well).filter(|left| !left.is_zero()) {
+                    None => Health::Well,
+                    // It is well now and then.
+                    Some(_) if waited >= deadline + settled => {
+                        Health::Failed(format!("not well for {} s on end", settled.as_secs()))
+                    }
+                    Some(left) => Health::Settling(left),
                 };
             }
+            Err(Missing::Never(why)) => return Health::Failed(why),
+            Err(Missing::Yet(why)) => why,
         };
-        if waited >= self.deadline() {
-            return Health::Failed(format!("not well after {} s: {why}", self.deadline().as_secs()));
+        if waited >= deadline {
+            return Health::Failed(format!("not well after {} s: {why}", deadline.as_secs()));
         }
         Health::Starting(why)
+    }
+
+    /// Why a daemon with this revision is not well.
+    fn what_is_missing(&self, node: &Node) -> Result<(), Missing> {
+        if node.pod.ready_since.is_none() {
+            let trouble = node.pod.trouble.as_ref().map(|trouble| trouble.message.clone());
+            return Err(Missing::Yet(trouble.unwrap_or_else(|| "its pod is not ready".into())));
+        }
+        let Some(report) = node.report.as_ref().filter(|report| report.revision == self.revision) else {
+            return Err(Missing::Yet("its daemon has not reported yet".into()));
+        };
+        match &report.unverified {
+            Some(why) if report.has_failed => Err(Missing::Never(why.clone())),
+            Some(why) => Err(Missing::Yet(why.clone())),
+            None if !report.is_ready => Err(Missing::Yet("its policies are not in force".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn entry(&self, node: &str) -> Option<&ReplacedDaemon> {
+        self.replacing.iter().find(|entry| entry.node == node)
+    }
+
+    fn is_excused(&self, node: &Node) -> bool {
+        let is_new =
+            self.has_good && self.entry(&node.name).is_none() && since(node.created, node.pod.created) < JOINING;
+        is_new || self.is_excused_by_name(&node.name)
+    }
+
+    fn is_excused_by_name(&self, node: &str) -> bool {
+        self.excused.iter().any(|excused| excused == node)
     }
 
     fn deadline(&self) -> Duration {
         Duration::from_secs(self.pace.progress_deadline_seconds.into())
     }
 
-    /// When a node is to be looked at again though nothing changes.
-    fn again(&self, node: &Node, health: &Health, now: Timestamp) -> Option<Duration> {
-        match health {
-            Health::Settling(left) => Some(*left),
-            Health::Starting(_) => {
-                let patience = if node.pod.trouble.is_some() {
-                    START_PATIENCE
-                } else {
-                    self.deadline()
-                };
-                Some(patience.saturating_sub(since(unwell_since(node), now)))
+    /// When to look again though nothing changes.
+    fn look_again(&self, states: &[State<'_>], missing: &[&ReplacedDaemon], now: Timestamp) -> Option<Duration> {
+        let left = |from: Timestamp, time: Duration| time.saturating_sub(since(from, now));
+        let of_state = |(node, health): &State<'_>| {
+            let begun = self.entry(&node.name).map(|entry| entry.since.0);
+            match (health, &node.pod.trouble) {
+                (Health::Settling(time), _) => Some(*time),
+                (Health::Starting(_), _) if node.pod.is_leaving => begun.map(|begun| left(begun, self.deadline())),
+                (Health::Starting(_), Some(trouble)) => Some(left(trouble.since, START_PATIENCE)),
+                (Health::Starting(_), None) => {
+                    let down = node.down_since;
+                    let from = down.or(begun).unwrap_or_else(|| unwell_since(node));
+                    Some(left(from, self.deadline()))
+                }
+                _ => None,
             }
-            _ => None,
-        }
+        };
+        let unmade = missing.iter().map(|entry| left(entry.since.0, self.deadline()));
+        states.iter().filter_map(of_state).chain(unmade).min()
     }
+}
+
+/// The nodes that others wait for.
+struct Canaries<'n> {
+    /// How many more are to be made.
+    wanted: usize,
+    selected: BTreeSet<&'n str>,
+}
+
+/// What a node lacks to be well.
+enum Missing {
+    /// It may come.
+    Yet(String),
+    /// It will not.
+    Never(String),
+}
+
+/// Whether a node is well with what it runs.
+fn was_well(node: &Node) -> bool {
+    let says_so = |report: &Report| report.is_ready && report.unverified.is_none();
+    node.pod.ready_since.is_some() && node.report.as_ref().is_some_and(says_so)
+}
+
+/// Since when a node is well that is; never since before its pod was made, for its clock may be slow.
+fn well_since(node: &Node) -> Timestamp {
+    let changed = node.report.as_ref().map(|report| report.changed);
+    let ready = node.pod.ready_since;
+    ready
+        .into_iter()
+        .chain(changed)
+        .chain([node.pod.created])
+        .max()
+        .unwrap_or_default()
 }
 
 /// Since when something may be wrong: a node that was well for long has all the time again when its daemon starts anew.
 fn unwell_since(node: &Node) -> Timestamp {
     match node.pod.ready_since {
-        Some(ready) => ready.max(node.report.changed),
+        Some(_) => well_since(node),
         None => node.pod.unready_since,
     }
 }
@@ -299,26 +555,6 @@ fn at_most(count: i32) -> usize {
 /// Clocks may differ: what lies ahead is now.
 fn since(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
-}
-
-/// The nodes that are not well yet, or else those that have no pod; none where nothing is waited for.
-fn waits_for(states: &[(&Node, Health)], missing: i32) -> Option<String> {
-    let unwell = states.iter().filter_map(|(node, health)| {
-        let why = match health {
-            Health::Leaving => "its pod is ending",
-            Health::Starting(why) | Health::Failed(why) => why,
-            // Without a number: it is part of a status, which is written when it changes.
-            Health::Settling(_) => "well so far",
-            Health::Outdated | Health::Down | Health::Well => return None,
-        };
-        Some(format!("{}: {why}", node.name))
-    });
-    let unwell: Vec<String> = unwell.collect();
-    if unwell.is_empty() {
-        (missing > 0).then(|| format!("{missing} nodes have no pod yet"))
-    } else {
-        Some(listed(&unwell))
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use wardline_crds::{Dataplane, DataplaneNodeCounts, DataplaneStatus, FailedRollo
 use super::Rollout;
 use super::dereference::{Observed, share};
 use super::plan::Step;
-use crate::announce::{Watched, transitions};
+use crate::announce::{Announcement, Watched, transitions};
 use crate::context::{Context, lock};
 use crate::error::Error;
 use crate::nodes::Nodes;
@@ -18,6 +18,7 @@ use crate::status;
 /// Reasons that stand in several conditions.
 const ROLLED_BACK: &str = "RolledBack";
 const STUCK: &str = "RolloutStuck";
+const REMOVING: &str = "Removing";
 
 /// How the stages before ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,10 +28,12 @@ pub(super) enum Outcome {
     Refused(String),
     /// The API server did not take the objects; why.
     Failed(String),
+    /// The nodes are being left; how far that is.
+    Removing(String),
 }
 
 /// How far the rollout is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Progress {
     pub(super) rollout: RolloutStatus,
     /// The revision that the spec asks for.
@@ -40,11 +43,17 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Where nothing is rolled out for now.
-    pub(super) fn standing(rollout: RolloutStatus) -> Self {
+    pub(super) fn standing(rollout: RolloutStatus, observed: &Observed) -> Self {
+        let mut machines = observed.machines.iter().flatten();
+        let is_half_way = machines.any(|machine| machine.pod.revision != rollout.revision);
         Self {
             built: rollout.revision.clone(),
             rollout,
-            step: Step::Done,
+            step: if is_half_way {
+                Step::waiting("the rollout is halted, for the object cannot be used as it is")
+            } else {
+                Step::Done
+            },
         }
     }
 }
@@ -68,7 +77,22 @@ pub(super) async fn update(
     let uid = dataplane.meta().uid.clone().unwrap_or_default();
     *lock(&context.rollout) = Some((uid, new.rollout.clone()));
     let watched = [Watched::Good("Ready"), Watched::Bad("Degraded")];
-    let events = transitions(&watched, &old.conditions, &new.conditions, "Reconcile");
+    let mut events = transitions(&watched, &old.conditions, &new.conditions, "Reconcile");
+    // Another change that was taken back, though nothing is well since the one before.
+    let is_told = events.iter().any(|event| event.reason == ROLLED_BACK);
+    if let Some(failed) = new
+        .rollout
+        .failed
+        .as_ref()
+        .filter(|failed| !is_told && old.rollout.failed.as_ref() != Some(failed))
+    {
+        events.push(Announcement {
+            warning: true,
+            action: "Reconcile",
+            reason: ROLLED_BACK.into(),
+            note: taken_back(failed),
+        });
+    }
     context.announce(&dataplane.object_ref(&()), events).await;
     Ok(())
 }
@@ -85,11 +109,11 @@ fn compute(
     let nodes = &observed.nodes;
     let updated = if set.current { updated(progress, observed) } else { 0 };
     let degraded = degraded(outcome, progress, nodes);
-    let progressing = progressing(progress, &set, updated);
+    let progressing = progressing(outcome, progress, &set, updated);
     let mut conditions = dataplane.status.clone().unwrap_or_default().conditions;
     let findings = [
         ("Ready", ready(outcome, &set, &progressing, &degraded)),
-        ("Available", available(&set, &dataplane.spec.daemon.rollout)),
+        ("Available", available(outcome, &set, &dataplane.spec.daemon.rollout)),
         ("Stalled", stalled(outcome, &progressing, &degraded)),
         ("Progressing", progressing),
         ("Degraded", degraded),
@@ -128,8 +152,10 @@ fn updated(progress: &Progress, observed: &Observed) -> i32 {
 fn ready(outcome: &Outcome, set: &Rollout, progressing: &Finding, degraded: &Finding) -> Finding {
     let Rollout { desired, ready, .. } = set;
     let not = |(_, reason, message): &Finding| (Status::False, *reason, message.clone());
-    if *outcome != Outcome::Applied {
-        return not(degraded);
+    match outcome {
+        Outcome::Applied => {}
+        Outcome::Removing(_) => return not(progressing),
+        Outcome::Refused(_) | Outcome::Failed(_) => return not(degraded),
     }
     match progressing {
         (Status::True, ..) | (_, ROLLED_BACK | STUCK, _) => not(progressing),
@@ -145,7 +171,10 @@ fn ready(outcome: &Outcome, set: &Rollout, progressing: &Finding, degraded: &Fin
 }
 
 /// Whether as many nodes are served as a rollout may leave.
-fn available(set: &Rollout, pace: &RolloutSpec) -> Finding {
+fn available(outcome: &Outcome, set: &Rollout, pace: &RolloutSpec) -> Finding {
+    if let Outcome::Removing(why) = outcome {
+        return (Status::False, REMOVING, why.clone());
+    }
     let Rollout { desired, ready, .. } = set;
     let message = format!("{ready} of {desired} nodes are ready");
     if *desired == 0 {
@@ -157,13 +186,20 @@ fn available(set: &Rollout, pace: &RolloutSpec) -> Finding {
     }
 }
 
-fn progressing(progress: &Progress, set: &Rollout, updated: i32) -> Finding {
+fn progressing(outcome: &Outcome, progress: &Progress, set: &Rollout, updated: i32) -> Finding {
+    if let Outcome::Removing(why) = outcome {
+        return (
+            Status::True,
+            REMOVING,
+            format!("{updated} of {} nodes are left; {why}", set.desired),
+        );
+    }
     let counts = format!("{updated} of {} nodes are updated", set.desired);
     if let Some(failed) = &progress.rollout.failed {
         let taken_back = taken_back(failed);
         return match &progress.step {
             Step::Done => (Status::False, ROLLED_BACK, taken_back),
-            Step::Wait { why, .. } | Step::Replace { why, .. } | Step::GiveUp { why, .. } => {
+            Step::Wait { why, .. } | Step::Replace { why, .. } | Step::GiveUp { why, .. } | Step::Stuck { why } => {
                 (Status::True, "RollingBack", format!("{taken_back}; {why}"))
             }
         };
@@ -171,6 +207,7 @@ fn progressing(progress: &Progress, set: &Rollout, updated: i32) -> Finding {
     match &progress.step {
         Step::Done => (Status::False, "RolledOut", counts),
         Step::Wait { why, .. } | Step::Replace { why, .. } => (Status::True, "RollingOut", format!("{counts}; {why}")),
+        Step::Stuck { why } => (Status::False, STUCK, format!("{counts}; {why}")),
         Step::GiveUp { node, why } => (
             Status::False,
             STUCK,
@@ -185,15 +222,17 @@ fn degraded(outcome: &Outcome, progress: &Progress, nodes: &Nodes) -> Finding {
         (Outcome::Failed(message), ..) => (Status::True, "ApplyFailed", message.clone()),
         (Outcome::Applied, Some(failed), _) => (Status::True, ROLLED_BACK, taken_back(failed)),
         (Outcome::Applied, None, Step::GiveUp { node, why }) => (Status::True, STUCK, format!("{node}: {why}")),
+        (Outcome::Applied, None, Step::Stuck { why }) => (Status::True, STUCK, why.clone()),
         (Outcome::Applied, ..) if nodes.degraded() > 0 => (Status::True, "NodesDegraded", nodes.degraded_message()),
-        (Outcome::Applied, ..) => (Status::False, "AsExpected", String::new()),
+        (Outcome::Applied | Outcome::Removing(_), ..) => (Status::False, "AsExpected", String::new()),
     }
 }
 
 /// Whether nothing more will come of it until somebody acts, as kstatus means it.
 fn stalled(outcome: &Outcome, progressing: &Finding, degraded: &Finding) -> Finding {
-    if *outcome != Outcome::Applied {
-        return degraded.clone();
+    match outcome {
+        Outcome::Applied | Outcome::Removing(_) => {}
+        Outcome::Refused(_) | Outcome::Failed(_) => return degraded.clone(),
     }
     match progressing {
         (Status::False, reason @ (ROLLED_BACK | STUCK), message) => (Status::True, reason, message.clone()),

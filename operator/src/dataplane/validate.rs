@@ -2,8 +2,7 @@
 //! From a `Dataplane` and the operator's own settings to the only input of `build`. Pure.
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use std::collections::BTreeMap;
 use wardline_crds::config::DaemonConfig;
 use wardline_crds::validate::{self, SpecError};
@@ -14,7 +13,6 @@ use crate::args::Args;
 /// What the DaemonSet and its ConfigMap are made of.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Valid {
-    pub(super) owner: OwnerReference,
     pub(super) namespace: String,
     pub(super) service_account: String,
     pub(super) config: DaemonConfig,
@@ -39,10 +37,6 @@ pub(super) fn validate(dataplane: &Dataplane, args: &Args) -> Result<Valid, Spec
     let daemon = &dataplane.spec.daemon;
     Ok(Valid {
         config: DaemonConfig::from_spec(&dataplane.spec)?,
-        owner: dataplane
-            .controller_owner_ref(&())
-            .map(without_block)
-            .unwrap_or_default(),
         namespace: args.namespace.clone(),
         service_account: args.daemon_service_account.clone(),
         image: args.daemon_image.with(&daemon.image).to_string(),
@@ -61,14 +55,6 @@ pub(super) fn validate(dataplane: &Dataplane, args: &Args) -> Result<Valid, Spec
         resources: resources(&daemon.resources),
         priority_class: daemon.priority_class_name.clone(),
     })
-}
-
-/// Blocking the owner's deletion would need the right to set finalizers on it, and gains nothing.
-fn without_block(owner: OwnerReference) -> OwnerReference {
-    OwnerReference {
-        block_owner_deletion: None,
-        ..owner
-    }
 }
 
 fn resources(spec: &Resources) -> ResourceRequirements {

@@ -109,8 +109,19 @@ pub(super) fn detach(ifindex: u32, direction: Direction) -> io::Result<()> {
     }
 }
 
+/// Whether a filter of ours is at an interface, of whatever life of the daemon.
+pub(super) fn is_at(netlink: &mut Netlink, ifindex: u32, direction: Direction) -> io::Result<bool> {
+    let mut request = TcMessage::with_index(index(ifindex)?);
+    request.header.parent = parent(direction);
+    let answers = netlink.dump(RouteNetlinkMessage::GetTrafficFilter(request))?;
+    Ok(answers.iter().any(|answer| match answer {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => u32::from(filter.header.handle) == HANDLE,
+        _ => false,
+    }))
+}
+
 /// No filter, no qdisc, or no interface.
-fn is_absent(error: &io::Error) -> bool {
+pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL | libc::ENODEV))
 }
 

@@ -15,11 +15,13 @@ mod tcx;
 
 use std::collections::HashSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use libbpf_rs::{Link, Program};
 use wardline_crds::AttachKind;
 use wardline_policy::model::Direction;
+
+use crate::netlink::Netlink;
 
 /// The better way that this kernel has. By trying: versions tell little about kernels that vendors patch.
 pub fn attach_kind() -> AttachKind {
@@ -177,6 +179,34 @@ fn detach_filter(ifindex: u32, direction: Direction) {
     if let Err(error) = clsact::detach(ifindex, direction) {
         tracing::warn!(ifindex, ?direction, %error, "failed to detach a program");
     }
+}
+
+/// The interfaces of this network namespace at which filters of ours are, of whatever life of the daemon.
+pub(super) fn filters() -> io::Result<Vec<(u32, Direction)>> {
+    let mut netlink = Netlink::open()?;
+    let mut found = Vec::new();
+    for interface in &nix::net::if_::if_nameindex()? {
+        for direction in Direction::ALL {
+            match clsact::is_at(&mut netlink, interface.index(), direction) {
+                Ok(true) => found.push((interface.index(), direction)),
+                Ok(false) => {}
+                // It has just gone, and what was at it.
+                Err(error) if clsact::is_absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Takes a filter of ours off an interface. That there is none is no error.
+pub(super) fn take_filter(ifindex: u32, direction: Direction) -> io::Result<()> {
+    clsact::detach(ifindex, direction)
+}
+
+/// Detaches the link that is pinned there.
+pub(super) fn take_link(pin: &Path) -> io::Result<()> {
+    tcx::detach_pinned(pin)
 }
 
 /// The loaded programs, ready to be attached.

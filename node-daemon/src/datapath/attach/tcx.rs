@@ -169,6 +169,19 @@ fn attach(program: &Program<'_>, ifindex: u32) -> io::Result<Link> {
     Ok(unsafe { Link::from_ptr(link) })
 }
 
+/// Detaches the link that is pinned there.
+pub(super) fn detach_pinned(path: &Path) -> io::Result<()> {
+    match Link::open(path) {
+        Ok(link) => detach(link),
+        // No link, or none that can be opened: without its pin it is gone.
+        Err(_) => {}
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Detaches at once, whatever else holds the link, and removes its pin.
 pub(super) fn detach(mut link: Link) {
     // The interface may be gone, and the link with it: nothing is left to detach then.

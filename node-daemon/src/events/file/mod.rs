@@ -20,6 +20,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use wardline_crds::config;
 use wardline_record::history::backwards;
 use wardline_record::stream::Position;
 
@@ -42,6 +43,19 @@ pub struct FileOptions {
     pub max_age: Option<Duration>,
     /// Percent of the file system that must be free; 0 writes until it is full.
     pub min_free_percent: u32,
+}
+
+impl From<&config::LogFile> for FileOptions {
+    fn from(file: &config::LogFile) -> Self {
+        Self {
+            path: file.path.clone(),
+            max_size: file.max_size,
+            // The one that is written to is one of them.
+            max_files: file.max_files.saturating_sub(1),
+            max_age: file.max_age_seconds.map(|age| Duration::from_secs(age.into())),
+            min_free_percent: file.min_free_percent,
+        }
+    }
 }
 
 /// Why nothing can be written. The text is the same for the same cause, since it is shown as a condition.

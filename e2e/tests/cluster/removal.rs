@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Wardline leaves: nobody's connection breaks, and each node is what it was before.
+
+use std::collections::BTreeSet;
+use std::ffi::CStr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use libbpf_rs::query::{MapInfoIter, ProgInfoIter};
+use serde_json::Value;
+use wardline_e2e::cluster::{Lab, SYSTEM_NAMESPACE};
+use wardline_e2e::namespace::{TestNamespace, with_namespace_alone};
+use wardline_e2e::progress::{step, wait_until};
+use wardline_e2e::traffic::Protocol;
+use wardline_e2e::{footprint, wardline};
+
+use crate::WEB_TAKES_FRIENDS;
+
+/// How often held connections say something.
+const BEAT: Duration = Duration::from_millis(50);
+
+#[tokio::test]
+async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
+    with_namespace_alone("removal", async |namespace: &TestNamespace| {
+        let lab = &namespace.lab;
+        namespace.server("web", "node1").await?;
+        namespace.client("friend1", "node1").await?;
+        namespace.client("friend2", "node2").await?;
+        namespace.client("foe2", "node2").await?;
+        namespace.ready().await?;
+        namespace.apply(WEB_TAKES_FRIENDS).await?;
+        namespace.until_reach("foe2", "web", false).await?;
+        let mut held = Vec::new();
+        for friend in ["friend1", "friend2"] {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                held.push(namespace.hold(friend, "web", protocol, BEAT).await?);
+            }
+        }
+        let values = wardline::values_in_use(lab)?;
+        let printed = wardline::uninstall(lab)?;
+        step(printed.trim());
+        let gone = left(namespace).await;
+        for held in held {
+            held.until_echoes(10).await?;
+            held.finish().await?;
+        }
+        // Whatever came of it, others need it.
+        wardline::install_chart(lab, &values).await?;
+        gone?;
+        namespace.until_reach("friend2", "web", true).await?;
+        namespace.until_reach("foe2", "web", false).await
+    })
+    .await
+}
+
+/// How the cluster is without it.
+async fn left(namespace: &TestNamespace) -> Result<()> {
+    let lab = &namespace.lab;
+    for kind in ["Dataplane", "DataplaneNode"] {
+        let left = list(lab, &format!("/apis/wardline.io/v1alpha1/{}s", kind.to_lowercase())).await?;
+        ensure!(left.is_empty(), "there is still a {kind}: {left:?}");
+    }
+    for what in ["apis/apps/v1", "api/v1"] {
+        let kinds: &[&str] = if what == "api/v1" {
+            &["pods", "configmaps"]
+        } else {
+            &["daemonsets", "deployments"]
+        };
+        for kind in kinds {
+            let left = list(lab, &format!("/{what}/namespaces/{SYSTEM_NAMESPACE}/{kind}")).await?;
+            let left: Vec<String> = left.into_iter().filter(|name| name.starts_with("wardline")).collect();
+            ensure!(left.is_empty(), "there are still {kind}: {left:?}");
+        }
+    }
+    // Pods that run were started with our plugin; new ones are not.
+    namespace.until_reach("foe2", "web", true).await?;
+    namespace.client("late1", "node1").await?;
+    namespace.client("late2", "node2").await?;
+    namespace.ready().await?;
+    namespace.until_reach("late2", "web", true).await?;
+    namespace.pods().delete("late2", &Default::default()).await?;
+    wait_until("a pod to end", Duration::from_mins(1), async || {
+        Ok(namespace.pods().get_opt("late2").await?.is_none().then_some(()))
+    })
+    .await?;
+    let changes = footprint::changes(lab)?;
+    ensure!(
+        changes.is_empty(),
+        "the nodes are not what they were:\n{}",
+        changes.join("\n")
+    );
+    wait_until(
+        "the kernel to free programs, maps and links",
+        Duration::from_secs(30),
+        async || {
+            let left = in_kernel();
+            ensure!(left.is_empty(), "there are still {left:?}");
+            Ok(Some(()))
+        },
+    )
+    .await?;
+    for node in lab.nodes() {
+        let records = node.records()?;
+        ensure!(!records.is_empty(), "the log stays");
+    }
+    Ok(())
+}
+
+/// Programs and maps of ours, of both nodes: they share a kernel. A link holds its program.
+fn in_kernel() -> BTreeSet<String> {
+    let is_ours = |name: &String| ["pod_ingress", "pod_egress", "policy_words", "conntrack"].contains(&&**name);
+    let text = |name: &CStr| name.to_string_lossy().into_owned();
+    let programs = ProgInfoIter::default().map(|program| text(&program.name));
+    programs
+        .chain(MapInfoIter::default().map(|map| text(&map.name)))
+        .filter(is_ours)
+        .collect()
+}
+
+/// The names of objects.
+async fn list(lab: &Lab, path: &str) -> Result<Vec<String>> {
+    let request = http::Request::get(path).body(Vec::new())?;
+    let found: Value = lab.client().request(request).await?;
+    let items = found["items"].as_array().cloned().unwrap_or_default();
+    Ok(items
+        .iter()
+        .filter_map(|item| item["metadata"]["name"].as_str().map(Into::into))
+        .collect())
+}
