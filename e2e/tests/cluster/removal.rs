@@ -2,7 +2,7 @@
 //! Wardline leaves: nobody's connection breaks, and each node is what it was before.
 
 use std::collections::BTreeSet;
-use std::ffi::CStr;
+use std::ffi::OsStr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -109,7 +109,7 @@ async fn left(namespace: &TestNamespace) -> Result<()> {
 /// Programs and maps of ours, of both nodes: they share a kernel. A link holds its program.
 fn in_kernel() -> BTreeSet<String> {
     let is_ours = |name: &String| ["pod_ingress", "pod_egress", "policy_words", "conntrack"].contains(&&**name);
-    let text = |name: &CStr| name.to_string_lossy().into_owned();
+    let text = |name: &OsStr| name.to_string_lossy().into_owned();
     let programs = ProgInfoIter::default().map(|program| text(&program.name));
     programs
         .chain(MapInfoIter::default().map(|map| text(&map.name)))
