@@ -67,28 +67,54 @@ impl Disk {
     }
 }
 
-/// A disk for the log that takes writes, but does not end them, while it is frozen.
-struct SlowDisk(Disk);
+/// A disk for the log with a file system as nodes have it.
+struct RealDisk {
+    disk: Disk,
+    image: PathBuf,
+}
 
-impl SlowDisk {
+impl RealDisk {
     fn new(node: &Node) -> Self {
         let directory = node.state.join("log");
         fs::create_dir_all(&directory).unwrap();
         let image = node.state.join("image");
         File::create(&image).unwrap().set_len(256 << 20).unwrap();
-        let (image, at) = (image.to_str().unwrap(), directory.to_str().unwrap());
-        output("mkfs.ext4", &["-q", image]);
-        output("mount", &["-o", "loop", image, at]);
+        output("mkfs.ext4", &["-q", image.to_str().unwrap()]);
         let options = FileOptions {
             path: directory.join("policy_action.log"),
             ..node.file_options()
         };
-        Self(Disk { options, directory })
+        let disk = Disk { options, directory };
+        let real = Self { disk, image };
+        real.mount();
+        real
     }
 
+    fn mount(&self) {
+        let (image, at) = (self.image.to_str().unwrap(), self.disk.directory.to_str().unwrap());
+        output("mount", &["-o", "loop,errors=remount-ro", image, at]);
+    }
+
+    /// Lets it take writes, but not end them.
     fn freeze(&self) -> Frozen<'_> {
-        output("fsfreeze", &["--freeze", self.0.directory.to_str().unwrap()]);
-        Frozen(&self.0)
+        output("fsfreeze", &["--freeze", self.disk.directory.to_str().unwrap()]);
+        Frozen(&self.disk)
+    }
+
+    /// It finds an error, and takes no writes any more, also to files that are open.
+    fn fail(&self) {
+        // What is not on it would not be there after it is mounted again.
+        File::open(self.disk.path()).unwrap().sync_all().unwrap();
+        let device = output("findmnt", &["-no", "SOURCE", self.disk.directory.to_str().unwrap()]);
+        let device = Path::new(device.trim()).file_name().unwrap();
+        let error = Path::new("/sys/fs/ext4").join(device).join("trigger_fs_error");
+        fs::write(error, "1").unwrap();
+    }
+
+    /// Somebody mends it, for which no file on it may be open.
+    fn mend(&self) {
+        umount2(&self.disk.directory, MntFlags::empty()).unwrap();
+        self.mount();
     }
 }
 
@@ -266,6 +292,50 @@ fn a_read_only_disk_keeps_no_daemon_from_enforcing() {
     });
 }
 
+/// As most file systems of nodes do it after an error: the file is open, and no write to it succeeds.
+#[test]
+fn what_a_disk_costs_that_fails_under_the_open_file_is_counted_and_told() {
+    on_a_node(8, |node| {
+        let real = RealDisk::new(node);
+        let disk = &real.disk;
+        let mut life = disk.start(node);
+        life.apply(&desired(node));
+        let mut traffic = Traffic::of(node, &life);
+        traffic.send(50, 20);
+        check(&mut life, disk, traffic.sent);
+        real.fail();
+        // More connections than half of the ring holds.
+        for _ in 0..6 {
+            traffic.send(10_000, 100);
+            until(&mut life, "room is made in the ring", |life| {
+                life.log.stopped().is_some() && life.log.figures().backlog <= 4 << 20
+            });
+        }
+        let told = life.log.stopped().unwrap();
+        assert!(told.starts_with("failed to ") && told.contains("(os error "), "{told}");
+        for _ in 0..2 {
+            let _ = life.log.close();
+            let _ = life.log.close_if_due(Instant::now() + LONG);
+        }
+        assert_eq!(life.log.imbalance(), Some([[0; 2]; 2]));
+        traffic.send(500, 50);
+        step(&mut life);
+        drop(life);
+        real.mend();
+        let mut life = disk.start(node);
+        until(&mut life, "it is mended", |life| life.log.stopped().is_none());
+        let written = check(&mut life, disk, traffic.sent);
+        assert!(written.why.iter().eq(["write-error"]), "{written:?}");
+        assert_eq!(
+            written.losses,
+            Count {
+                allow: 60_000,
+                deny: 600
+            }
+        );
+    });
+}
+
 #[test]
 fn something_else_in_the_files_place_is_told_until_it_is_gone() {
     on_a_node(1, |node| {
@@ -299,8 +369,9 @@ fn something_else_in_the_files_place_is_told_until_it_is_gone() {
 #[test]
 fn what_a_disk_that_hangs_costs_is_counted_and_told() {
     on_a_node(8, |node| {
-        let disk = SlowDisk::new(node);
-        let mut life = disk.0.start(node);
+        let real = RealDisk::new(node);
+        let disk = &real.disk;
+        let mut life = disk.start(node);
         life.apply(&desired(node));
         let mut traffic = Traffic::of(node, &life);
         let (metrics, cancel) = (Metrics::new().unwrap(), CancellationToken::new());
@@ -309,14 +380,14 @@ fn what_a_disk_that_hangs_costs_is_counted_and_told() {
             let _ends = cancel.clone().drop_guard();
             let written_at_last = |lines: u64| {
                 let end = Instant::now() + PATIENCE;
-                while written(disk.0.path()).lines < lines {
-                    assert!(Instant::now() < end, "{:?}", written(disk.0.path()));
+                while written(disk.path()).lines < lines {
+                    assert!(Instant::now() < end, "{:?}", written(disk.path()));
                     std::thread::sleep(Duration::from_millis(10));
                 }
             };
             traffic.send(50, 20);
             written_at_last(70);
-            let frozen = disk.freeze();
+            let frozen = real.freeze();
             let began = Instant::now();
             // More connections than the ring holds, and for longer than denies are aggregated.
             while traffic.sent.allow < MANY || began.elapsed() < HANG {
@@ -328,7 +399,7 @@ fn what_a_disk_that_hangs_costs_is_counted_and_told() {
                 }
             }
             assert_eq!(
-                written(disk.0.path()).lines,
+                written(disk.path()).lines,
                 70,
                 "nothing is written to a disk that hangs"
             );
@@ -336,7 +407,7 @@ fn what_a_disk_that_hangs_costs_is_counted_and_told() {
             cancel.cancel();
             follower.join().unwrap().unwrap();
         });
-        let written = check(&mut disk.0.start(node), &disk.0, traffic.sent);
+        let written = check(&mut disk.start(node), disk, traffic.sent);
         println!("{:?} sent, {written:?}", traffic.sent);
         assert!(written.why.iter().eq(["ring-full"]), "{written:?}");
         assert!(

@@ -105,8 +105,9 @@ impl Current {
 
     pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all(lines) {
-            // A part may have been written before the disk was full: a torn line must not stay.
-            self.is_torn = true;
+            // A part may have been written before the disk was full: a torn line must not stay. Where nothing was written
+            // there is nothing to take out, which a disk that takes no writes any more would not allow either.
+            self.is_torn = !self.file.metadata().is_ok_and(|found| found.len() <= self.size);
             return self.mend().and(Err(error));
         }
         self.size += lines.len() as u64;
