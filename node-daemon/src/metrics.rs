@@ -216,6 +216,11 @@ impl Metrics {
         self.deny_events.with_label_values(&[outcome]).inc();
     }
 
+    /// The policy log is not written, and whoever would say so does not come to it.
+    pub fn log_hangs(&self) {
+        self.log.stopped.set(1);
+    }
+
     /// Totals that only grow, also over a restart: what is shown is raised to them.
     pub fn set_account(&self, ledger: &Ledger, packets: &[[u64; Reason::ALL.len()]; 2], log: &LogFigures) {
         for direction in Direction::ALL {

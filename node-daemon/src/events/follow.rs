@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The events thread: polls the ring, since waking it from the packet path would cost more than the packet.
+//! The events thread: polls the ring, since waking it from the packet path would cost more than the packet. And another
+//! that watches it: a disk that hangs holds a thread up in the kernel, where it can tell nothing itself.
 
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -15,6 +18,8 @@ const POLL: u8 = 10;
 /// How often the counters of the generation in use are looked at.
 const LOOK: Duration = Duration::from_millis(100);
 const SHOW: Duration = Duration::from_secs(1);
+/// How long nothing may come forward before it is told: a busy disk answers sooner.
+const HANGS: Duration = Duration::from_secs(10);
 /// After the kernel's tables could not be read.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -43,11 +48,31 @@ impl LogHealth {
 /// Writes until cancelled, then what is left. `tell` is told how the log is when that changes, and once more where it
 /// returns false. `knows_names` says whether the cluster's objects have been read.
 pub fn follow(
+    log: PolicyLog,
+    metrics: &Metrics,
+    cancel: &CancellationToken,
+    knows_names: impl Fn() -> bool,
+    tell: impl Fn(&LogHealth) -> bool + Sync,
+) -> Result<()> {
+    let pulse = Pulse::new(log.hanging(HANGS));
+    std::thread::scope(|scope| {
+        // Its end is the watcher's.
+        let (_alive, ended) = mpsc::channel();
+        let watch = || pulse.watch(ended, metrics, &tell);
+        std::thread::Builder::new()
+            .name("events-watch".into())
+            .spawn_scoped(scope, watch)?;
+        write(log, metrics, cancel, knows_names, |health| pulse.beat(health, &tell))
+    })
+}
+
+/// Says how the log is after each step.
+fn write(
     mut log: PolicyLog,
     metrics: &Metrics,
     cancel: &CancellationToken,
     knows_names: impl Fn() -> bool,
-    tell: impl Fn(&LogHealth) -> bool,
+    says: impl Fn(LogHealth),
 ) -> Result<()> {
     // Edge-triggered: events that nobody was woken for do not end the wait, so that they are read in batches.
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -56,7 +81,6 @@ pub fn follow(
         EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0),
     )?;
     let (mut looked, mut shown) = (Instant::now(), None::<Instant>);
-    let mut news = News::default();
     let (began, mut waits_for_names) = (Instant::now(), true);
     while !cancel.is_cancelled() {
         log.admit_observers();
@@ -80,7 +104,7 @@ pub fn follow(
                 std::thread::sleep(RETRY);
             }
         }
-        news.pass_on(LogHealth::of(&log), &tell);
+        says(LogHealth::of(&log));
         if shown.is_none_or(|at| now.duration_since(at) >= SHOW) {
             shown = Some(now);
             show(&log, metrics)?;
@@ -90,6 +114,56 @@ pub fn follow(
         tracing::warn!(%error, "what is left stays in the kernel for the next life");
     }
     Ok(())
+}
+
+/// Whether the events thread comes forward, and what was told.
+struct Pulse {
+    /// What is told where it does not.
+    hanging: String,
+    last: Mutex<Beat>,
+}
+
+struct Beat {
+    at: Instant,
+    news: News,
+}
+
+impl Pulse {
+    fn new(hanging: String) -> Self {
+        let beat = Beat {
+            at: Instant::now(),
+            news: News::default(),
+        };
+        Self {
+            hanging,
+            last: Mutex::new(beat),
+        }
+    }
+
+    fn last(&self) -> MutexGuard<'_, Beat> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn beat(&self, health: LogHealth, tell: &impl Fn(&LogHealth) -> bool) {
+        let mut last = self.last();
+        last.at = Instant::now();
+        last.news.pass_on(health, tell);
+    }
+
+    fn watch(&self, ended: Receiver<()>, metrics: &Metrics, tell: &impl Fn(&LogHealth) -> bool) {
+        while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+            // Held until it is told, so that nothing that is over is told after its end.
+            let mut last = self.last();
+            if last.at.elapsed() >= HANGS {
+                let health = LogHealth {
+                    stopped: Some(self.hanging.clone()),
+                    imbalance: last.news.logged.imbalance.clone(),
+                };
+                metrics.log_hangs();
+                last.news.pass_on(health, tell);
+            }
+        }
+    }
 }
 
 /// How the log is, as it was told last.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio_util::sync::CancellationToken;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::events::{FileOptions, LogFile, follow_events};
+use wardline_node::events::{FileOptions, LogFile, LogHealth, follow_events};
 use wardline_node::metrics::Metrics;
 
 use crate::support::{Life, Node, on_a_node, output};
@@ -375,9 +375,22 @@ fn what_a_disk_that_hangs_costs_is_counted_and_told() {
         life.apply(&desired(node));
         let mut traffic = Traffic::of(node, &life);
         let (metrics, cancel) = (Metrics::new().unwrap(), CancellationToken::new());
+        let told = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
-            let follower = scope.spawn(|| follow_events(life.log, &metrics, &cancel, || true, |_| true));
+            let tell = |health: &LogHealth| {
+                told.lock().unwrap().push(health.stopped.clone());
+                true
+            };
+            let (metrics, cancel) = (&metrics, &cancel);
+            let follower = scope.spawn(move || follow_events(life.log, metrics, cancel, || true, tell));
             let _ends = cancel.clone().drop_guard();
+            let shown = |stopped: &str| {
+                let end = Instant::now() + PATIENCE;
+                while metric(metrics, "wardline_log_stopped") != stopped {
+                    assert!(Instant::now() < end, "wardline_log_stopped is not {stopped}");
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            };
             let written_at_last = |lines: u64| {
                 let end = Instant::now() + PATIENCE;
                 while written(disk.path()).lines < lines {
@@ -403,7 +416,17 @@ fn what_a_disk_that_hangs_costs_is_counted_and_told() {
                 70,
                 "nothing is written to a disk that hangs"
             );
+            // While it hangs, though whoever writes can tell nothing.
+            shown("1");
+            let problem = format!(
+                "failed to write policy log {}: its disk has not answered for more than 10 s",
+                disk.path().display()
+            );
+            std::thread::sleep(Duration::from_secs(2));
+            assert_eq!(*told.lock().unwrap(), [Some(problem.clone())], "once");
             drop(frozen);
+            shown("0");
+            assert_eq!(*told.lock().unwrap(), [Some(problem), None]);
             cancel.cancel();
             follower.join().unwrap().unwrap();
         });

@@ -116,6 +116,10 @@ impl LogFile {
         }
     }
 
+    pub fn path(&self) -> &Path {
+        &self.options.path
+    }
+
     /// Sees that lines could be written now, as far as that can be seen without writing any.
     pub fn prepare(&mut self) -> Result<(), FileError> {
         let path = &self.options.path;

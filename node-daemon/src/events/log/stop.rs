@@ -35,6 +35,15 @@ impl PolicyLog {
         self.stop.as_ref().map(|stop| stop.problem.as_str())
     }
 
+    /// What is to be told where a write has not come to its end for so long.
+    pub fn hanging(&self, long: Duration) -> String {
+        format!(
+            "failed to write policy log {}: its disk has not answered for more than {} s",
+            self.file.path().display(),
+            long.as_secs()
+        )
+    }
+
     pub(super) fn may_write(&self, now: Instant) -> bool {
         self.stop.as_ref().is_none_or(|stop| now >= stop.retry_at)
     }
