@@ -205,6 +205,42 @@ fn a_full_disk_loses_nothing_that_the_kernel_can_keep() {
     }
 }
 
+/// The files that were kept are what fills the disk.
+#[test]
+fn old_files_that_are_too_many_go_while_nothing_can_be_written() {
+    for waits in [false, true] {
+        on_a_node(1, |node| {
+            let mut disk = Disk::new(node, "size=4m", 30);
+            let old = |i: usize| {
+                let name = format!("policy_action-2026-01-01T00-00-{i:02}.000000.log");
+                disk.directory.join(name)
+            };
+            for i in 0..40 {
+                let line = r#"{"disposition":"allow"}"#.to_owned() + &" ".repeat(80_000);
+                fs::write(old(i), line + "\n").unwrap();
+            }
+            disk.options.max_files = 4;
+            let mut life = disk.start(node);
+            assert!(life.log.stopped().is_some());
+            life.apply(&desired(node));
+            let mut traffic = Traffic::of(node, &life);
+            if waits {
+                traffic.send(50, 20);
+                life.log.close().unwrap_err();
+            }
+            until(&mut life, "there is room", |life| life.log.stopped().is_none());
+            until(&mut life, "all that is too much is deleted", |life| {
+                life.log.ledger().deleted_records == [36, 0, 0]
+            });
+            let left: Vec<_> = (0..40).filter(|i| old(*i).exists()).collect();
+            assert_eq!(left, [36, 37, 38, 39]);
+            (36..40).for_each(|i| fs::remove_file(old(i)).unwrap());
+            traffic.send(1, 1);
+            check(&mut life, &disk, traffic.sent);
+        });
+    }
+}
+
 #[test]
 fn what_a_disk_that_stays_full_costs_is_counted_and_told_through_restarts() {
     on_a_node(8, |node| {

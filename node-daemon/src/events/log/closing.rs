@@ -64,6 +64,7 @@ struct Outcome {
 impl PolicyLog {
     /// Closes the generation in use when its first verdict is old enough, and whatever an earlier attempt left.
     pub fn close_if_due(&mut self, now: Instant) -> Result<(), LogError> {
+        self.make_space(now)?;
         if self.pending.is_some() {
             return self.finish_pending(now);
         }

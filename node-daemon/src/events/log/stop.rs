@@ -92,6 +92,21 @@ impl PolicyLog {
             return Ok(());
         }
         self.file.rotate_if_old().map_err(|error| self.stop_for(error))?;
+        self.delete_old(now)
+    }
+
+    /// Deletes what is too much while nothing can be written: it may be what fills the disk. Not where lines that are not
+    /// entered may stand in more than the newest file: a next life would look for them.
+    pub(super) fn make_space(&mut self, now: Instant) -> Result<(), LogError> {
+        let closing = self.written.closing.map(|(generation, _)| generation);
+        let is_half_written = self.pending.is_some_and(|pending| closing == Some(pending.generation));
+        if self.stop.is_none() || self.file.is_torn() || is_half_written {
+            return Ok(());
+        }
+        self.delete_old(now)
+    }
+
+    fn delete_old(&mut self, now: Instant) -> Result<(), LogError> {
         if now < self.delete_at {
             return Ok(());
         }
