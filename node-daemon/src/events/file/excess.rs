@@ -36,11 +36,20 @@ pub struct Excess {
 
 #[derive(Debug)]
 pub(super) enum Counting {
-    /// Nobody looked since the last rotation.
+    /// Nobody looked since the last rotation, or since the present file has lines.
     Unknown,
     /// No file is too many.
     Done,
     Under(Box<Reading>),
+}
+
+impl Counting {
+    /// More may be too much than was.
+    pub(super) fn look_again(&mut self) {
+        if matches!(self, Self::Done) {
+            *self = Self::Unknown;
+        }
+    }
 }
 
 /// A file that is being counted.
@@ -59,7 +68,9 @@ impl LogFile {
     pub fn count_excess(&mut self, budget: usize, counted: u64) -> Result<Option<Excess>, FileError> {
         if matches!(self.counting, Counting::Unknown) {
             let old = self.rotated.list().map_err(|cause| self.read_error(cause))?;
-            if old.len() <= self.options.max_files as usize {
+            // Whoever is killed goes on from the last lines: they stay until the present file has some.
+            let kept = (self.options.max_files as usize).max(usize::from(!self.has_lines()));
+            if old.len() <= kept {
                 self.counting = Counting::Done;
                 return Ok(None);
             }

@@ -130,7 +130,10 @@ impl LogFile {
         }
         let current = match &mut self.current {
             Some(current) => current,
-            none => none.insert(Current::open(path)?),
+            none => {
+                self.counting.look_again();
+                none.insert(Current::open(path)?)
+            }
         };
         current.mend().map_err(|cause| write_error(path, cause))?;
         let space = current.space().map_err(|cause| write_error(path, cause))?;
@@ -168,6 +171,9 @@ impl LogFile {
     /// Appends whole lines. After an error none of them is in the file, or [`LogFile::is_torn`].
     pub fn append(&mut self, lines: &[u8]) -> Result<(), FileError> {
         self.make_room(lines.len())?;
+        if !self.has_lines() {
+            self.counting.look_again();
+        }
         let path = &self.options.path;
         let Some(current) = &mut self.current else {
             return Err(write_error(path, io::ErrorKind::NotFound.into()));
@@ -228,6 +234,10 @@ impl LogFile {
         Ok(())
     }
 
+    fn has_lines(&self) -> bool {
+        self.current.as_ref().is_some_and(|current| current.size() > 0)
+    }
+
     fn is_old(&self) -> bool {
         let begun = self.current.as_ref().and_then(Current::begun);
         let age = begun.and_then(|begun| SystemTime::now().duration_since(begun).ok());
@@ -244,7 +254,6 @@ impl LogFile {
         fs::rename(path, to).map_err(rotate_error)?;
         self.current = None;
         self.rotations += 1;
-        // What is too much is deleted when the new file has lines: until then the last one may be needed to go on from.
         self.counting = Counting::Unknown;
         self.current = Some(Current::open(path)?);
         Ok(())

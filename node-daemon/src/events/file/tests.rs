@@ -124,6 +124,25 @@ fn rotates_by_age_also_where_nothing_is_written() {
 }
 
 #[test]
+fn the_last_lines_stay_until_there_are_newer_ones() {
+    for max_files in [0, 1] {
+        let mut log = Log::new(|options| {
+            options.max_files = max_files;
+            options.max_age = Some(Duration::from_millis(50));
+        });
+        log.file.append(b"one\n").unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        log.file.rotate_if_old().unwrap();
+        assert_eq!(log.text(), "");
+        assert_eq!(log.delete_excess(), []);
+        assert_eq!(log.old().len(), 1, "{max_files}");
+        log.file.append(b"two\n").unwrap();
+        log.delete_excess();
+        assert_eq!(log.old().len(), max_files as usize);
+    }
+}
+
+#[test]
 fn age_goes_on_over_a_restart() {
     let mut log = Log::new(|options| options.max_age = Some(Duration::from_millis(50)));
     log.file.append(b"one\n").unwrap();
@@ -210,6 +229,7 @@ fn a_file_that_is_counted_is_not_counted_again() {
     };
     // The daemon is killed between counting and deleting.
     log.file = LogFile::new(log.file.options.clone());
+    log.file.prepare().unwrap();
     let again = log.file.count_excess(1 << 20, excess.id).unwrap().unwrap();
     assert_eq!((again.id, again.contents), (excess.id, None));
     log.file.delete(&again).unwrap();
