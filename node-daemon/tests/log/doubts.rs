@@ -101,6 +101,47 @@ fn a_gap_in_the_kernels_account_is_told_once() {
 }
 
 #[test]
+fn a_gap_is_told_also_where_the_last_file_cannot_be_read() {
+    for has_old in [true, false] {
+        on_a_node(1, |node| {
+            let log = node.file_options().path;
+            let mut life = start(node, &log);
+            Traffic::of(node, &life).send(3, 2);
+            settle(&mut life);
+            drop(life);
+            let away = if has_old {
+                log.with_file_name("policy_action-2026-01-01T00-00-00.000000.log")
+            } else {
+                log.with_file_name("away")
+            };
+            fs::rename(&log, &away).unwrap();
+            let before = fs::read_to_string(&away).unwrap();
+            let last: Value = serde_json::from_str(before.lines().last().unwrap()).unwrap();
+            fs::create_dir(&log).unwrap();
+
+            let anew = node.beside("anew", &node.veths);
+            let mut life = start(&anew, &log);
+            assert!(life.log.stopped().is_some_and(|told| told.contains("a directory")));
+            fs::remove_dir(&log).unwrap();
+            Traffic::of(&anew, &life).send(1, 0);
+            std::thread::sleep(Duration::from_millis(600));
+            settle(&mut life);
+            let told = losses(&log);
+            check(&told, "gap");
+            let (since, until) = (time(&told[0]["timestamp"]), time(&told[0]["last_timestamp"]));
+            if has_old {
+                assert!(since < time(&last["last_timestamp"]), "{told:?}");
+            } else {
+                assert_eq!(since, until, "nobody knows since when");
+            }
+            drop(life);
+            settle(&mut start(&anew, &log));
+            assert_eq!(losses(&log).len(), 4, "once");
+        });
+    }
+}
+
+#[test]
 fn lines_that_may_repeat_others_are_announced() {
     for (is_killed, is_taken, is_told) in [(true, true, true), (true, false, false), (false, true, false)] {
         on_a_node(1, |node| {

@@ -213,25 +213,28 @@ impl LogFile {
     }
 
     /// Calls `each` with the last whole lines, the newest first, until it returns false: those of the file in use, then
-    /// of those before it. Nothing is written for it, and a file that is not ours not read.
+    /// of those before it. Nothing is written for it. A file that is not ours, or cannot be read, is left out and the error
+    /// returned in the end.
     pub fn last_lines(&self, mut each: impl FnMut(&[u8]) -> bool) -> Result<(), FileError> {
         let old = self.rotated.list().map_err(|cause| self.read_error(cause))?;
         let former = old.iter().rev().map(|old| old.path.as_path());
-        let mut left = BACK;
+        let (mut left, mut result) = (BACK, Ok(()));
         for path in std::iter::once(self.options.path.as_path()).chain(former) {
-            let file = match open::for_reading(path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(self.read_error(error)),
-            };
-            let whole = lines::end_of_last(&file)
-                .and_then(|end| backwards(&file, end, &mut left, &mut each))
-                .map_err(|cause| self.read_error(cause))?;
-            if !whole {
-                break;
+            let read = open::for_reading(path).and_then(|file| {
+                let end = lines::end_of_last(&file)?;
+                backwards(&file, end, &mut left, &mut each)
+            });
+            match read {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(cause) => {
+                    let path = path.to_owned();
+                    result = result.and(Err(FileError::Read { path, cause }));
+                }
             }
         }
-        Ok(())
+        result
     }
 
     fn has_lines(&self) -> bool {

@@ -32,7 +32,9 @@ pub(super) enum Doubt {
 pub(super) struct Found<'a> {
     /// In the files.
     pub(super) written: &'a Written,
-    /// The file that was written last is among them, and could be read.
+    /// Each could be read.
+    pub(super) is_past_read: bool,
+    /// And the file that was written last is among them.
     pub(super) is_read: bool,
     pub(super) ledger: &'a Ledger,
     /// When the account was begun.
@@ -46,13 +48,18 @@ pub(super) struct Found<'a> {
 impl Found<'_> {
     pub(super) fn doubts(&self) -> Vec<Doubt> {
         let wait = u64::try_from((self.aggregation + LOOKS).as_nanos()).unwrap_or(u64::MAX);
-        let gap = self.written.former.filter(|_| self.ledger.is_begun == 0).map(|newest| {
-            let until = self.epoch.max(newest);
-            Doubt::Gap {
+        let gap = match self.written.former {
+            _ if self.ledger.is_begun != 0 => None,
+            Some(newest) => Some(Doubt::Gap {
                 since: newest.saturating_sub(wait),
-                until,
-            }
-        });
+                until: self.epoch.max(newest),
+            }),
+            // Something was before, and nobody knows until when.
+            None => (!self.is_past_read && !self.written.is_own).then_some(Doubt::Gap {
+                since: self.epoch,
+                until: self.epoch,
+            }),
+        };
         let may_repeat = self.ledger.is_writing != 0 && !self.is_all_entered && !(self.is_read && self.is_tail_there());
         gap.into_iter().chain(may_repeat.then_some(Doubt::MayRepeat)).collect()
     }
@@ -180,6 +187,7 @@ mod tests {
         for (what, written, ledger, expected) in table {
             let found = Found {
                 written: &written,
+                is_past_read: true,
                 is_read: true,
                 ledger: &ledger,
                 epoch: 9_000_000_000,
@@ -196,6 +204,13 @@ mod tests {
                 ledger.is_writing == 1,
                 "{what}, unread"
             );
+            let unread_past = Found {
+                is_past_read: false,
+                ..unread
+            };
+            let has_gap = |found: &Found<'_>| found.doubts().iter().any(|doubt| matches!(doubt, Doubt::Gap { .. }));
+            let may_hide_one = ledger.is_begun == 0 && !written.is_own;
+            assert_eq!(has_gap(&unread_past), may_hide_one, "{what}, an unread past");
             let entered = Found {
                 is_all_entered: true,
                 ..unread

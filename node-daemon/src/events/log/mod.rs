@@ -146,6 +146,7 @@ impl PolicyLog {
         }
         let found = Found {
             written: &written,
+            is_past_read: learned.is_ok(),
             is_read: learned.is_ok() && (ledger.file == 0 || file.has(ledger.file)),
             ledger: &ledger,
             epoch: accounts.epoch(),
