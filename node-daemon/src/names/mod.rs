@@ -9,6 +9,7 @@ mod journal;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -70,9 +71,10 @@ struct Owner {
 /// which nobody sets.
 #[derive(Clone, Debug)]
 struct Holders<T> {
-    present: Option<T>,
-    /// With when they left, the oldest first.
-    former: VecDeque<(T, u64)>,
+    /// With when they came.
+    present: Option<(T, u64)>,
+    /// With when they came and left, the oldest first.
+    former: VecDeque<(T, Range<u64>)>,
 }
 
 impl<T> Default for Holders<T> {
@@ -87,32 +89,38 @@ impl<T> Default for Holders<T> {
 impl<T> Holders<T> {
     /// Somebody comes, or nobody, in place of whoever is there.
     fn replace(&mut self, holder: Option<T>, now: u64) {
-        if let Some(left) = std::mem::replace(&mut self.present, holder) {
+        let new = holder.map(|holder| (holder, now));
+        if let Some((left, came)) = std::mem::replace(&mut self.present, new) {
             if self.former.len() == FORMER {
                 self.former.pop_front();
             }
-            self.former.push_back((left, now));
+            self.former.push_back((left, came..now));
         }
     }
 
+    fn present(&self) -> Option<&T> {
+        self.present.as_ref().map(|(holder, _)| holder)
+    }
+
     /// Who had it at that time, nanoseconds since the epoch. What was on its way when somebody left is still theirs, where
-    /// nobody has come since.
+    /// nobody had come since. Whoever comes may have been there a little before it was known.
     fn at(&self, time: u64, is_possible: impl Fn(&T) -> bool) -> Option<&T> {
         if self.former.is_empty() {
-            return self.present.as_ref().filter(|holder| is_possible(holder));
+            return self.present().filter(|holder| is_possible(holder));
         }
         let time = Clock::read().monotonic(time);
-        let then = self
-            .former
-            .iter()
-            .find(|(_, left)| time < *left)
-            .map(|(holder, _)| holder);
-        let last = || {
-            let (holder, left) = self.former.back()?;
-            (time < left.saturating_add(ON_ITS_WAY)).then_some(holder)
-        };
-        let holder = then.or(self.present.as_ref()).filter(|holder| is_possible(holder));
-        holder.or_else(|| last().filter(|holder| is_possible(holder)))
+        let gone = self.former.partition_point(|(_, there)| there.end <= time);
+        let then = self.former.get(gone).map(|(holder, there)| (holder, there.start));
+        let then = then.or(self.present.as_ref().map(|(holder, came)| (holder, *came)));
+        let then = then.filter(|(holder, _)| is_possible(holder));
+        let before = gone.checked_sub(1).and_then(|last| self.former.get(last));
+        let before =
+            before.filter(|(holder, there)| time < there.end.saturating_add(ON_ITS_WAY) && is_possible(holder));
+        match (then, before) {
+            (Some((_, came)), Some((before, _))) if time < came => Some(before),
+            (Some((holder, _)), _) | (None, Some((holder, _))) => Some(holder),
+            (None, None) => None,
+        }
     }
 
     /// Forgets those who left too long ago. Returns whether somebody is left.
@@ -120,7 +128,7 @@ impl<T> Holders<T> {
         while self
             .former
             .front()
-            .is_some_and(|(_, left)| now.saturating_sub(*left) >= KEEP)
+            .is_some_and(|(_, there)| now.saturating_sub(there.end) >= KEEP)
         {
             self.former.pop_front();
         }
@@ -211,10 +219,9 @@ impl Names {
                     let owner = Owner { party, created };
                     for address in joined {
                         let holders = addresses.entry(address).or_default();
-                        if let Some(present) = holders.present.as_mut().filter(|present| present.party == owner.party) {
-                            present.created = owner.created;
-                        } else {
-                            holders.replace(Some(owner.clone()), now);
+                        match &mut holders.present {
+                            Some((present, _)) if present.party == owner.party => present.created = owner.created,
+                            _ => holders.replace(Some(owner.clone()), now),
                         }
                     }
                 }
@@ -222,9 +229,8 @@ impl Names {
                     // Somebody else may have the address already.
                     for address in left {
                         let holders = addresses.get_mut(&address);
-                        let is_there = |holders: &&mut Holders<Owner>| {
-                            holders.present.as_ref().is_some_and(|owner| owner.party == party)
-                        };
+                        let is_there =
+                            |holders: &&mut Holders<Owner>| holders.present().is_some_and(|owner| owner.party == party);
                         if let Some(holders) = holders.filter(is_there) {
                             holders.replace(None, now);
                         }
@@ -241,7 +247,7 @@ impl Names {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         for (key, service) in fronts {
             let holders = known.services.entry(key).or_default();
-            if holders.present != service {
+            if holders.present() != service.as_ref() {
                 holders.replace(service, now);
             }
         }
@@ -446,8 +452,10 @@ mod tests {
         assert_eq!(at(start), Some(pod("a")));
         assert_eq!(at(of_a + SECOND), Some(pod("a")), "on its way when it left");
         assert_eq!(at(of_a + 3 * SECOND), None, "nobody's");
+        std::thread::sleep(std::time::Duration::from_millis(20));
         names.apply_moves(vec![joins("b", seconds)]);
         assert_eq!(at(start - SECOND), Some(pod("a")));
+        assert_eq!(at(of_a + SECOND / 100), Some(pod("a")), "b had not come yet");
         assert_eq!(at(clock::wall()), Some(pod("b")));
         let of_b = clock::wall();
         names.apply_moves(vec![joins("c", seconds), leaves("b")]);
