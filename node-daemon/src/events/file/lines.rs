@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Where the whole lines of a file end.
+//! Where the whole lines of a file end, and since when they have been there.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, SystemTime};
+
+use serde::Deserialize;
+use wardline_record::Timestamp;
 
 /// Bytes that are read at once.
 const BLOCK: u64 = 64 << 10;
@@ -19,6 +23,23 @@ pub(super) fn end_of_last(file: &File) -> io::Result<u64> {
         }
     }
     Ok(0)
+}
+
+/// What a line says about its time.
+#[derive(Deserialize)]
+struct Time {
+    timestamp: Timestamp,
+    last_timestamp: Option<Timestamp>,
+}
+
+/// When that happened, the last of it, of which the first line tells. None where it is no record.
+pub(super) fn time_of_first(file: &File) -> Option<SystemTime> {
+    let mut block = vec![0; usize::try_from(BLOCK).ok()?];
+    let length = file.read_at(&mut block, 0).ok()?;
+    let line = block[..length].split(|byte| *byte == b'\n').next()?;
+    let time: Time = serde_json::from_slice(line).ok()?;
+    let nanoseconds = time.last_timestamp.unwrap_or(time.timestamp).0;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(nanoseconds))
 }
 
 /// Reads the block that ends at `at`. Returns where it begins.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The file that is being written.
 
-use std::fs::{self, File, FileType, Metadata, OpenOptions};
+use std::cmp::Ordering;
+use std::fs::{self, File, FileType, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -60,32 +61,27 @@ impl Current {
         })?;
         let metadata = file.metadata().map_err(open_error)?;
         check_kind(path, metadata.file_type())?;
+        // Somebody else may have made it.
+        if metadata.mode() & 0o7777 != MODE {
+            file.set_permissions(Permissions::from_mode(MODE)).map_err(open_error)?;
+        }
         let size = lines::end_of_last(&file).map_err(open_error)?;
         if size < metadata.len() {
             file.set_len(size).map_err(open_error)?;
         }
         Ok(Self {
-            file,
             id: id(&metadata),
             size,
-            begun: (size > 0).then(|| born(&metadata)),
+            begun: (size > 0).then(|| begun(&file, &metadata)),
+            file,
             is_torn: false,
         })
     }
 
-    /// Whether it still is what stands at `path`; somebody may have emptied it in place.
-    pub(super) fn is_at(&mut self, path: &Path) -> Result<bool, FileError> {
+    /// Whether it still is what stands at `path`.
+    pub(super) fn is_at(&self, path: &Path) -> Result<bool, FileError> {
         match fs::symlink_metadata(path) {
-            Ok(metadata) if id(&metadata) == self.id => {
-                if !self.is_torn {
-                    self.size = metadata.len();
-                }
-                if self.size == 0 {
-                    self.begun = None;
-                }
-                Ok(true)
-            }
-            Ok(_) => Ok(false),
+            Ok(metadata) => Ok(id(&metadata) == self.id),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(cause) => Err(FileError::Open {
                 path: path.to_owned(),
@@ -94,11 +90,20 @@ impl Current {
         }
     }
 
-    /// Takes out what a failed write left.
+    /// Takes out what a failed write left, or whoever cut it in place, which may leave nothing.
     pub(super) fn mend(&mut self) -> io::Result<()> {
-        if self.is_torn {
-            self.file.set_len(self.size)?;
-            self.is_torn = false;
+        let length = self.file.metadata()?.len();
+        let size = match length.cmp(&self.size) {
+            Ordering::Less => lines::end_of_last(&self.file)?,
+            Ordering::Greater if self.is_torn => self.size,
+            _ => length,
+        };
+        if size < length {
+            self.file.set_len(size)?;
+        }
+        (self.size, self.is_torn) = (size, false);
+        if size == 0 {
+            self.begun = None;
         }
         Ok(())
     }
@@ -174,10 +179,12 @@ fn id(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// When a file was made; of a file system that does not know, when it was last written to.
-fn born(metadata: &Metadata) -> SystemTime {
-    metadata
-        .created()
-        .or_else(|_| metadata.modified())
-        .unwrap_or_else(|_| SystemTime::now())
+/// When the first line was written, about: when the file was made, or later when what the line tells of had happened. Of a
+/// file system and a line that do not know, when it was last written to.
+fn begun(file: &File, metadata: &Metadata) -> SystemTime {
+    let made = metadata.created().ok();
+    let told = lines::time_of_first(file);
+    made.max(told)
+        .or_else(|| metadata.modified().ok())
+        .unwrap_or_else(SystemTime::now)
 }

@@ -260,6 +260,55 @@ fn a_moved_deleted_or_emptied_file_is_begun_anew() {
     assert_eq!(fs::metadata(&log.path).unwrap().permissions().mode() & 0o7777, 0o640);
 }
 
+/// As logrotate does it with `create 0644` before the daemon notices, and as an umask of the daemon would have it.
+#[test]
+fn a_file_that_somebody_made_anew_is_not_for_everybody() {
+    for mode in [0o644, 0o666, 0o600, 0o4755] {
+        let mut log = Log::new(|_| {});
+        log.file.append(b"one\n").unwrap();
+        fs::remove_file(&log.path).unwrap();
+        fs::write(&log.path, "").unwrap();
+        fs::set_permissions(&log.path, fs::Permissions::from_mode(mode)).unwrap();
+        log.file.append(b"two\n").unwrap();
+        let found = fs::metadata(&log.path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(found, 0o640, "{mode:o}");
+    }
+}
+
+#[test]
+fn a_line_that_is_cut_in_place_is_taken_out() {
+    for (length, left) in [(0, ""), (2, ""), (4, "one\n"), (6, "one\n"), (8, "one\ntwo\n")] {
+        let mut log = Log::new(|_| {});
+        log.file.append(b"one\ntwo\n").unwrap();
+        let file = fs::File::options().write(true).open(&log.path).unwrap();
+        file.set_len(length).unwrap();
+        log.file.append(b"three\n").unwrap();
+        assert_eq!(log.text(), format!("{left}three\n"));
+        assert_eq!(log.file.position().size, log.text().len() as u64);
+    }
+}
+
+#[test]
+fn a_file_ages_from_its_first_line_on_also_over_a_restart() {
+    let second = 1_000_000_000;
+    let now = crate::clock::wall();
+    let line = |time: u64| {
+        let time = serde_json::to_string(&wardline_record::Timestamp(time)).unwrap();
+        format!("{{\"timestamp\":{time},\"seq\":\"1-r8\"}}\n")
+    };
+    for (time, is_old) in [(now, false), (now - 3600 * second, true), (now + 3600 * second, false)] {
+        let mut log = Log::new(|options| options.max_age = Some(Duration::from_millis(50)));
+        // It was begun, or emptied, long before.
+        log.file.prepare().unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        log.file = LogFile::new(log.file.options.clone());
+        let first = line(if time == now { crate::clock::wall() } else { time });
+        fs::write(&log.path, &first).unwrap();
+        log.file.append(b"two\n").unwrap();
+        assert_eq!(log.old().len(), usize::from(is_old), "{first}");
+    }
+}
+
 type Make<'a> = &'a dyn Fn(&Path);
 
 #[test]
