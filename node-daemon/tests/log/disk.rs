@@ -271,7 +271,7 @@ fn what_a_disk_that_stays_full_costs_is_counted_and_told_through_restarts() {
             "{given_up:?}"
         );
 
-        // Denies wait, and are given up in the end: those of a generation that is closed, and of the one after it.
+        // The rest waits, and is given up in the end: what is of a generation that is closed, and of the one after it.
         for _ in 0..2 {
             let closed = life.log.close().unwrap_err().to_string();
             assert!(closed.starts_with("failed to write policy log "), "{closed}");

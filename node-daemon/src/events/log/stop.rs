@@ -2,10 +2,11 @@
 //! While the file cannot be written.
 //!
 //! The kernel keeps what it has room for: events in the ring, denies in their table. What half of the ring cannot hold is
-//! given up, the oldest first, and a closed generation when it has waited for [`PATIENCE`]. Both are entered as lost, in
-//! the ledger, and the next generation that is written tells of them. So memory and the kernel's tables stay bounded for
-//! as long as it takes, and the account exact. Where a write failed half way and cannot be taken back, nothing is given
-//! up, for a part of it may stand in the file: names are then kept until it can be (docs/decisions/0012-a-log-that-cannot-be-written.md).
+//! given up, the oldest first, and a closed generation when it has waited for [`PATIENCE`], with the events up to its end:
+//! their ids could not be forgotten either. Both are entered as lost, in the ledger, and the next generation that is
+//! written tells of them. So memory and the kernel's tables stay bounded for as long as it takes, and the account exact.
+//! Where a write failed half way and cannot be taken back, nothing is given up, for a part of it may stand in the file:
+//! names are then kept until it can be (docs/decisions/0012-a-log-that-cannot-be-written.md).
 
 use std::time::{Duration, Instant};
 
