@@ -11,6 +11,7 @@ mod exact;
 mod flood;
 mod kills;
 mod names;
+mod steps;
 #[path = "../support/mod.rs"]
 mod support;
 mod switches;
