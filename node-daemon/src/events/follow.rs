@@ -124,14 +124,15 @@ struct Pulse {
 }
 
 struct Beat {
-    at: Instant,
+    /// How often it was looked for since: time alone also passes for a machine that stands still.
+    looks: u32,
     news: News,
 }
 
 impl Pulse {
     fn new(hanging: String) -> Self {
         let beat = Beat {
-            at: Instant::now(),
+            looks: 0,
             news: News::default(),
         };
         Self {
@@ -146,7 +147,7 @@ impl Pulse {
 
     fn beat(&self, health: LogHealth, tell: &impl Fn(&LogHealth) -> bool) {
         let mut last = self.last();
-        last.at = Instant::now();
+        last.looks = 0;
         last.news.pass_on(health, tell);
     }
 
@@ -154,7 +155,8 @@ impl Pulse {
         while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             // Held until it is told, so that nothing that is over is told after its end.
             let mut last = self.last();
-            if last.at.elapsed() >= HANGS {
+            last.looks = last.looks.saturating_add(1);
+            if LOOK * last.looks >= HANGS {
                 let health = LogHealth {
                     stopped: Some(self.hanging.clone()),
                     imbalance: last.news.logged.imbalance.clone(),
