@@ -92,7 +92,8 @@ impl RealDisk {
 
     fn mount(&self) {
         let (image, at) = (self.image.to_str().unwrap(), self.disk.directory.to_str().unwrap());
-        output("mount", &["-o", "loop,errors=remount-ro", image, at]);
+        // Some kernels take delayed writes after an error, and drop them.
+        output("mount", &["-o", "loop,errors=remount-ro,nodelalloc", image, at]);
     }
 
     /// Lets it take writes, but not end them.
