@@ -24,7 +24,7 @@ use wardline_node::events::FileOptions;
 use wardline_node::index::Desired;
 use wardline_policy::model::{Direction, ObjectName};
 
-use crate::support::{Node, Program, monotonic, named, on_a_node, output, programs_at};
+use crate::support::{Node, Program, monotonic, named, on_a_node, output};
 use crate::{Count, Family, NODE, objects, parse, pod, written};
 
 const AGGREGATION: Duration = Duration::from_millis(50);
@@ -228,10 +228,16 @@ impl Sender<'_> {
             given: self.order.number,
         });
         let attached = |ifindex| {
-            // A life that was killed before it attached its links leaves it to the next one, which begins with filters.
-            let has_link = !programs_at(self.node.attach, ifindex, Direction::Ingress).is_empty();
-            let attach = if has_link { self.node.attach } else { AttachKind::Clsact };
-            Program::attached(attach, ifindex, Direction::Ingress)
+            let end = Instant::now() + PATIENCE;
+            // A life that was killed before it attached its links leaves it to the next one, which begins with filters. And
+            // a life that begins puts its own programs in the place of those that are there.
+            loop {
+                let find = |attach| Program::find(attach, ifindex, Direction::Ingress);
+                if let Some(program) = find(self.node.attach).or_else(|| find(AttachKind::Clsact)) {
+                    return program;
+                }
+                assert!(Instant::now() < end, "no program at {ifindex}");
+            }
         };
         let servers: Vec<Program> = self.order.servers.iter().map(|ifindex| attached(*ifindex)).collect();
         let send = |program: &Program, server: usize, port: u64, is_admitted: bool| {

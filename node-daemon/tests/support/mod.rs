@@ -311,11 +311,14 @@ pub struct Program {
 
 impl Program {
     pub fn attached(attach: AttachKind, ifindex: u32, direction: Direction) -> Self {
-        let id = programs_at(attach, ifindex, direction)[0];
-        Self {
-            fd: libbpf_rs::Program::fd_from_id(id).unwrap(),
-            ifindex,
-        }
+        Self::find(attach, ifindex, direction).expect("it is attached")
+    }
+
+    /// None where there is none, or another has just taken its place.
+    pub fn find(attach: AttachKind, ifindex: u32, direction: Direction) -> Option<Self> {
+        let id = *programs_at(attach, ifindex, direction).first()?;
+        let fd = libbpf_rs::Program::fd_from_id(id).ok()?;
+        Some(Self { fd, ifindex })
     }
 
     /// Whether the frame passes.
