@@ -244,9 +244,10 @@ impl Control {
         if !self.index.is_synced() {
             return;
         }
+        // An ADD tells where a pod's host ports lead.
+        let bound = self.waiting.attach(&mut self.index);
         // Before policy, which brings new pods in force: they find all Services there.
         self.apply_services();
-        let bound = self.waiting.attach(&mut self.index);
         self.names.apply_moves(self.index.take_moves());
         if !changed && bound.is_empty() {
             return;

@@ -256,6 +256,17 @@ pub fn services_that_another_proxy_translates() -> Vec<Row> {
             .event(Egress, POD_TO_443),
         pass("a backend on the node is the node's", Egress, to(7, NODE, SYN), Node)
             .before(|world| kept(world, EVERY_NODE, &[NODE])),
+        stop(
+            "a port of this node's address is no way round either",
+            Egress,
+            to(8, NODE, SYN),
+            DefaultDeny,
+        )
+        .before(|world| kept(world, NODE, &[STRANGER]))
+        .deny(Egress, NODE, TCP, 30_080),
+        pass("where it leads is allowed", Egress, to(8, NODE, SYN), Policy)
+            .before(|world| kept(world, NODE, &[CLIENT]))
+            .event(Egress, POD_TO_443),
     ]
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use wardline_policy::model::{Labels, ObjectName, Pod, Policy};
 
-use crate::services::{Service, Slice};
+use crate::services::{HostPort, Service, Slice};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -102,6 +102,8 @@ pub struct PodInfo {
     pub node: Arc<str>,
     /// None where the pod takes no part in policy: on the host network, or finished.
     pub policy: Option<Arc<Pod>>,
+    /// Ports of its node that lead to it.
+    pub host_ports: Vec<HostPort>,
     /// Whether its status has the addresses that kubelet wrote; until then they are those that its node announced.
     pub is_written: bool,
     /// Seconds since the epoch; 0 where it is not known.

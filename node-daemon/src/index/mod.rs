@@ -20,7 +20,7 @@ pub use self::desired::{Desired, EndpointSpec, LogModes};
 pub use self::event::{Event, Kind, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
 use crate::interfaces::Interfaces;
 use crate::names::{Move, Party, PodName};
-use crate::services::Services;
+use crate::services::{HostPorts, Services};
 
 /// An object that is not in force as it stands in the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -346,12 +346,24 @@ impl Index {
         let joins = pod.as_ref().map(party);
         let leaves = self.pods.get(&name).map(party);
         self.note_moves(leaves, joins, pod.as_ref().map_or(0, |pod| pod.created));
+        let host_ports = pod.as_ref().and_then(|pod| self.host_ports(pod));
+        self.services.set_host_ports(&name, host_ports);
         if let Some(pod) = pod {
             self.pods.insert(name, pod);
         } else {
             self.parted.remove(&name);
             self.pods.remove(&name);
         }
+    }
+
+    /// The ports of this node that lead to a pod: not to one of another node, nor to one that has ended. On the host
+    /// network they are the pod's own.
+    fn host_ports(&self, pod: &PodInfo) -> Option<HostPorts> {
+        let is_here = pod.node == self.node && pod.policy.is_some() && !pod.host_ports.is_empty();
+        is_here.then(|| HostPorts {
+            addresses: pod.addresses().to_vec(),
+            ports: pod.host_ports.clone(),
+        })
     }
 
     fn set_node(&mut self, name: Arc<str>, node: Option<NodeInfo>) {

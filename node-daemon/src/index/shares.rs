@@ -146,6 +146,7 @@ mod tests {
                 static_uid: None,
                 node: "node1".into(),
                 policy: Some(Arc::new(pod)),
+                host_ports: Vec::new(),
                 is_written: true,
                 created: 0,
                 workload: None,

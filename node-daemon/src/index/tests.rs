@@ -23,6 +23,7 @@ fn pod(uid: &str, node: &str, ip: &str, app: &str) -> PodInfo {
             node: node.into(),
             ports: Vec::<NamedPort>::new(),
         })),
+        host_ports: Vec::new(),
         is_written: true,
         created: 0,
         workload: None,
@@ -493,4 +494,47 @@ fn logging_off_without_an_object_and_last_good_with_a_bad_one() {
     assert_eq!(index.logging().map(|logging| logging.generation), Some(3));
     index.apply(Event::Logging(Update::Gone));
     assert_eq!(index.desired().log_modes, off);
+}
+
+#[test]
+fn host_ports_are_those_of_this_nodes_pods_while_they_live() {
+    let told = |node: &str, host_network: bool, phase: &str| {
+        let object = format!(
+            "{{metadata: {{namespace: shop, name: dns, uid: u9}},
+              spec: {{nodeName: {node}, hostNetwork: {host_network},
+                containers: [{{name: c, ports: [{{containerPort: 53, hostPort: 53, protocol: UDP}}]}}]}},
+              status: {{phase: {phase}, podIPs: [{{ip: 10.0.0.2}}]}}}}"
+        );
+        let key = crate::watch::ObjectKey {
+            namespace: "shop".into(),
+            name: "dns".into(),
+        };
+        let object = serde_yaml::from_str(&object).unwrap();
+        crate::watch::convert::pod(&key, crate::watch::Seen::Here(object))
+    };
+    let mut index = index();
+    let mut interfaces = veths(&[(7, "10.0.0.1"), (8, "10.0.0.2")]);
+    interfaces.local.insert(address("192.0.2.1"));
+    index.set_interfaces(interfaces);
+    let mut has_front = |event| {
+        index.apply(event);
+        index.services().take_changes();
+        let key = crate::services::FrontKey {
+            address: address("192.0.2.1"),
+            port: Some((wardline_policy::model::Protocol::Udp, 53)),
+        };
+        index.services().front(&key).map(|front| front.backends.to_vec())
+    };
+    let leads = Some(vec!["10.0.0.2:53".parse().unwrap()]);
+    assert_eq!(has_front(told("node2", false, "Running")), None, "another node's");
+    assert_eq!(has_front(told("node1", true, "Running")), None, "on the host network");
+    for ends in [
+        told("node1", false, "Succeeded"),
+        told("node1", false, "Failed"),
+        Event::Pod(name("dns"), Update::Gone),
+        Event::Listed(Kind::Pod, BTreeSet::from(["shop/web".to_owned()])),
+    ] {
+        assert_eq!(has_front(told("node1", false, "Running")), leads);
+        assert_eq!(has_front(ends.clone()), None, "{ends:?}");
+    }
 }

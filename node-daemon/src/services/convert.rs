@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use wardline_policy::model::Protocol;
 
-use super::model::{Endpoint, EndpointState, Service, ServicePort, Slice, SlicePort};
+use super::model::{Endpoint, EndpointState, HostPort, Service, ServicePort, Slice, SlicePort};
 
 /// Another proxy serves the Service.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -123,6 +123,26 @@ pub fn slice(slice: discovery::EndpointSlice) -> Result<Option<Slice>, String> {
             .filter_map(|found| endpoint(found, is_v4).transpose())
             .collect::<Result<_, _>>()?,
     }))
+}
+
+/// The node's ports that lead to a pod with a network of its own. An init container that is restarted always is one
+/// that serves (KEP-753). What the API server would have refused leads nowhere and is left out.
+pub fn host_ports(spec: &core::PodSpec) -> Vec<HostPort> {
+    let is_sidecar = |container: &&core::Container| container.restart_policy.as_deref() == Some("Always");
+    let sidecars = spec.init_containers.iter().flatten().filter(is_sidecar);
+    let containers = spec.containers.iter().chain(sidecars);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(host_port).collect()
+}
+
+fn host_port(found: &core::ContainerPort) -> Option<HostPort> {
+    let address = found.host_ip.as_deref().and_then(|text| text.parse::<IpAddr>().ok());
+    Some(HostPort {
+        protocol: protocol("protocol", found.protocol.as_deref()).ok()?,
+        port: port("hostPort", found.host_port?).ok()?,
+        container_port: port("containerPort", found.container_port).ok()?,
+        address: address.map(|ip| ip.to_canonical()).filter(|ip| !ip.is_unspecified()),
+    })
 }
 
 /// The first address of an endpoint stands for it; the others mean the same (API documentation of `EndpointSlice`).

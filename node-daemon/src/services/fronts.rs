@@ -1,20 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The fronts of one Service.
+//! The fronts of one Service, and those of a pod's host ports.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use wardline_policy::model::Protocol;
 
-use super::model::{Front, FrontKey, Place, Service, ServicePort, Slice};
+use super::model::{Front, FrontKey, HostPort, HostPorts, Place, Service, ServicePort, Slice};
 use super::select::Candidates;
 
-/// What a Service says of an address and port. Another may say something else of them.
+/// What a Service or a pod says of an address and port. Another may say something else of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) front: Front,
-    /// Kubernetes gives each of these to one Service only; an external address anybody can name.
-    pub(super) is_cluster_ip: bool,
+    pub(super) of: Of,
+}
+
+/// What an address is to who claims it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// Kubernetes gives each of these to one Service only.
+    ClusterIp,
+    /// An external address, which anybody can name, or every node's.
+    Service,
+    /// This node's, at a port that leads to a pod.
+    HostPort,
 }
 
 /// `is_translating` is whether `ClusterIPs` are ours at all.
@@ -31,14 +42,14 @@ pub(super) fn claims<'a>(
                 address: *cluster_ip,
                 port: None,
             };
-            claims.insert(key, claim(Front::address(), true));
+            claims.insert(key, claim(Front::address(), Of::ClusterIp));
         }
         for port in &service.ports {
             let candidates = Candidates::new(slices.clone(), port, cluster_ip.is_ipv4());
             let front = cluster_front(service, port, &candidates, place, is_translating);
-            claims.insert(key(*cluster_ip, port.protocol, port.port), claim(front, true));
+            claims.insert(key(*cluster_ip, port.protocol, port.port), claim(front, Of::ClusterIp));
             for (address, number, told) in other_addresses(service, port, cluster_ip.is_ipv4()) {
-                let front = claim(judged(&candidates, told), false);
+                let front = claim(judged(candidates.everywhere(), told), Of::Service);
                 claims.entry(key(address, port.protocol, number)).or_insert(front);
             }
         }
@@ -53,8 +64,32 @@ fn key(address: IpAddr, protocol: Protocol, port: u16) -> FrontKey {
     }
 }
 
-fn claim(front: Front, is_cluster_ip: bool) -> Claim {
-    Claim { front, is_cluster_ip }
+fn claim(front: Front, of: Of) -> Claim {
+    Claim { front, of }
+}
+
+/// The host ports of one pod, at the addresses of this node that packets of pods come to. An address that is not the
+/// node's leads nowhere, and whoever may write pods can name any.
+pub(super) fn host_claims(pod: &HostPorts, local: &BTreeSet<IpAddr>) -> BTreeMap<FrontKey, Claim> {
+    let mut backends: BTreeMap<FrontKey, BTreeSet<SocketAddr>> = BTreeMap::new();
+    for port in &pod.ports {
+        for address in local.iter().filter(|address| is_at(port, address)) {
+            let of_family = pod.addresses.iter().filter(|ip| ip.is_ipv4() == address.is_ipv4());
+            for ip in of_family {
+                let behind = backends.entry(key(*address, port.protocol, port.port)).or_default();
+                behind.insert(SocketAddr::new(*ip, port.container_port));
+            }
+        }
+    }
+    let front =
+        |behind: BTreeSet<SocketAddr>| claim(judged(behind.into_iter().collect(), Told::ByCluster), Of::HostPort);
+    backends.into_iter().map(|(key, behind)| (key, front(behind))).collect()
+}
+
+/// Loopback is each pod's own, and a link's address is never taken for the node.
+fn is_at(port: &HostPort, address: &IpAddr) -> bool {
+    let is_on_link = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    !address.is_loopback() && !is_on_link && port.address.is_none_or(|only| only == *address)
 }
 
 /// Whose word it is that an address is a Service's (docs/decisions/0011-addresses-that-anybody-may-name.md).
@@ -105,10 +140,10 @@ fn cluster_front(
     }
 }
 
-/// Left to kube-proxy, which may choose any of the backends.
-fn judged(candidates: &Candidates<'_>, told: Told) -> Front {
+/// Left to others, who may choose any of the backends.
+fn judged(backends: Arc<[SocketAddr]>, told: Told) -> Front {
     Front {
-        backends: candidates.everywhere(),
+        backends,
         is_translated: false,
         is_address_judged: told == Told::ByAnybody,
         is_silent: false,

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! Service, EndpointSlices, this node's place  -->  fronts: address, port, protocol -> backends
+//! host ports of this node's pods, its addresses  -->  the same
 //! one event  -->  the Services it touches  -->  the fronts that may have changed
 //! ```
 //!
@@ -19,13 +20,16 @@ use std::sync::Arc;
 
 use wardline_policy::model::ObjectName;
 
-pub use self::convert::{service, slice};
-use self::fronts::{Claim, claims};
-pub use self::model::{Endpoint, EndpointState, Front, FrontKey, Place, Service, ServicePort, Slice, SlicePort};
+pub use self::convert::{host_ports, service, slice};
+use self::fronts::{Claim, Of, claims, host_claims};
+pub use self::model::{
+    Endpoint, EndpointState, Front, FrontKey, HostPort, HostPorts, Place, Service, ServicePort, Slice, SlicePort,
+};
 
 /// The fronts of one Service that may have changed; None: there is no such front any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
+    /// For a pod's host ports a name that no Service can have, in the pod's namespace.
     pub service: ObjectName,
     pub fronts: BTreeMap<FrontKey, Option<Front>>,
 }
@@ -53,6 +57,8 @@ pub struct Services {
 struct Known {
     service: Option<Service>,
     slices: BTreeMap<Arc<str>, Slice>,
+    /// Instead of both, where it stands for a pod.
+    host_ports: Option<HostPorts>,
     claimed: BTreeSet<FrontKey>,
 }
 
@@ -96,6 +102,16 @@ impl Services {
         }
     }
 
+    /// The ports of this node that lead to a pod of it; None: there are none any more.
+    pub fn set_host_ports(&mut self, pod: &ObjectName, host_ports: Option<HostPorts>) {
+        let name = host_ports_of(pod);
+        let former = self.known.get(&name).and_then(|known| known.host_ports.as_ref());
+        if former != host_ports.as_ref() {
+            self.known.entry(name.clone()).or_default().host_ports = host_ports;
+            self.stale.insert(name);
+        }
+    }
+
     /// The zone of this node.
     pub fn set_zone(&mut self, zone: Option<Arc<str>>) {
         if self.place.zone != zone {
@@ -104,8 +120,8 @@ impl Services {
         }
     }
 
-    /// The node's own addresses: a `ClusterIP` among them is served on the node itself (node-local DNS) and is no
-    /// front.
+    /// The node's own addresses, which host ports are at. A `ClusterIP` among them is served on the node itself
+    /// (node-local DNS) and is no front.
     pub fn set_local(&mut self, local: &BTreeSet<IpAddr>) {
         let changed: Vec<IpAddr> = self.local.symmetric_difference(local).copied().collect();
         if changed.is_empty() {
@@ -115,6 +131,8 @@ impl Services {
         let touched = self.fronts.iter().filter(|(key, _)| changed.contains(&key.address));
         self.stale
             .extend(touched.flat_map(|(_, claims)| claims.keys().cloned()));
+        let pods = self.known.iter().filter(|(_, known)| known.host_ports.is_some());
+        self.stale.extend(pods.map(|(name, _)| name.clone()));
     }
 
     /// Deletes what a complete list did not name; `is_listed` knows the Services that it had.
@@ -173,6 +191,7 @@ impl Services {
             touched.insert(key);
             self.fronts.entry(key).or_default().insert(service.clone(), claim);
         }
+        touched.extend(self.host_fronts_beside(&touched));
         let mut fronts = BTreeMap::new();
         for key in touched {
             if self.fronts.get(&key).is_some_and(BTreeMap::is_empty) {
@@ -183,16 +202,31 @@ impl Services {
         Change { service, fronts }
     }
 
-    /// What a Service claimed, and what it claims now.
+    /// The fronts of host ports that have `NodePorts` among these beside them.
+    fn host_fronts_beside(&self, touched: &BTreeSet<FrontKey>) -> Vec<FrontKey> {
+        let node_ports = touched.iter().filter(|key| key.address.is_unspecified());
+        let beside = node_ports.flat_map(|key| {
+            let of_family = self.local.iter().filter(|ip| ip.is_ipv4() == key.address.is_ipv4());
+            of_family.map(|address| FrontKey {
+                address: *address,
+                ..*key
+            })
+        });
+        beside.filter(|key| self.fronts.contains_key(key)).collect()
+    }
+
+    /// What a Service or a pod claimed, and what it claims now.
     fn recompute(&mut self, service: &ObjectName) -> (BTreeSet<FrontKey>, BTreeMap<FrontKey, Claim>) {
         let Some(known) = self.known.get_mut(service) else {
             return (BTreeSet::new(), BTreeMap::new());
         };
-        let wanted = known.service.as_ref().map_or_else(BTreeMap::new, |service| {
-            claims(service, known.slices.values(), &self.place, self.is_translating)
-        });
+        let of_service = known.service.as_ref();
+        let of_service =
+            of_service.map(|service| claims(service, known.slices.values(), &self.place, self.is_translating));
+        let of_pod = known.host_ports.as_ref().map(|pod| host_claims(pod, &self.local));
+        let wanted = of_service.or(of_pod).unwrap_or_default();
         let former = std::mem::replace(&mut known.claimed, wanted.keys().copied().collect());
-        if known.service.is_none() && known.slices.is_empty() {
+        if known.service.is_none() && known.slices.is_empty() && known.host_ports.is_none() {
             self.known.remove(service);
         }
         (former, wanted)
@@ -201,22 +235,33 @@ impl Services {
     /// Whose front it is, where that is one Service's.
     pub fn owner(&self, key: &FrontKey) -> Option<&ObjectName> {
         let claims = self.fronts.get(key)?;
-        let mut own = claims.iter().filter(|(_, claim)| claim.is_cluster_ip);
-        let mut all = claims.keys();
-        match own.next() {
-            Some((name, _)) => Some(name),
-            None => all.next().filter(|_| all.next().is_none()),
-        }
+        let mut own = claims.iter().filter(|(_, claim)| claim.of == Of::ClusterIp);
+        let mut all = claims.iter();
+        let (name, _) = match own.next() {
+            Some(own) => own,
+            None => all
+                .next()
+                .filter(|(_, claim)| claim.of == Of::Service && all.next().is_none())?,
+        };
+        Some(name)
     }
 
-    /// What several Services say of one front together: the one whose `ClusterIP` it is has it; else kube-proxy may
-    /// take the backend of any of them, so all count. One that has the cluster's word for the address is enough.
+    /// What several say of one front together: the Service whose `ClusterIP` it is has it; else the backend of any of
+    /// them may be taken, so all count, those of a `NodePort` at a host port among them: who translates first is not
+    /// known here. One that has the cluster's word for the address is enough.
     pub fn front(&self, key: &FrontKey) -> Option<Front> {
         let claims = self.fronts.get(key)?;
-        if let Some(own) = claims.values().find(|claim| claim.is_cluster_ip) {
-            return (!self.local.contains(&key.address)).then(|| own.front.clone());
+        let own = claims.values().find(|claim| claim.of == Of::ClusterIp);
+        let is_local = self.local.contains(&key.address);
+        if let Some(own) = own.filter(|_| !is_local) {
+            return Some(own.front.clone());
         }
-        let mut all = claims.values();
+        // Of a ClusterIP that the node itself serves, host ports alone are left.
+        let all = claims
+            .values()
+            .filter(|claim| own.is_none() || claim.of == Of::HostPort);
+        let has_host_port = claims.values().any(|claim| claim.of == Of::HostPort);
+        let mut all = all.chain(has_host_port.then(|| self.node_port_claims(key)).into_iter().flatten());
         let mut front = all.next()?.front.clone();
         for other in all {
             let both: BTreeSet<SocketAddr> = front.backends.iter().chain(&*other.front.backends).copied().collect();
@@ -225,6 +270,19 @@ impl Services {
         }
         Some(front)
     }
+
+    fn node_port_claims(&self, key: &FrontKey) -> impl Iterator<Item = &Claim> {
+        let node_port = FrontKey {
+            address: FrontKey::every_node(key.address.is_ipv4()),
+            ..*key
+        };
+        self.fronts.get(&node_port).into_iter().flat_map(BTreeMap::values)
+    }
+}
+
+/// What the host ports of a pod go by among Services, and in messages: no Service can have this name.
+fn host_ports_of(pod: &ObjectName) -> ObjectName {
+    ObjectName::new(&*pod.namespace, format!("{} (host ports of the Pod)", pod.name))
 }
 
 #[cfg(test)]

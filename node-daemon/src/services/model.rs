@@ -66,6 +66,24 @@ pub enum EndpointState {
     Ready,
 }
 
+/// Ports of this node that lead to a pod of it (`hostPort`), as the CNI plugin `portmap` makes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPorts {
+    /// The pod's.
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<HostPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub protocol: Protocol,
+    pub port: u16,
+    /// The pod's port behind it.
+    pub container_port: u16,
+    /// `hostIP`; None: each address of the node.
+    pub address: Option<IpAddr>,
+}
+
 /// Where this node is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {

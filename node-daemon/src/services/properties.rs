@@ -9,6 +9,7 @@ use super::*;
 enum Event {
     Service(u8, Option<Service>),
     Slice(u8, Option<Slice>),
+    Pod(u8, Option<HostPorts>),
     Zone(u8),
     Local(BTreeSet<IpAddr>),
     /// What was told since the last time is in force, or refused.
@@ -81,10 +82,25 @@ fn any_slice() -> impl Strategy<Value = Slice> {
     )
 }
 
+/// Now and then at a `NodePort`, and at a Service's external address that is the node's too.
+fn any_pod() -> impl Strategy<Value = HostPorts> {
+    let port = (0..4_u16, prop::option::of(0..4_u8)).prop_map(|(port, ip)| HostPort {
+        protocol: wardline_policy::model::Protocol::Tcp,
+        port: [79, 80, 30_079, 30_080][usize::from(port)],
+        container_port: 8080,
+        address: ip.map(|n| address("10.96.0.", n)),
+    });
+    (0..4_u8, prop::collection::vec(port, 0..3)).prop_map(|(n, ports)| HostPorts {
+        addresses: vec![address("10.0.0.", n)],
+        ports,
+    })
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (0..4_u8, prop::option::weighted(0.8, any_service())).prop_map(|(n, service)| Event::Service(n, service)),
         5 => (0..6_u8, prop::option::weighted(0.8, any_slice())).prop_map(|(n, slice)| Event::Slice(n, slice)),
+        2 => (0..3_u8, prop::option::weighted(0.8, any_pod())).prop_map(|(n, pod)| Event::Pod(n, pod)),
         1 => (0..3_u8).prop_map(Event::Zone),
         1 => prop::collection::btree_set((0..4_u8).prop_map(|n| address("10.96.0.", n)), 0..2).prop_map(Event::Local),
         3 => any::<bool>().prop_map(|is_refused| Event::Tell { is_refused }),
@@ -95,6 +111,7 @@ fn apply(services: &mut Services, event: &Event) {
     match event {
         Event::Service(n, service) => services.set_service(&name(*n), service.clone()),
         Event::Slice(n, slice) => services.set_slice(&name(*n), slice.clone()),
+        Event::Pod(n, host_ports) => services.set_host_ports(&name(*n), host_ports.clone()),
         Event::Zone(n) => services.set_zone(Some(format!("zone-{n}").into())),
         Event::Local(local) => services.set_local(local),
         Event::Tell { .. } => {}
@@ -137,7 +154,8 @@ proptest! {
         let of_place = [last(&|e| matches!(e, Event::Zone(_))), last(&|e| matches!(e, Event::Local(_)))];
         let of_slices = (0..6).map(|n| last(&|e| matches!(e, Event::Slice(m, _) if *m == n)));
         let of_services = (0..4).map(|n| last(&|e| matches!(e, Event::Service(m, _) if *m == n)));
-        for event in of_place.into_iter().chain(of_slices).chain(of_services).flatten() {
+        let of_pods = (0..3).map(|n| last(&|e| matches!(e, Event::Pod(m, _) if *m == n)));
+        for event in of_place.into_iter().chain(of_slices).chain(of_services).chain(of_pods).flatten() {
             apply(&mut fresh, event);
         }
         let mut wanted = BTreeMap::new();

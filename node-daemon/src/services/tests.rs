@@ -2,6 +2,7 @@
 //! Each rule of Kubernetes as rows of {objects, fronts on node1 in zone a}.
 
 mod addresses;
+mod host_ports;
 
 use std::fmt::Write;
 

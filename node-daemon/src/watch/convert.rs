@@ -78,6 +78,7 @@ pub fn pod(key: &ObjectKey, seen: Seen<Pod>) -> Event {
                 .as_ref()
                 .is_some_and(|status| status.pod_ip.is_some() || status.pod_ips.iter().flatten().next().is_some()),
             policy: wardline_policy::convert::pod(&pod).map(|(_, pod)| Arc::new(pod)),
+            host_ports: pod.spec.as_ref().map(services::host_ports).unwrap_or_default(),
             created: created(&pod.metadata),
             workload: workload(&pod.metadata),
         })

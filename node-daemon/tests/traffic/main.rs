@@ -9,6 +9,7 @@ mod changes;
 mod control;
 mod flows;
 mod handover;
+mod host_ports;
 mod hostile;
 mod nodes;
 mod own_node;

@@ -351,6 +351,7 @@ pub fn pod_event(name: &str, labels: &str, host: u8, node: &str, phase: &str) ->
         static_uid: None,
         node: node.into(),
         policy: convert::pod(&object).map(|(_, pod)| Arc::new(pod)),
+        host_ports: Vec::new(),
         is_written: true,
         created: 0,
         workload: None,

@@ -33,6 +33,7 @@ fn pod(pod: &str, uid: &str, ip: Option<&str>) -> (ObjectName, PodInfo) {
         static_uid: None,
         node: "node1".into(),
         policy: Some(Arc::new(policy)),
+        host_ports: Vec::new(),
         is_written: ip.is_some(),
         created: 0,
         workload: None,
