@@ -68,10 +68,12 @@ pub enum Update<T> {
 pub enum Event {
     Namespace(Arc<str>, Update<NamespaceInfo>),
     Pod(ObjectName, Update<PodInfo>),
-    Policy(ObjectName, Update<Policy>),
+    Policy(ObjectName, Update<PolicyInfo>),
     /// A policy that cannot be used as it stands.
     PolicyRefused {
         name: ObjectName,
+        /// As [`PolicyInfo::uid`].
+        uid: Arc<str>,
         cause: String,
         /// What isolates its pods where no good version is in force; None where even those cannot be told.
         instead: Option<Policy>,
@@ -91,6 +93,13 @@ pub struct NamespaceInfo {
     pub labels: Labels,
     /// Annotated to have its pods' denies logged where that is delegated.
     pub log_denies: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyInfo {
+    /// The object's uid: what was good of one that is gone says nothing of another that has its name.
+    pub uid: Arc<str>,
+    pub policy: Policy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 mod attachments;
 mod desired;
 mod event;
+mod policies;
 mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,12 +13,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use wardline_policy::compile::Room;
-use wardline_policy::model::{ObjectName, Objects, Pod, Policy};
+use wardline_policy::model::{ObjectName, Objects, Pod};
 
 pub use self::attachments::Attach;
 use self::attachments::Attachments;
 pub use self::desired::{Desired, EndpointSpec, LogModes};
-pub use self::event::{Event, Kind, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
+pub use self::event::{
+    Event, Kind, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, PolicyInfo, Update, Workload,
+};
+use self::policies::Told;
 use crate::interfaces::Interfaces;
 use crate::names::{Move, Party, PodName};
 use crate::services::{HostPorts, Services};
@@ -38,9 +42,11 @@ pub struct Index {
     /// Its policies are those in force.
     objects: Objects,
     /// As the API server tells them.
-    policies: BTreeMap<ObjectName, Arc<Policy>>,
+    policies: BTreeMap<ObjectName, Told>,
     /// Policies that are not in force as they are, for want of room, and why.
     too_large: BTreeMap<ObjectName, String>,
+    /// Policies of which no version is in force, but what isolates their pods.
+    stand_ins: BTreeSet<ObjectName>,
     /// Of the tables; None: as much as is asked for.
     room: Option<Room>,
     pods: BTreeMap<ObjectName, PodInfo>,
@@ -200,16 +206,19 @@ impl Index {
             Event::Policy(name, update) => {
                 self.note(Kind::NetworkPolicy, &name.to_string(), &update);
                 match update {
-                    Update::Set(policy) => _ = self.policies.insert(name, Arc::new(policy)),
-                    Update::Gone => _ = self.policies.remove(&name),
+                    Update::Set(told) => self.set_policy(name, told),
+                    Update::Gone => self.remove_policy(&name),
                     Update::Invalid(_) => {}
                 }
             }
-            Event::PolicyRefused { name, cause, instead } => {
+            Event::PolicyRefused {
+                name,
+                uid,
+                cause,
+                instead,
+            } => {
                 self.note::<()>(Kind::NetworkPolicy, &name.to_string(), &Update::Invalid(cause));
-                if let Some(instead) = instead {
-                    self.policies.entry(name).or_insert_with(|| Arc::new(instead));
-                }
+                self.refuse_policy(name, uid, instead);
             }
             Event::Node(name, update) => {
                 self.note(Kind::Node, &name, &update);
@@ -448,7 +457,12 @@ impl Index {
                 }
                 self.release_unlisted();
             }
-            Kind::NetworkPolicy => self.policies.retain(|name, _| !gone(&name.to_string())),
+            Kind::NetworkPolicy => {
+                let missed = self.policies.keys().filter(|name| gone(&name.to_string()));
+                for name in missed.cloned().collect::<Vec<_>>() {
+                    self.remove_policy(&name);
+                }
+            }
             Kind::Node => {
                 let missed: Vec<Arc<str>> = self
                     .nodes

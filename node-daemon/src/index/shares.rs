@@ -24,7 +24,13 @@ type Policies = BTreeMap<ObjectName, Arc<Policy>>;
 impl Index {
     /// Compiles what the API server tells, as far as there is room.
     pub(super) fn compile_in_room(&mut self) -> Tables {
-        let former = std::mem::replace(&mut self.objects.policies, self.policies.clone());
+        let told = self.policies.iter();
+        let told = told.map(|(name, told)| (name.clone(), Arc::clone(&told.policy)));
+        let mut former = std::mem::replace(&mut self.objects.policies, told.collect());
+        // What only isolates is no version that was good.
+        former.retain(|name, _| !self.stand_ins.contains(name));
+        let stand_ins = self.policies.iter().filter(|(_, told)| told.is_stand_in);
+        self.stand_ins = stand_ins.map(|(name, _)| name.clone()).collect();
         self.too_large.clear();
         let Some(room) = self.room else {
             return compile(&self.objects, &self.node);
@@ -43,6 +49,9 @@ impl Index {
             }
             let cause = over.to_string();
             for (name, instead) in replaced {
+                if former.get(&name) != Some(&instead) {
+                    self.stand_ins.insert(name.clone());
+                }
                 self.too_large.insert(name.clone(), cause.clone());
                 self.objects.policies.insert(name, instead);
             }
@@ -66,10 +75,11 @@ impl Index {
             if current.size() == 0 || !local.iter().any(|pod| current.pod_selector.matches(&pod.labels)) {
                 continue;
             }
+            let told = &told.policy;
             let in_force = former.get(name).filter(|in_force| *in_force != told);
             let instead = match in_force {
                 Some(in_force) if current == told => Arc::clone(in_force),
-                _ => Arc::new(current.without_rules()),
+                _ => Arc::new(told.without_rules()),
             };
             if instead != *current {
                 let is_unchanged = former.get(name) == Some(told);
@@ -93,7 +103,7 @@ impl Index {
 mod tests {
     use wardline_policy::model::{IpBlock, Labels, Peer, Pod, Port, PortMatch, Protocol, Rule, Selector};
 
-    use super::super::{Event, NamespaceInfo, PodInfo, Update};
+    use super::super::{Event, NamespaceInfo, PodInfo, PolicyInfo, Update};
     use super::*;
 
     /// In the namespace, for so many blocks, each on two ports.
@@ -119,7 +129,30 @@ mod tests {
             ingress: Some(vec![rule]),
             egress: None,
         };
-        Event::Policy(name, Update::Set(policy))
+        let uid = "p1".into();
+        Event::Policy(name, Update::Set(PolicyInfo { uid, policy }))
+    }
+
+    /// Made anew under its name.
+    fn another(event: Event) -> Event {
+        let Event::Policy(name, Update::Set(told)) = event else {
+            return event;
+        };
+        let uid = "p2".into();
+        Event::Policy(name, Update::Set(PolicyInfo { uid, ..told }))
+    }
+
+    /// With a mistake that leaves selector and types.
+    fn refused(event: Event) -> Event {
+        let Event::Policy(name, Update::Set(told)) = event else {
+            return event;
+        };
+        Event::PolicyRefused {
+            name,
+            uid: told.uid,
+            cause: "spec.ingress[0]: bad".into(),
+            instead: Some(told.policy.without_rules()),
+        }
     }
 
     /// Two namespaces with a pod each; a namespace may take 10 rules, 5 blocks of the policies above.
@@ -172,7 +205,10 @@ mod tests {
             })
             .collect();
         policies.sort();
-        let named = index.invalid_objects().map(|object| {
+        let too_large = index
+            .invalid_objects()
+            .filter(|object| !object.cause.starts_with("spec."));
+        let named = too_large.map(|object| {
             assert!(object.cause.starts_with("limits.rules is 40, a namespace may take 10"));
             object.name
         });
@@ -182,7 +218,7 @@ mod tests {
     #[test]
     fn who_asks_for_too_much_gives_way_alone() {
         let mut index = index();
-        let steps: [(&str, Event, &[Row], &[&str]); 8] = [
+        let steps: [(&str, Event, &[Row], &[&str]); 11] = [
             ("one fits", policy("shop", "a", 1, 3), &[("shop/a", 1, true)], &[]),
             (
                 "an edit that does not leaves the version before",
@@ -211,7 +247,7 @@ mod tests {
             (
                 "several together are too many: not those that were there before",
                 policy("shop", "c", 6, 4),
-                &[("lab/b", 3, true), ("shop/a", 4, true), ("shop/c", 5, false)],
+                &[("lab/b", 3, true), ("shop/a", 4, true), ("shop/c", 6, false)],
                 &["shop/c"],
             ),
             (
@@ -220,7 +256,7 @@ mod tests {
                 &[
                     ("lab/b", 3, true),
                     ("shop/a", 4, true),
-                    ("shop/c", 5, false),
+                    ("shop/c", 6, false),
                     ("shop/d", 7, true),
                 ],
                 &["shop/c"],
@@ -230,6 +266,24 @@ mod tests {
                 Event::Policy(ObjectName::new("shop", "a"), Update::Gone),
                 &[("lab/b", 3, true), ("shop/c", 6, true), ("shop/d", 7, true)],
                 &[],
+            ),
+            (
+                "the version before was another object's",
+                another(policy("shop", "c", 8, 200)),
+                &[("lab/b", 3, true), ("shop/c", 8, false), ("shop/d", 7, true)],
+                &["shop/c"],
+            ),
+            (
+                "one that cannot be used is named for its cause",
+                refused(another(policy("shop", "c", 9, 0))),
+                &[("lab/b", 3, true), ("shop/c", 9, false), ("shop/d", 7, true)],
+                &[],
+            ),
+            (
+                "and was no version before",
+                another(policy("shop", "c", 10, 200)),
+                &[("lab/b", 3, true), ("shop/c", 10, false), ("shop/d", 7, true)],
+                &["shop/c"],
             ),
         ];
         for (why, event, policies, named) in steps {

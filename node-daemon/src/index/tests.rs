@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use wardline_policy::model::{Labels, NamedPort, Operator, Policy, Requirement, Selector};
+use wardline_policy::model::{Direction, Labels, NamedPort, Operator, Policy, Requirement, Selector};
 
 use super::*;
 use crate::interfaces::Veth;
@@ -56,6 +56,21 @@ fn isolating(policy: &str) -> Policy {
     }
 }
 
+fn good(uid: &str, policy: Policy) -> Event {
+    let uid = uid.into();
+    Event::Policy(policy.name.clone(), Update::Set(PolicyInfo { uid, policy }))
+}
+
+/// One that cannot be used, and what is to isolate its pods.
+fn bad(uid: &str, policy: &str, instead: Option<Policy>) -> Event {
+    Event::PolicyRefused {
+        name: name(policy),
+        uid: uid.into(),
+        cause: "spec.ingress[0]: bad".into(),
+        instead,
+    }
+}
+
 fn index() -> Index {
     let mut index = Index::new("node1", true);
     index.set_interfaces(veths(&[(7, "10.0.0.1"), (8, "10.0.0.2")]));
@@ -64,7 +79,7 @@ fn index() -> Index {
         name("web"),
         Update::Set(pod("u1", "node1", "10.0.0.1", "web")),
     ));
-    index.apply(Event::Policy(name("deny"), Update::Set(isolating("deny"))));
+    index.apply(good("p1", isolating("deny")));
     index
 }
 
@@ -256,7 +271,7 @@ fn a_pod_deleted_by_force_stays_guarded_whoever_has_its_name() {
             },
             ..isolating("deny")
         };
-        index.apply(Event::Policy(name("deny"), Update::Set(selects_web)));
+        index.apply(good("p1", selects_web));
         index.desired();
         // The object goes at once, the containers when their grace period is over.
         index.apply(Event::Pod(name("web"), Update::Gone));
@@ -415,16 +430,12 @@ fn what_does_not_decode_leaves_the_last_good_version() {
 #[test]
 fn a_refused_policy_isolates_only_where_nothing_better_is_in_force() {
     let mut index = index();
-    let refused = |policy: &str| Event::PolicyRefused {
-        name: name(policy),
-        cause: "spec.ingress[0]: bad".into(),
-        instead: Some(Policy {
-            generation: 9,
-            ..isolating(policy)
-        }),
+    let instead = |policy| Policy {
+        generation: 9,
+        ..isolating(policy)
     };
-    index.apply(refused("deny"));
-    index.apply(refused("new"));
+    index.apply(bad("p1", "deny", Some(instead("deny"))));
+    index.apply(bad("p2", "new", Some(instead("new"))));
     let tables = index.desired().tables;
     let ingress = tables.endpoints[&name("web")].ingress.as_ref().unwrap();
     let in_force: Vec<_> = ingress
@@ -434,6 +445,94 @@ fn a_refused_policy_isolates_only_where_nothing_better_is_in_force() {
         .collect();
     assert_eq!(in_force, [(name("deny"), 1), (name("new"), 9)]);
     assert_eq!(index.invalid_objects().count(), 2);
+}
+
+/// Selects the pods of one app, in one direction.
+fn selecting(app: &str, direction: Direction) -> Policy {
+    let requirement = Requirement {
+        key: "app".into(),
+        operator: Operator::In(vec![app.into()]),
+    };
+    let rules = |of| (direction == of).then(Vec::new);
+    Policy {
+        pod_selector: Selector {
+            requirements: vec![requirement],
+        },
+        ingress: rules(Direction::Ingress),
+        egress: rules(Direction::Egress),
+        ..isolating("p")
+    }
+}
+
+#[test]
+fn what_isolates_in_place_of_a_bad_policy_follows_it() {
+    use Direction::{Egress, Ingress};
+    type Isolated = (&'static str, Direction);
+    let stand_in = |uid, app, direction| bad(uid, "p", Some(selecting(app, direction)));
+    let table: [(&str, Vec<Event>, &[Isolated]); 8] = [
+        (
+            "its selector changes",
+            vec![stand_in("p1", "a", Ingress), stand_in("p1", "b", Ingress)],
+            &[("b", Ingress)],
+        ),
+        (
+            "its types change",
+            vec![stand_in("p1", "a", Ingress), stand_in("p1", "a", Egress)],
+            &[("a", Egress)],
+        ),
+        (
+            "whom it means cannot be told any more",
+            vec![stand_in("p1", "a", Ingress), bad("p1", "p", None)],
+            &[("a", Ingress)],
+        ),
+        (
+            "it was good",
+            vec![good("p1", selecting("a", Ingress)), stand_in("p1", "b", Ingress)],
+            &[("a", Ingress)],
+        ),
+        (
+            "it was good in between",
+            vec![
+                stand_in("p1", "b", Ingress),
+                good("p1", selecting("a", Ingress)),
+                stand_in("p1", "b", Ingress),
+            ],
+            &[("a", Ingress)],
+        ),
+        (
+            "it was good when it was another object",
+            vec![good("p1", selecting("a", Ingress)), stand_in("p2", "b", Ingress)],
+            &[("b", Ingress)],
+        ),
+        (
+            "the same, and whom it means cannot be told",
+            vec![good("p1", selecting("a", Ingress)), bad("p2", "p", None)],
+            &[],
+        ),
+        (
+            "it is deleted",
+            vec![stand_in("p1", "a", Ingress), Event::Policy(name("p"), Update::Gone)],
+            &[],
+        ),
+    ];
+    for (why, events, expected) in table {
+        let mut index = Index::new("node1", true);
+        index.apply(Event::Namespace("shop".into(), Update::Set(NamespaceInfo::default())));
+        for (app, ip) in [("a", "10.0.0.1"), ("b", "10.0.0.2")] {
+            index.apply(Event::Pod(name(app), Update::Set(pod(app, "node1", ip, app))));
+        }
+        for event in events {
+            index.apply(event);
+            index.desired();
+        }
+        let tables = index.desired().tables;
+        let isolated = tables.endpoints.iter().flat_map(|(pod, tables)| {
+            let sides = [(Ingress, tables.ingress.is_some()), (Egress, tables.egress.is_some())];
+            let isolated = sides.into_iter().filter(|(_, is_isolated)| *is_isolated);
+            isolated.map(|(direction, _)| (&*pod.name, direction))
+        });
+        assert_eq!(isolated.collect::<Vec<_>>(), expected, "{why}");
+    }
 }
 
 #[test]
@@ -508,6 +607,7 @@ fn host_ports_are_those_of_this_nodes_pods_while_they_live() {
         let key = crate::watch::ObjectKey {
             namespace: "shop".into(),
             name: "dns".into(),
+            uid: "u9".into(),
         };
         let object = serde_yaml::from_str(&object).unwrap();
         crate::watch::convert::pod(&key, crate::watch::Seen::Here(object))

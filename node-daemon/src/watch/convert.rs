@@ -14,7 +14,7 @@ use wardline_crds::{Dataplane, NetworkLogging, validate};
 use wardline_policy::model::{ObjectName, Policy};
 
 use super::{ObjectKey, Seen};
-use crate::index::{Event, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, Update, Workload};
+use crate::index::{Event, Logged, LoggingSpec, NamespaceInfo, NodeInfo, PodInfo, PolicyInfo, Update, Workload};
 use crate::services;
 
 /// Ours, and GKE's, which means the same.
@@ -99,12 +99,13 @@ fn static_uid(metadata: &ObjectMeta) -> Option<Arc<str>> {
 }
 
 pub fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
-    let name = object_name(key);
+    let (name, uid) = (object_name(key), Arc::clone(&key.uid));
     let policy = match seen {
         Seen::Gone => return Event::Policy(name, Update::Gone),
         Seen::Undecodable(cause) => {
             return Event::PolicyRefused {
                 name,
+                uid,
                 cause,
                 instead: None,
             };
@@ -112,9 +113,10 @@ pub fn policy(key: &ObjectKey, seen: Seen<NetworkPolicy>) -> Event {
         Seen::Here(policy) => policy,
     };
     match Policy::try_from(&policy) {
-        Ok(policy) => Event::Policy(name, Update::Set(policy)),
+        Ok(policy) => Event::Policy(name, Update::Set(PolicyInfo { uid, policy })),
         Err(error) => Event::PolicyRefused {
             name,
+            uid,
             cause: error.to_string(),
             instead: wardline_policy::convert::isolating(policy),
         },
@@ -260,6 +262,7 @@ mod tests {
             let key = ObjectKey {
                 namespace: "shop".into(),
                 name: "bad".into(),
+                uid: "".into(),
             };
             let event = policy(&key, Seen::Here(serde_json::from_str(&object).unwrap()));
             let Event::PolicyRefused { cause, instead, .. } = event else {
@@ -276,6 +279,7 @@ mod tests {
         let key = ObjectKey {
             namespace: "".into(),
             name: "default".into(),
+            uid: "".into(),
         };
         for (spec, field) in [("{}", None), (r#"{"limits":{"rules":5}}"#, Some("spec.limits.rules"))] {
             let object = format!(r#"{{"metadata":{{"name":"default"}},"spec":{spec}}}"#);

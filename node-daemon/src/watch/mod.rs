@@ -127,11 +127,12 @@ fn seen<K>(object: DeserializeGuard<K>) -> Seen<K> {
     }
 }
 
-/// Namespace (empty for cluster-scoped kinds) and name.
+/// Namespace (empty for cluster-scoped kinds) and name, and which of those that had them.
 #[derive(Clone, Debug)]
 pub struct ObjectKey {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
+    pub uid: Arc<str>,
 }
 
 impl ObjectKey {
@@ -139,6 +140,7 @@ impl ObjectKey {
         Self {
             namespace: object.namespace().unwrap_or_default().into(),
             name: object.name_any().into(),
+            uid: object.uid().unwrap_or_default().into(),
         }
     }
 }

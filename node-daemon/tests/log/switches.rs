@@ -290,6 +290,7 @@ fn an_object_that_cannot_be_used_leaves_the_last_good_one_in_force() {
         let key = ObjectKey {
             namespace: "".into(),
             name: "default".into(),
+            uid: "".into(),
         };
         // Refused by the API server, unless it has a laxer CRD.
         for bad in [
@@ -319,6 +320,7 @@ fn both_ends_are_named_though_their_pods_are_gone_a_moment_later() {
             let key = ObjectKey {
                 namespace: "shop".into(),
                 name: pod.into(),
+                uid: "".into(),
             };
             convert::pod(&key, Seen::Gone)
         };

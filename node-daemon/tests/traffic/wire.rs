@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use wardline_crds::ServicesMode;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::Applied;
-use wardline_node::index::{Event, Index, Logged, LoggingSpec, NamespaceInfo, PodInfo, Update};
+use wardline_node::index::{Event, Index, Logged, LoggingSpec, NamespaceInfo, PodInfo, PolicyInfo, Update};
 use wardline_node::interfaces;
 use wardline_node::services;
 use wardline_policy::convert;
@@ -375,7 +375,8 @@ pub fn policy_event(name: &str, generation: i64, spec: &str) -> Event {
         spec: Some(spec),
     };
     let policy = Policy::try_from(&object).unwrap();
-    Event::Policy(policy.name.clone(), Update::Set(policy))
+    let uid = format!("uid-of-{name}").into();
+    Event::Policy(policy.name.clone(), Update::Set(PolicyInfo { uid, policy }))
 }
 
 #[track_caller]

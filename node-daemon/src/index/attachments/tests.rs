@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use wardline_cni::protocol::PodId;
 use wardline_policy::model::{Labels, Peer, Policy, Rule, Selector};
 
-use super::super::{Event, Kind, NamespaceInfo, Update};
+use super::super::{Event, Kind, NamespaceInfo, PolicyInfo, Update};
 use super::*;
 use crate::interfaces::{Interfaces, Veth};
 
@@ -124,7 +124,13 @@ fn a_pod_is_guarded_before_its_status_has_an_address() {
         }]),
         egress: None,
     };
-    index.apply(Event::Policy(name("isolates"), Update::Set(isolating)));
+    index.apply(Event::Policy(
+        name("isolates"),
+        Update::Set(PolicyInfo {
+            uid: "p1".into(),
+            policy: isolating,
+        }),
+    ));
     set(&mut index, pod("web", "u1", None));
     let bound = index.attach(&network("web", "u1", "veth7", A));
     assert_eq!(
@@ -348,7 +354,8 @@ fn isolates_all() -> Event {
         ingress: Some(Vec::new()),
         egress: None,
     };
-    Event::Policy(name("isolates"), Update::Set(policy))
+    let uid = "p1".into();
+    Event::Policy(name("isolates"), Update::Set(PolicyInfo { uid, policy }))
 }
 
 #[test]
