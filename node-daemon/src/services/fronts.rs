@@ -49,7 +49,7 @@ pub(super) fn claims<'a>(
             let front = cluster_front(service, port, &candidates, place, is_translating);
             claims.insert(key(*cluster_ip, port.protocol, port.port), claim(front, Of::ClusterIp));
             for (address, number, told) in other_addresses(service, port, cluster_ip.is_ipv4()) {
-                let front = claim(judged(candidates.everywhere(), told), Of::Service);
+                let front = claim(judged(candidates.all(), told), Of::Service);
                 claims.entry(key(address, port.protocol, number)).or_insert(front);
             }
         }

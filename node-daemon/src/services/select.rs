@@ -38,7 +38,13 @@ impl<'a> Candidates<'a> {
         self.endpoints.is_empty()
     }
 
-    /// All that may be used from somewhere.
+    /// All that some node may use: one where none is ready takes those that terminate
+    /// (`externalTrafficPolicy: Local`), whatever is ready on others.
+    pub(super) fn all(&self) -> Arc<[SocketAddr]> {
+        self.endpoints.keys().copied().collect()
+    }
+
+    /// All that are used where it does not matter which node it is.
     pub(super) fn everywhere(&self) -> Arc<[SocketAddr]> {
         self.usable(|_| true)
     }

@@ -370,6 +370,15 @@ fn what_kube_proxy_keeps_is_judged_by_all_backends() {
         fronts(false, local, &[slice]),
         ["tcp 10.96.0.1:80 = 10.0.0.1:8080 [judged]"]
     );
+    // A node where none but a terminating one is has it chosen, whatever is ready elsewhere.
+    let terminating = "{ports: [{port: 8080}], endpoints: [
+        {addresses: [10.0.0.1], nodeName: node1},
+        {addresses: [10.0.0.2], nodeName: node2, conditions: {ready: false, serving: true, terminating: true}},
+        {addresses: [10.0.0.3], nodeName: node2, conditions: {ready: false, serving: false, terminating: true}}]}";
+    let found = fronts(true, balancer, &[terminating]);
+    assert_eq!(found[0], format!("tcp 0.0.0.0:30080 = {all}"));
+    assert_eq!(found[2], "tcp 10.96.0.1:80 = 10.0.0.1:8080");
+    assert_eq!(found[3], format!("tcp 192.0.2.1:80 = {all}"));
     let v6 = "{spec: {type: NodePort, clusterIPs: ['fd00:96::1'], ports: [{port: 80, nodePort: 30080}]}}";
     assert_eq!(
         fronts(true, v6, &[slice]),
