@@ -267,7 +267,36 @@ pub fn mid_stream_gets_no_backend() -> Vec<Row> {
         )
         .before(one_backend)
         .after(|world| world.assert_entries(1)),
+        stop(
+            "with one of several that is not allowed: which of them it has is not known",
+            Egress,
+            segment(port(POD, 4), port(SERVICE, 80), ACK),
+            DefaultDeny,
+        )
+        .before(|world| several_backends(world, &[CLIENT, STRANGER]))
+        .deny(Egress, SERVICE, TCP, 80),
+        stop(
+            "with more of them than are asked",
+            Egress,
+            segment(port(POD, 4), port(SERVICE, 80), ACK),
+            DefaultDeny,
+        )
+        .before(|world| several_backends(world, &[CLIENT; 65]))
+        .deny(Egress, SERVICE, TCP, 80),
+        pass(
+            "of a pod that is isolated in this direction alone",
+            Egress,
+            segment(port(POD, 4), port(SERVICE, 80), ACK),
+            Midstream,
+        )
+        .before(|world| world.set_table(Ingress, 0))
+        .after(|world| world.assert_entries(1)),
     ]
+}
+
+fn several_backends(world: &mut World, behind: &[IpAddr]) {
+    let behind: Vec<_> = behind.iter().map(|address| port(*address, 443)).collect();
+    world.set_service(TCP, port(SERVICE, 80), SERVICE_TRANSLATE, &behind);
 }
 
 /// Another backend, in no policy's mind.
