@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use wardline_node::interfaces;
+use wardline_node::interfaces::{self, Interfaces};
 
 fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split_whitespace()).status().unwrap();
@@ -22,6 +22,35 @@ impl Drop for Namespaces {
             let _ = Command::new("ip").args(["netns", "del", name]).status();
         }
     }
+}
+
+/// Scans the namespace.
+fn scan(node: &str) -> Interfaces {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let namespace = std::fs::File::open(format!("/run/netns/{node}")).expect("the namespace is there");
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("enters the namespace");
+            interfaces::scan().expect("scans")
+        });
+        thread.join().expect("the scan ends")
+    })
+}
+
+/// kube-proxy in IPVS mode gives an interface of this name every address of a Service: were they taken for the node's,
+/// each Service would be the node, which a pod may always reach.
+#[test]
+fn addresses_that_ipvs_holds_are_not_the_nodes() {
+    let node = format!("wl-ipvs-{}", std::process::id());
+    let _namespaces = Namespaces(vec![node.clone()]);
+    ip(&format!("netns add {node}"));
+    for (interface, address) in [("kube-ipvs0", "10.96.0.1/32"), ("other0", "10.9.0.1/24")] {
+        // A dummy there; not every kernel that runs this has those.
+        ip(&format!("-n {node} link add {interface} type bridge"));
+        ip(&format!("-n {node} addr add {address} dev {interface}"));
+    }
+    ip(&format!("-n {node} addr add fd00:96::1/128 dev kube-ipvs0 nodad"));
+    let expected: [IpAddr; 1] = ["10.9.0.1".parse().unwrap()];
+    assert_eq!(scan(&node).local, expected.into_iter().collect());
 }
 
 #[test]
@@ -42,16 +71,7 @@ fn finds_the_pod_behind_a_veth() {
     ip(&format!("-n {pod} addr add fd00:9::7/64 dev eth0 nodad"));
     ip(&format!("-n {pod} link set eth0 up"));
 
-    let scanned = std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                let namespace = std::fs::File::open(format!("/run/netns/{node}")).expect("the namespace is there");
-                nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("enters the namespace");
-                interfaces::scan().expect("scans")
-            })
-            .join()
-            .expect("the scan ends")
-    });
+    let scanned = scan(&node);
     let veths: Vec<_> = scanned
         .veths
         .values()
