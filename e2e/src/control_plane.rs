@@ -128,6 +128,8 @@ fn controller_manager(layout: &Layout) -> Command {
     flag("use-service-account-credentials", "true".to_owned());
     // The nodes are created with their pod ranges, so that CNI configuration and Node objects agree.
     flag("allocate-node-cidrs", "false".to_owned());
+    // Tests wait for a node that is down.
+    flag("node-monitor-grace-period", "20s".to_owned());
     flag("cluster-cidr", format!("{POD_CIDR},{POD_CIDR6}"));
     flag("service-cluster-ip-range", SERVICE_CIDRS.to_owned());
     flag("cluster-signing-cert-file", pki("ca.crt"));
