@@ -282,9 +282,9 @@ fn flow_of(direction: Direction, pod: IpAddr, remote: IpAddr, packet: &Packet<'_
         1 | 58 if pod.is_ipv4() == (packet.protocol == 1) => {
             payload.get(..8)?;
             let id = be16(payload, 4)?;
-            match payload[0] {
-                8 | 128 => (id, id.wrapping_add(1), true),
-                0 | 129 => (id.wrapping_add(1), id, true),
+            match (packet.protocol, payload[0]) {
+                (1, 8) | (58, 128) => (id, id.wrapping_add(1), true),
+                (1, 0) | (58, 129) => (id.wrapping_add(1), id, true),
                 _ => (0, 0, true),
             }
         }
@@ -326,7 +326,8 @@ fn is_link_control(direction: Direction, packet: &Packet<'_>, of_node: bool) -> 
             131 | 132 | 143 => packet.hop_limit == 1,
             _ => false,
         },
-        1 => packet.fragment.is_none() && kind == 5 && !egress && of_node,
+        // Of one in parts, the first says what it is.
+        1 => packet.fragment.as_ref().is_none_or(|part| part.offset == 0) && kind == 5 && !egress && of_node,
         2 => packet.hop_limit == 1 && packet.destination.is_multicast() && !(egress && kind == 0x11),
         _ => false,
     }
