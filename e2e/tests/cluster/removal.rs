@@ -55,21 +55,24 @@ async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
 /// How the cluster is without it.
 async fn left(namespace: &TestNamespace) -> Result<()> {
     let lab = &namespace.lab;
-    for kind in ["Dataplane", "DataplaneNode"] {
-        let left = list(lab, &format!("/apis/wardline.io/v1alpha1/{}s", kind.to_lowercase())).await?;
-        ensure!(left.is_empty(), "there is still a {kind}: {left:?}");
-    }
-    for what in ["apis/apps/v1", "api/v1"] {
-        let kinds: &[&str] = if what == "api/v1" {
-            &["pods", "configmaps"]
-        } else {
-            &["daemonsets", "deployments"]
-        };
-        for kind in kinds {
-            let left = list(lab, &format!("/{what}/namespaces/{SYSTEM_NAMESPACE}/{kind}")).await?;
-            let left: Vec<String> = left.into_iter().filter(|name| name.starts_with("wardline")).collect();
-            ensure!(left.is_empty(), "there are still {kind}: {left:?}");
-        }
+    let namespaced = |group: &str, kind: &str| format!("/{group}/namespaces/{SYSTEM_NAMESPACE}/{kind}");
+    for path in [
+        "/apis/wardline.io/v1alpha1/dataplanes".to_owned(),
+        "/apis/wardline.io/v1alpha1/dataplanenodes".to_owned(),
+        namespaced("apis/apps/v1", "daemonsets"),
+        namespaced("apis/apps/v1", "deployments"),
+        namespaced("apis/batch/v1", "jobs"),
+        namespaced("api/v1", "configmaps"),
+        namespaced("api/v1", "pods"),
+    ] {
+        // Helm does not wait for the operator's pod.
+        wait_until(&format!("{path} to be empty"), Duration::from_secs(30), async || {
+            let left = list(lab, &path).await?;
+            let left: Vec<String> = left.into_iter().filter(|name| name != "kube-root-ca.crt").collect();
+            ensure!(left.is_empty(), "there are still {left:?}");
+            Ok(Some(()))
+        })
+        .await?;
     }
     // Pods that run were started with our plugin; new ones are not.
     namespace.until_reach("foe2", "web", true).await?;
