@@ -2,6 +2,7 @@
 //! Wardline's own images: static binaries, a Dockerfile each, archives in `target/images`.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -246,25 +247,44 @@ pub fn import_broken(layout: &Layout) -> Result<()> {
     import(layout, &images).map(drop)
 }
 
-/// The daemon that ships, but for one instruction of its packet programs: where they drop a packet, they let it pass.
+/// The daemon that ships, but for the last instructions of its packet programs: they let every packet pass.
 fn let_everything_through(layout: &Layout) -> Result<Vec<u8>> {
-    // w0 = 2 (TCX_DROP) and w0 = -1 (TCX_NEXT), what the programs return.
-    const DROP: [u8; 8] = [0xb4, 0, 0, 0, 2, 0, 0, 0];
-    const NEXT: [u8; 8] = [0xb4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    // r0 = -1 (TCX_NEXT), in the place of r0 = rN before an exit.
+    const NEXT: [u8; 8] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+    const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
+    let returns_register = |code: &[u8]| {
+        matches!(code[0], 0xbc | 0xbf) && code[1] & 0xf == 0 && code[2..8] == [0; 6] && code[8..16] == EXIT
+    };
     let path = static_binary(layout, "wardline-node")?;
     let mut daemon = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;
-    let places: Vec<usize> = (0..daemon.len().saturating_sub(DROP.len()))
-        .filter(|at| daemon[*at..].starts_with(&DROP))
+    let programs =
+        packet_programs(&daemon).with_context(|| format!("failed to find programs in {}", path.display()))?;
+    let places: Vec<usize> = (programs.start..programs.end - 16)
+        .step_by(8)
+        .filter(|at| returns_register(&daemon[*at..*at + 16]))
         .collect();
     ensure!(
-        !places.is_empty(),
-        "failed to find where the packet programs drop packets in {}",
+        places.len() >= 2,
+        "failed to find where programs end in {}",
         path.display()
     );
     for at in places {
-        daemon[at..at + NEXT.len()].copy_from_slice(&NEXT);
+        daemon[at..at + 8].copy_from_slice(&NEXT);
     }
     Ok(daemon)
+}
+
+/// Where the object file of the packet programs lies in a binary.
+fn packet_programs(binary: &[u8]) -> Option<Range<usize>> {
+    // A little-endian 64-bit ELF file for the machine EM_BPF, and the fields of its header that tell its length.
+    const MAGIC: [u8; 6] = [0x7f, b'E', b'L', b'F', 2, 1];
+    const EM_BPF: [u8; 2] = 247_u16.to_le_bytes();
+    let is_start = |at: &usize| binary[*at..].starts_with(&MAGIC) && binary[*at + 18..*at + 20] == EM_BPF;
+    let start = (0..binary.len().checked_sub(64)?).find(is_start)?;
+    let half = |at: usize| usize::from(u16::from_le_bytes([binary[start + at], binary[start + at + 1]]));
+    let sections = u64::from_le_bytes(binary[start + 40..start + 48].try_into().ok()?);
+    let end = start + usize::try_from(sections).ok()? + half(58) * half(60);
+    (end <= binary.len()).then_some(start..end)
 }
 
 fn build_one(layout: &Layout, options: &Options, built: &Built, binaries: &[PathBuf], dockerfile: &Path) -> Result<()> {
