@@ -230,7 +230,11 @@ impl Control {
                 Message::Cluster(event) => changed |= self.index.apply(event),
                 Message::Cni(call) => changed |= self.take_call(call),
                 Message::PolicyLog(health) => self.publish_with(|state| state.log = health),
-                Message::SelfTest(result) => self.publish_with(|state| state.self_test = Some(result)),
+                Message::SelfTest(result) => {
+                    // What came before it waited.
+                    changed = true;
+                    self.publish_with(|state| state.self_test = Some(result));
+                }
             }
         }
         scan |= self.waiting.wants_scan(&self.index);
@@ -241,7 +245,7 @@ impl Control {
             self.restore(touched.as_ref());
             self.look_soon = true;
         }
-        if !self.index.is_synced() {
+        if !self.may_begin() {
             return;
         }
         // An ADD tells where a pod's host ports lead.
@@ -261,6 +265,12 @@ impl Control {
         let failed = self.apply(&desired);
         self.metrics.observe_apply(began.elapsed());
         self.answer(bound, &failed);
+    }
+
+    /// Whether the cluster is known, and our programs judge as they should here: until then, what an earlier life brought in
+    /// force is better than what this one would.
+    fn may_begin(&self) -> bool {
+        self.index.is_synced() && matches!(self.state.borrow().self_test, Some(Ok(_)))
     }
 
     /// Brings the Services that changed in force. One that is refused holds up no other.
@@ -422,7 +432,7 @@ impl Control {
     /// What is off the way from a change to its being in force.
     fn tidy(&mut self) {
         self.tidied = Instant::now();
-        if self.index.is_synced() && self.unsettled.is_some_and(|since| since.elapsed() >= RETRY) {
+        if self.may_begin() && self.unsettled.is_some_and(|since| since.elapsed() >= RETRY) {
             self.scan();
             self.apply_services();
             let desired = self.index.desired();

@@ -82,6 +82,33 @@ fn an_add_that_cannot_be_announced_leaves_nothing_behind_when_it_is_deleted() {
 }
 
 #[test]
+fn what_an_earlier_life_brought_in_force_stays_until_programs_judge_as_they_should() {
+    on_a_cluster(Plugin::Ptp, |cluster| {
+        for (name, host) in [("server", SERVER), ("client", CLIENT)] {
+            cluster.pod(name, host);
+        }
+        cluster.policy("from-friends", FROM_FRIENDS);
+        cluster.apply();
+        let listener = listener("server");
+        let is_open = || reaches("client", servers(SERVER)[0], &listener);
+        assert!(!is_open());
+        // The next life would open it, and whoever starts a pod would be told that it is guarded.
+        cluster.no_policy("from-friends");
+        cluster.restart();
+        cluster.wire("late", FIRST);
+        let daemon = Daemon::tested(cluster, &ApiServer::default(), Err("a packet was let through".into()));
+        daemon.tell(starting("late", "friend"));
+        std::thread::sleep(2 * SILENCE);
+        assert!(!is_open(), "nothing was taken over");
+        let (succeeded, said) = daemon.plugin("ADD", "late", FIRST);
+        assert!(!succeeded, "{said}");
+        daemon.judge(Ok(1));
+        wait_for("the policy that is gone is taken away", is_open);
+        daemon.must("ADD", "late", FIRST);
+    });
+}
+
+#[test]
 fn a_service_that_went_while_the_daemon_was_away_goes() {
     on_a_cluster(Plugin::Ptp, |cluster| {
         for (name, host) in [("server", SERVER), ("client", CLIENT)] {

@@ -106,7 +106,13 @@ impl Drop for Daemon {
 
 impl Daemon {
     pub fn start(cluster: &mut Cluster, api: &ApiServer) -> Self {
+        Self::tested(cluster, api, Ok(1))
+    }
+
+    /// One that knows the cluster, and how its programs did in their test.
+    pub fn tested(cluster: &mut Cluster, api: &ApiServer, result: Result<usize, String>) -> Self {
         let (daemon, told) = Self::begin(cluster, api);
+        daemon.judge(result);
         let listed = listed(&told);
         for event in told {
             daemon.tell(event);
@@ -158,9 +164,16 @@ impl Daemon {
     }
 
     pub fn tell(&self, event: Event) {
-        self.runtime
-            .block_on(self.messages.send(Message::Cluster(event)))
-            .unwrap();
+        self.send(Message::Cluster(event));
+    }
+
+    /// What became of the programs' test.
+    pub fn judge(&self, result: Result<usize, String>) {
+        self.send(Message::SelfTest(result));
+    }
+
+    fn send(&self, message: Message) {
+        self.runtime.block_on(self.messages.send(message)).unwrap();
     }
 
     /// Runs the plugin as the runtime would, and returns what it printed and whether it succeeded.
