@@ -189,9 +189,9 @@ impl StatusWriter {
     }
 }
 
-/// Whether this life of the daemon has brought policies in force, and knows how its programs judge.
+/// Whether this life of the daemon has brought policies in force and has seen that they are, or will not.
 fn has_started(state: &NodeState) -> bool {
-    state.last_applied.is_some() && state.is_looked_at && state.self_test.is_some()
+    matches!(state.self_test, Some(Err(_))) || (state.last_applied.is_some() && state.is_looked_at)
 }
 
 /// Waits until the state is to be written again; false where there will be no other. The end of a daemon's start comes

@@ -452,15 +452,19 @@ impl Plan<'_> {
 
     /// Why a daemon with this revision is not well.
     fn what_is_missing(&self, node: &Node) -> Result<(), Missing> {
+        let report = node.report.as_ref().filter(|report| report.revision == self.revision);
+        // A daemon that fails its test takes nothing over, and is not ready either.
+        if let Some(why) = report.and_then(|report| report.unverified.as_ref().filter(|_| report.has_failed)) {
+            return Err(Missing::Never(why.clone()));
+        }
         if node.pod.ready_since.is_none() {
             let trouble = node.pod.trouble.as_ref().map(|trouble| trouble.message.clone());
             return Err(Missing::Yet(trouble.unwrap_or_else(|| "its pod is not ready".into())));
         }
-        let Some(report) = node.report.as_ref().filter(|report| report.revision == self.revision) else {
+        let Some(report) = report else {
             return Err(Missing::Yet("its daemon has not reported yet".into()));
         };
         match &report.unverified {
-            Some(why) if report.has_failed => Err(Missing::Never(why.clone())),
             Some(why) => Err(Missing::Yet(why.clone())),
             None if !report.is_ready => Err(Missing::Yet("its policies are not in force".into())),
             None => Ok(()),

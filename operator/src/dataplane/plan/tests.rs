@@ -533,8 +533,9 @@ fn what_is_not_well_ends_it() {
             "wait 297 s: a: Starting",
         ),
         (
-            "fails its own test",
+            "fails its own test, and takes nothing over",
             with(|node| {
+                node.pod.ready_since = None;
                 node.report.as_mut().unwrap().unverified = Some("SelfTestFailed: a packet passed".into());
                 node.report.as_mut().unwrap().has_failed = true;
             }),
