@@ -54,7 +54,7 @@ fn bad() -> [Bad; 4] {
             said: "CrashLoopBackOff: exit code 127: wardline-node: applet not found",
         },
         Bad {
-            what: "an image that is ready, and lets everything through",
+            what: "an image that lets everything through",
             spec: image(OPEN_IMAGE),
             restore: json!({"daemon": {"image": null}}),
             said: "SelfTestFailed: a packet of a stranger",
