@@ -249,9 +249,10 @@ fn rewrite_all_the_time(cluster: &mut Cluster, traffic: &Traffic, wanted: u64) -
         }
         cluster.apply();
         rewrites += 1;
-        // Or the ring has no room for all that are allowed.
+        // Or there is no room for all that is to be told.
         while cluster.life().log.drain().unwrap() {}
         if rewrites.is_multiple_of(64) {
+            cluster.life().log.close().unwrap();
             cluster.life().datapath.collect_garbage().unwrap();
         }
         next += BEAT;
