@@ -17,6 +17,7 @@ use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::monotonic;
 use crate::wire::{
     Cluster, Family, PORT, Plugin, connection, inside, listener, on_a_cluster, pod_event, pod_gone, retransmissions,
     servers, udp_client, udp_server,
@@ -252,8 +253,11 @@ fn rewrite_all_the_time(cluster: &mut Cluster, traffic: &Traffic, wanted: u64) -
         // Or there is no room for all that is to be told.
         while cluster.life().log.drain().unwrap() {}
         if rewrites.is_multiple_of(64) {
-            cluster.life().log.close().unwrap();
-            cluster.life().datapath.collect_garbage().unwrap();
+            let life = cluster.life();
+            life.log.close().unwrap();
+            life.datapath.collect_garbage().unwrap();
+            // As the daemon does: or who knocks all the time has no room left to knock.
+            life.conntrack.sweep(monotonic()).unwrap();
         }
         next += BEAT;
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
