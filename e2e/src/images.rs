@@ -253,7 +253,7 @@ fn let_everything_through(layout: &Layout) -> Result<Vec<u8>> {
     const NEXT: [u8; 8] = [0xb7, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
     const EXIT: [u8; 8] = [0x95, 0, 0, 0, 0, 0, 0, 0];
     let returns_register = |code: &[u8]| {
-        matches!(code[0], 0xbc | 0xbf) && code[1] & 0xf == 0 && code[2..8] == [0; 6] && code[8..16] == EXIT
+        matches!(code[0], 0xbc | 0xbf) && code[1].is_multiple_of(16) && code[2..8] == [0; 6] && code[8..16] == EXIT
     };
     let path = static_binary(layout, "wardline-node")?;
     let mut daemon = fs::read(&path).with_context(|| format!("failed to read {}", path.display()))?;

@@ -54,7 +54,10 @@ pub async fn install_chart(lab: &Lab, values: &[String]) -> Result<()> {
         .arg("--create-namespace");
     for value in values {
         // Or a tag like 1.0 would be a number.
-        let is_tag = value.split('=').next().is_some_and(|key| key.ends_with(".tag"));
+        let is_tag = value
+            .split('=')
+            .next()
+            .is_some_and(|key| key.split('.').next_back() == Some("tag"));
         command.arg(if is_tag { "--set-string" } else { "--set" }).arg(value);
     }
     output_of(&mut command)?;

@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kube::api::DeleteParams;
 use libbpf_rs::query::{MapInfoIter, ProgInfoIter};
 use serde_json::Value;
 use wardline_e2e::cluster::{Lab, SYSTEM_NAMESPACE};
@@ -80,7 +81,7 @@ async fn left(namespace: &TestNamespace) -> Result<()> {
     namespace.client("late2", "node2").await?;
     namespace.ready().await?;
     namespace.until_reach("late2", "web", true).await?;
-    namespace.pods().delete("late2", &Default::default()).await?;
+    namespace.pods().delete("late2", &DeleteParams::default()).await?;
     wait_until("a pod to end", Duration::from_mins(1), async || {
         Ok(namespace.pods().get_opt("late2").await?.is_none().then_some(()))
     })

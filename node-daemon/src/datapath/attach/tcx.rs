@@ -171,10 +171,9 @@ fn attach(program: &Program<'_>, ifindex: u32) -> io::Result<Link> {
 
 /// Detaches the link that is pinned there.
 pub(super) fn detach_pinned(path: &Path) -> io::Result<()> {
-    match Link::open(path) {
-        Ok(link) => detach(link),
-        // No link, or none that can be opened: without its pin it is gone.
-        Err(_) => {}
+    // One that cannot be opened, or is none, is gone without its pin.
+    if let Ok(link) = Link::open(path) {
+        detach(link);
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
