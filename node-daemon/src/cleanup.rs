@@ -5,8 +5,9 @@
 //! entry of the CNI plugin     new pods start without it
 //! programs                    packets pass as they would without us
 //! records that are left       written, before the tables that hold them go
-//! pins, state                 and the tables with the pins
+//! pins                        and the tables with them
 //! binary of the CNI plugin    nobody calls it any more
+//! state                       the daemon's lock is in it
 //! ```
 //!
 //! Each step is done, or found done: a node can be cleaned twice, and after a crash half way.
@@ -14,7 +15,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -31,8 +32,11 @@ use crate::names::Names;
 /// How often one that stays looks again: a runtime that was about to write something down may have done so after us.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// How long the last records may take to be written.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A node that is to be left.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cleanup {
     config: DaemonConfig,
     installer: Installer,
@@ -120,7 +124,7 @@ impl Cleanup {
 
     /// Takes all of it away, and prints what it took.
     pub fn clean(&self) -> Result<()> {
-        // Held to the end, though its file goes: until then no daemon starts.
+        // Held to the end: until then no daemon starts.
         let _lock = lock::take_if_there(&self.state)?;
         for list in self.installer.take_entries()? {
             println!("took the CNI plugin out of {}", list.display());
@@ -131,19 +135,25 @@ impl Cleanup {
         if programs > 0 {
             println!("detached {programs} programs");
         }
-        // What they judged is to be told; a log that cannot be written keeps no node from being cleaned.
-        if let Err(error) = self.write_what_is_left() {
-            eprintln!("the last records are lost: {error:#}");
+        // What they judged is to be told; a log that cannot be written, or hangs, keeps no node from being cleaned.
+        let (told, written) = mpsc::channel();
+        let cleanup = self.clone();
+        std::thread::spawn(move || told.send(cleanup.write_what_is_left()));
+        match written.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("the last records are lost: {error:#}"),
+            Err(_) => eprintln!("the last records are lost: the log's disk does not answer"),
         }
         kernel.unpin()?;
         if let Some(pins) = &kernel.pins {
             println!("removed {}", pins.display());
         }
-        if self.remove_state()? {
-            println!("removed {}", self.state.display());
-        }
         for path in self.installer.take_binary()? {
             println!("took the CNI plugin away: {}", path.display());
+        }
+        // The lock is in it, so it goes last.
+        if self.remove_state()? {
+            println!("removed {}", self.state.display());
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use wardline_crds::{InvalidObject, MAX_LISTED, condition};
@@ -46,10 +47,7 @@ pub(crate) struct Report {
 impl Nodes {
     pub(crate) fn gather(caches: &Caches) -> Self {
         let pods = caches.pods.state();
-        let with_daemon: BTreeSet<&str> = pods
-            .iter()
-            .filter_map(|pod| pod.0.as_ref().ok()?.spec.as_ref()?.node_name.as_deref())
-            .collect();
+        let with_daemon: BTreeSet<String> = pods.iter().filter_map(|pod| node_of(pod.0.as_ref().ok()?)).collect();
         let mut reports = BTreeMap::new();
         for object in caches.nodes.state() {
             let (name, report) = match &object.0 {
@@ -92,7 +90,7 @@ impl Nodes {
                     )
                 }
             };
-            if let Some(name) = name.as_ref().filter(|name| with_daemon.contains(name.as_str())) {
+            if let Some(name) = name.as_ref().filter(|name| with_daemon.contains(*name)) {
                 reports.insert(name.clone(), report);
             }
         }
@@ -149,6 +147,26 @@ pub(crate) fn listed(all: &[String]) -> String {
         0 => named,
         more => format!("{named}; and {more} more"),
     }
+}
+
+/// The node that a pod is on, or that its DaemonSet's controller has made it for.
+pub(crate) fn node_of(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    if let Some(name) = &spec.node_name {
+        return Some(name.clone());
+    }
+    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity
+        .required_during_scheduling_ignored_during_execution
+        .as_ref()?
+        .node_selector_terms;
+    let mut fields = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+    fields
+        .find(|field| field.key == "metadata.name")?
+        .values
+        .as_ref()?
+        .first()
+        .cloned()
 }
 
 fn words(condition: &Condition) -> String {

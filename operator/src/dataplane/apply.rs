@@ -52,11 +52,8 @@ pub(super) async fn apply(
     }
     let namespace = &context.args.namespace;
     let params = PatchParams::apply(MANAGER).force();
-    let config_name = built.revision.config_map();
-    if !observed.config_maps.contains(&config_name) {
-        let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
-        let patched = api.patch(&config_name, &params, &Patch::Apply(&built.config_map)).await;
-        patched.map_err(Error::api("apply", format!("ConfigMap {namespace}/{config_name}")))?;
+    if !observed.config_maps.contains(&built.revision.config_map()) {
+        config_map(context, built).await?;
     }
     let api: Api<DaemonSet> = Api::namespaced(context.client.clone(), namespace);
     let patched = api.patch(DAEMON_SET, &params, &Patch::Apply(&wanted)).await;
@@ -92,6 +89,17 @@ pub(super) async fn apply(
         context.announce(&dataplane.object_ref(&()), vec![event]).await;
     }
     Ok(daemon_set)
+}
+
+/// Applies the ConfigMap that was built.
+pub(super) async fn config_map(context: &Context, built: &Built) -> Result<(), Error> {
+    let namespace = &context.args.namespace;
+    let name = built.revision.config_map();
+    let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
+    let params = PatchParams::apply(MANAGER).force();
+    let patched = api.patch(&name, &params, &Patch::Apply(&built.config_map)).await;
+    patched.map_err(Error::api("apply", format!("ConfigMap {namespace}/{name}")))?;
+    Ok(())
 }
 
 /// The cached DaemonSet, where it is known to be what would be applied.

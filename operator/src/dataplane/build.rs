@@ -48,8 +48,8 @@ pub(super) const REVISION_LABEL: &str = "wardline.io/revision";
 
 /// Label's value of pods that clean their node.
 pub(super) const REMOVAL: &str = "removal";
-/// Where they have the node's file system.
-const HOST: &str = "/host";
+/// Where libcni keeps what it knows of pods.
+const CNI_CACHE: &str = "/var/lib/cni";
 
 /// The objects of the daemon.
 #[derive(Debug, Clone, PartialEq)]
@@ -204,7 +204,7 @@ fn daemon_set(namespace: &str) -> DaemonSet {
     }
 }
 
-/// The DaemonSet whose pods clean their nodes, made of a daemon's: the same image, rights and place, and the node's files.
+/// The DaemonSet whose pods clean their nodes, made of a daemon's: the same image, rights and place.
 pub(super) fn removal(namespace: &str, daemon: &PodTemplateSpec) -> DaemonSet {
     let mut template = daemon.clone();
     let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
@@ -212,22 +212,15 @@ pub(super) fn removal(namespace: &str, daemon: &PodTemplateSpec) -> DaemonSet {
     if let Some(pod) = &mut template.spec {
         // Wherever a daemon was once.
         pod.node_selector = None;
-        let config = pod
-            .volumes
-            .iter()
-            .flatten()
-            .find(|volume| volume.config_map.is_some())
-            .cloned();
-        pod.volumes = Some(
-            config
-                .into_iter()
-                .chain([host_path("host", "/", "Directory")])
-                .collect(),
-        );
+        // What the daemon has, at the same paths; what lies around its state, so that its directory can go; and what
+        // libcni keeps of pods.
+        let volumes = pod.volumes.get_or_insert_default();
+        volumes.retain(|volume| volume.name != "run");
+        volumes.push(host_path("run", "/run", "Directory"));
+        volumes.push(host_path("cni-cache", CNI_CACHE, "DirectoryOrCreate"));
         for container in &mut pod.containers {
-            let cleanup = ["cleanup", "--root", HOST, "--config"].map(str::to_owned);
-            let cleanup = cleanup.into_iter().chain([format!("{CONFIG_DIR}/{CONFIG_KEY}")]);
-            let with = |last: &str| cleanup.clone().chain([last.to_owned()]).collect::<Vec<_>>();
+            let cleanup = ["cleanup".to_owned(), format!("--config={CONFIG_DIR}/{CONFIG_KEY}")];
+            let with = |last: &str| cleanup.iter().cloned().chain([last.to_owned()]).collect::<Vec<_>>();
             let check = ["/wardline-node".to_owned()].into_iter().chain(with("--check"));
             container.readiness_probe = Some(Probe {
                 exec: Some(ExecAction {
@@ -244,13 +237,10 @@ pub(super) fn removal(namespace: &str, daemon: &PodTemplateSpec) -> DaemonSet {
             container.ports = None;
             // What was enough for the daemon may not be for this.
             container.resources = None;
-            container.volume_mounts = Some(vec![
-                VolumeMount {
-                    read_only: Some(true),
-                    ..mount("config", CONFIG_DIR)
-                },
-                mount("host", HOST),
-            ]);
+            let mounts = container.volume_mounts.get_or_insert_default();
+            mounts.retain(|mount| mount.name != "run");
+            mounts.push(mount("run", "/run"));
+            mounts.push(mount("cni-cache", CNI_CACHE));
         }
     }
     let mut daemon_set = daemon_set(namespace);

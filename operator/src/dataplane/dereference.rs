@@ -15,7 +15,7 @@ use super::build::{DAEMON_SET, REVISION_LABEL};
 use super::plan;
 use crate::caches::Caches;
 use crate::context::{Context, lock};
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, node_of};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Observed {
@@ -128,32 +128,12 @@ fn machines(context: &Context, pods: &[&Pod], nodes: &Nodes) -> Option<Vec<plan:
             report: nodes.reports().get(&name).cloned(),
         };
         // While a pod ends, the next one may be there already.
-        let replaces = |old: &plan::Node| old.pod.is_leaving || !node.pod.is_leaving;
+        let replaces = |old: &plan::Node| old.pod.leaving_since.is_some() || node.pod.leaving_since.is_none();
         if machines.get(&name).is_none_or(replaces) {
             machines.insert(name, node);
         }
     }
     Some(machines.into_values().collect())
-}
-
-/// The node that a pod is on, or that its DaemonSet's controller has made it for.
-fn node_of(pod: &Pod) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    if let Some(name) = &spec.node_name {
-        return Some(name.clone());
-    }
-    let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
-    let terms = &affinity
-        .required_during_scheduling_ignored_during_execution
-        .as_ref()?
-        .node_selector_terms;
-    let mut fields = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
-    fields
-        .find(|field| field.key == "metadata.name")?
-        .values
-        .as_ref()?
-        .first()
-        .cloned()
 }
 
 /// Since when its kubelet has not answered. One that says that it is not ready does answer.
@@ -186,7 +166,7 @@ fn plan_pod(pod: &Pod) -> plan::Pod {
         name: pod.name_any(),
         uid: pod.uid().unwrap_or_default(),
         revision: pod.labels().get(REVISION_LABEL).cloned().unwrap_or_default(),
-        is_leaving: pod.metadata.deletion_timestamp.is_some(),
+        leaving_since: pod.metadata.deletion_timestamp.as_ref().map(|time| time.0),
         created,
         ready_since: is_ready.then_some(changed),
         unready_since: changed.max(created),

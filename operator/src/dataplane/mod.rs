@@ -147,7 +147,18 @@ async fn roll_out(
     loop {
         let is_rollback = rollout.failed.is_some();
         let revision = if is_rollback {
-            apply::revision(context, &rollout.good_revision).await?
+            match apply::revision(context, &rollout.good_revision).await {
+                Ok(revision) => revision,
+                Err(error) if error.is_not_found() => {
+                    let why = format!("there is nothing to go back to any more: {error}");
+                    return Ok(Progress {
+                        rollout,
+                        built: built.revision.name.clone(),
+                        step: Step::Stuck { why },
+                    });
+                }
+                Err(error) => return Err(error),
+            }
         } else {
             built.revision.clone()
         };
@@ -158,7 +169,7 @@ async fn roll_out(
                 .machines
                 .iter()
                 .flatten()
-                .filter(|node| node.pod.revision == revision.name);
+                .filter(|node| node.pod.revision == revision.name && !plan::was_well(node));
             rollout.replacing = of_before
                 .filter(|_| is_tried_again && !is_rollback)
                 .map(replaced)

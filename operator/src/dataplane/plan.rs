@@ -52,7 +52,8 @@ pub(super) struct Pod {
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) revision: String,
-    pub(super) is_leaving: bool,
+    /// When its deletion was asked for, where it was.
+    pub(super) leaving_since: Option<Timestamp>,
     pub(super) created: Timestamp,
     pub(super) ready_since: Option<Timestamp>,
     /// Since when it is not, where it is not.
@@ -194,7 +195,7 @@ impl Plan<'_> {
         }
         let unwell_before = nodes.iter().filter(|node| is_chosen(&node.name) && !was_well(node));
         let mut excused: BTreeSet<String> = self.excused.iter().cloned().collect();
-        if self.has_good && self.way == Way::Forward {
+        if self.way == Way::Forward {
             let again = |node: &&Node| self.entry(&node.name).is_none();
             excused.extend(unwell_before.filter(again).map(|node| node.name.clone()));
         }
@@ -302,7 +303,7 @@ impl Plan<'_> {
         match health {
             Health::Outdated => self.entry(&node.name).is_some(),
             // With what was good before it will not be better.
-            Health::Failed(_) if self.way != Way::Away => self.way == Way::Forward,
+            Health::Failed(_) => self.way == Way::Forward,
             health => health.is_under_way(),
         }
     }
@@ -369,6 +370,9 @@ impl Plan<'_> {
         if unmade > 0 {
             return Some(format!("{unmade} nodes have no pod yet"));
         }
+        if let Some((node, _)) = states.iter().find(|(_, health)| *health == Health::Outdated) {
+            return Some(format!("{}: waits for its turn", node.name));
+        }
         // What no node is well with is not known to be any good.
         let is_well = |(_, health): &State<'_>| *health == Health::Well;
         let is_unproven = self.way == Way::Forward && !states.is_empty() && !states.iter().any(is_well);
@@ -394,7 +398,8 @@ impl Plan<'_> {
         if let Some(down) = node.down_since {
             let why = "its kubelet does not answer";
             // One that goes down soon after it got the revision may have done so because of it.
-            let is_suspect = self.way == Way::Forward && has_it && since(pod.created, down) < deadline;
+            let is_suspect =
+                self.way == Way::Forward && has_it && down >= pod.created && since(pod.created, down) < deadline;
             return match is_suspect {
                 false => Health::Down,
                 true if since(down, now) >= deadline => Health::Failed(why.into()),
@@ -402,27 +407,32 @@ impl Plan<'_> {
             };
         }
         let begun = entry.map(|entry| entry.since.0);
-        if pod.is_leaving {
-            let why = "its pod does not end";
-            let is_late = begun.is_some_and(|begun| since(begun, now) >= deadline);
-            return if is_late {
-                Health::Failed(why.into())
-            } else {
-                Health::Starting("its pod is ending".into())
+        if let Some(leaving) = pod.leaving_since {
+            let is_late = since(begun.unwrap_or(leaving), now) >= deadline;
+            return match (is_late, entry) {
+                (false, _) => Health::Starting("its pod is ending".into()),
+                (true, Some(_)) => Health::Failed("its pod does not end".into()),
+                // Somebody else's doing.
+                (true, None) => Health::Unwell,
             };
         }
         if !has_it {
             return Health::Outdated;
         }
         if self.way == Way::Away {
-            return match (pod.ready_since, &node.report, &pod.trouble) {
-                // Or no daemon ever ran there, and nothing is left of one.
-                (Some(_), ..) | (None, None, Some(_)) => Health::Well,
-                (None, _, Some(trouble)) => Health::Starting(trouble.message.clone()),
-                (None, _, None) => Health::Starting("it is being cleaned".into()),
+            let is_late = since(pod.created, now) >= deadline;
+            let trouble = pod.trouble.as_ref().map(|trouble| trouble.message.clone());
+            let why = trouble.unwrap_or_else(|| "it is being cleaned".into());
+            return match (pod.ready_since, &node.report) {
+                (Some(_), _) => Health::Well,
+                // No daemon ever said anything there, so nothing is left of one.
+                (None, None) if is_late || pod.trouble.is_some() => Health::Well,
+                // Others need not wait for it.
+                (None, _) if is_late => Health::Failed(why),
+                (None, _) => Health::Starting(why),
             };
         }
-        let waited = since(begun.unwrap_or_else(|| unwell_since(node)), now);
+        let waited = since(begun.unwrap_or_else(|| unwell_since(node, now)), now);
         if let Some(trouble) = &pod.trouble
             && (!trouble.may_pass || since(trouble.since, now) >= START_PATIENCE)
         {
@@ -431,7 +441,7 @@ impl Plan<'_> {
         let why = match self.what_is_missing(node) {
             Ok(()) => {
                 let settled = Duration::from_secs(self.pace.min_ready_seconds.into());
-                let well = since(well_since(node), now);
+                let well = since(well_since(node, now), now);
                 return match settled.checked_sub(well).filter(|left| !left.is_zero()) {
                     None => Health::Well,
                     // It is well now and then.
@@ -496,11 +506,13 @@ impl Plan<'_> {
             let begun = self.entry(&node.name).map(|entry| entry.since.0);
             match (health, &node.pod.trouble) {
                 (Health::Settling(time), _) => Some(*time),
-                (Health::Starting(_), _) if node.pod.is_leaving => begun.map(|begun| left(begun, self.deadline())),
+                (Health::Starting(_), _) if node.pod.leaving_since.is_some() => {
+                    begun.or(node.pod.leaving_since).map(|from| left(from, self.deadline()))
+                }
                 (Health::Starting(_), Some(trouble)) => Some(left(trouble.since, START_PATIENCE)),
                 (Health::Starting(_), None) => {
                     let down = node.down_since;
-                    let from = down.or(begun).unwrap_or_else(|| unwell_since(node));
+                    let from = down.or(begun).unwrap_or_else(|| unwell_since(node, now));
                     Some(left(from, self.deadline()))
                 }
                 _ => None,
@@ -527,27 +539,29 @@ enum Missing {
 }
 
 /// Whether a node is well with what it runs.
-fn was_well(node: &Node) -> bool {
+pub(super) fn was_well(node: &Node) -> bool {
     let says_so = |report: &Report| report.is_ready && report.unverified.is_none();
     node.pod.ready_since.is_some() && node.report.as_ref().is_some_and(says_so)
 }
 
-/// Since when a node is well that is; never since before its pod was made, for its clock may be slow.
-fn well_since(node: &Node) -> Timestamp {
+/// Since when a node is well that is; never since before its pod was made, for its clock may be slow, nor since later than
+/// now, for it may be fast.
+fn well_since(node: &Node, now: Timestamp) -> Timestamp {
     let changed = node.report.as_ref().map(|report| report.changed);
     let ready = node.pod.ready_since;
     ready
         .into_iter()
         .chain(changed)
+        .filter(|time| *time <= now)
         .chain([node.pod.created])
         .max()
         .unwrap_or_default()
 }
 
 /// Since when something may be wrong: a node that was well for long has all the time again when its daemon starts anew.
-fn unwell_since(node: &Node) -> Timestamp {
+fn unwell_since(node: &Node, now: Timestamp) -> Timestamp {
     match node.pod.ready_since {
-        Some(_) => well_since(node),
+        Some(_) => well_since(node, now),
         None => node.pod.unready_since,
     }
 }

@@ -108,8 +108,11 @@ async fn clean_nodes(
         }
     };
     let rollout = Rollout::from(&daemon_set);
-    let Some(machines) = observed.machines.as_ref().filter(|_| rollout.current) else {
+    if !rollout.current {
         return Ok(Step::waiting("the DaemonSet's controller has not seen the change yet"));
+    }
+    let Some(machines) = &observed.machines else {
+        return Ok(Step::waiting("a Pod of the daemon or its Node cannot be read"));
     };
     let pace = object
         .0
@@ -155,8 +158,11 @@ async fn template(
         return Ok(Some(spec.template.clone()));
     }
     let valid = dataplane.and_then(|dataplane| validate::validate(dataplane, &context.args).ok());
-    let built = valid.as_ref().map(build::build).transpose()?;
-    Ok(built.map(|built| built.revision.pod_template()))
+    let Some(built) = valid.as_ref().map(build::build).transpose()? else {
+        return Ok(None);
+    };
+    apply::config_map(context, &built).await?;
+    Ok(Some(built.revision.pod_template()))
 }
 
 /// Done where neither pods nor objects of the daemon are left.

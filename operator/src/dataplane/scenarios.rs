@@ -439,6 +439,26 @@ async fn nodes_are_cleaned_one_by_one_before_it_goes() {
 }
 
 #[tokio::test]
+async fn a_node_whose_pod_has_no_place_yet_is_not_clean() {
+    let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, daemon_set_of("removal", 2));
+    let mut caches = fleet(&[("node1", "removal"), ("node2", "removal")]);
+    caches.pods[1]["spec"] = json!({"containers": [], "affinity": {"nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node2"]}]},
+        ]},
+    }}});
+    caches.pods[1]["status"] =
+        json!({"conditions": [{"type": "PodScheduled", "status": "False", "message": "Too many pods"}]});
+    reconcile(deleted(&FINALIZERS), api.context(caches.caches()))
+        .await
+        .unwrap();
+    let sent = api.take();
+    assert_eq!(finalizers_set(&sent), None);
+    let message = condition_message(&patched_status(&sent), "Progressing");
+    assert_eq!(message, "1 of 2 nodes are left; node2: Unschedulable: Too many pods");
+}
+
+#[tokio::test]
 async fn the_daemons_objects_go_when_its_pods_are_gone() {
     let held = ["wardline.io/daemons", "example.com/other"];
     let api = FakeApi::default();
@@ -660,6 +680,22 @@ async fn a_change_that_a_node_is_not_well_with_is_taken_back_and_not_tried_again
     let status = patched_status(&sent);
     assert_eq!(status["rollout"]["failed"], Value::Null);
     assert_eq!(condition(&status, "Ready"), "False/RollingOut");
+}
+
+#[tokio::test]
+async fn what_is_tried_again_is_judged_by_new_pods_where_the_old_ones_are_not_well() {
+    let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 3));
+    let (context, revision) = first_install(&api).await;
+    let mut caches = fleet(&[("node1", &revision), ("node2", &revision), ("node3", "good")]);
+    caches.pods[1]["status"]["conditions"][0]["status"] = "False".into();
+    let failed = json!({"generation": 1, "revision": revision, "node": "node2", "message": "not well after 30 s"});
+    let status = json!({"rollout": {"revision": "good", "goodRevision": "good", "failed": failed}});
+    let context = api.context_after(caches.caches(), &context);
+    *lock(&context.rollout) = None;
+    reconcile(dataplane(&json!({}), &status), context).await.unwrap();
+    let sent = api.take();
+    assert_eq!(replaced(&sent), [format!("DELETE pods/pod-node2 node2-{revision}")]);
+    assert_eq!(patched_status(&sent)["rollout"]["failed"], Value::Null);
 }
 
 #[tokio::test]

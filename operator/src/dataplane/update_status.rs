@@ -7,6 +7,7 @@ use wardline_crds::condition::{NewCondition, Status, set_condition};
 use wardline_crds::{Dataplane, DataplaneNodeCounts, DataplaneStatus, FailedRollout, RolloutSpec, RolloutStatus};
 
 use super::Rollout;
+use super::build::REMOVAL;
 use super::dereference::{Observed, share};
 use super::plan::Step;
 use crate::announce::{Announcement, Watched, transitions};
@@ -107,7 +108,11 @@ fn compute(
     let generation = dataplane.metadata.generation.unwrap_or_default();
     let set = observed.rollout.clone().unwrap_or_default();
     let nodes = &observed.nodes;
-    let updated = if set.current { updated(progress, observed) } else { 0 };
+    let updated = match outcome {
+        Outcome::Removing(_) => left(observed),
+        _ if set.current => updated(progress, observed),
+        _ => 0,
+    };
     let degraded = degraded(outcome, progress, nodes);
     let progressing = progressing(outcome, progress, &set, updated);
     let mut conditions = dataplane.status.clone().unwrap_or_default().conditions;
@@ -142,10 +147,18 @@ fn compute(
     }
 }
 
+/// Nodes on which nothing is left.
+fn left(observed: &Observed) -> i32 {
+    let machines = observed.machines.iter().flatten();
+    let left = machines.filter(|machine| machine.pod.revision == REMOVAL && machine.pod.ready_since.is_some());
+    i32::try_from(left.count()).unwrap_or(i32::MAX)
+}
+
 /// Nodes that have what the spec asks for.
 fn updated(progress: &Progress, observed: &Observed) -> i32 {
     let machines = observed.machines.iter().flatten();
-    let updated = machines.filter(|machine| machine.pod.revision == progress.built && !machine.pod.is_leaving);
+    let updated =
+        machines.filter(|machine| machine.pod.revision == progress.built && machine.pod.leaving_since.is_none());
     i32::try_from(updated.count()).unwrap_or(i32::MAX)
 }
 
@@ -199,7 +212,8 @@ fn progressing(outcome: &Outcome, progress: &Progress, set: &Rollout, updated: i
         let taken_back = taken_back(failed);
         return match &progress.step {
             Step::Done => (Status::False, ROLLED_BACK, taken_back),
-            Step::Wait { why, .. } | Step::Replace { why, .. } | Step::GiveUp { why, .. } | Step::Stuck { why } => {
+            Step::Stuck { why } => (Status::False, STUCK, format!("{taken_back}; {why}")),
+            Step::Wait { why, .. } | Step::Replace { why, .. } | Step::GiveUp { why, .. } => {
                 (Status::True, "RollingBack", format!("{taken_back}; {why}"))
             }
         };

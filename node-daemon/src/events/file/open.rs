@@ -61,9 +61,11 @@ impl Current {
         })?;
         let metadata = file.metadata().map_err(open_error)?;
         check_kind(path, metadata.file_type())?;
-        // Somebody else may have made it.
-        if metadata.mode() & 0o7777 != MODE {
-            file.set_permissions(Permissions::from_mode(MODE)).map_err(open_error)?;
+        // Somebody else may have made it; of what another user owns the mode is not ours to change.
+        if metadata.mode() & 0o7777 != MODE
+            && let Err(error) = file.set_permissions(Permissions::from_mode(MODE))
+        {
+            tracing::warn!(path = %path.display(), %error, "failed to close the policy log to others");
         }
         let size = lines::end_of_last(&file).map_err(open_error)?;
         if size < metadata.len() {

@@ -157,7 +157,7 @@ fn a_canary_then_waves() {
     let settling = node("a", "new", Some(4));
     let leaving = Node {
         pod: Pod {
-            is_leaving: true,
+            leaving_since: Some(at(NOW - 5)),
             ..old("a").pod
         },
         ..old("a")
@@ -167,7 +167,7 @@ fn a_canary_then_waves() {
         (
             "leaves",
             vec![leaving, old("b"), old("c"), old("d")],
-            "wait: a: its pod is ending",
+            "wait 295 s: a: its pod is ending",
         ),
         (
             "starts",
@@ -274,6 +274,9 @@ fn a_node_that_is_down_holds_up_nobody_and_gets_its_turn() {
     // It had the revision for long.
     let mut dead = down(node("a", "new", None), 60);
     dead.pod.created = at(NOW - 5000);
+    assert_eq!(step(&[dead, well("b"), old("c")], &waves(1), Way::Forward), "replace c");
+    // It was down for long when its pod was made.
+    let dead = down(node("a", "new", None), 5000);
     assert_eq!(step(&[dead, well("b"), old("c")], &waves(1), Way::Forward), "replace c");
 }
 
@@ -448,7 +451,7 @@ fn one_that_is_well_now_and_then_is_not_well() {
 #[test]
 fn a_pod_that_does_not_end_ends_it() {
     let mut leaving = old("a");
-    leaving.pod.is_leaving = true;
+    leaving.pod.leaving_since = Some(at(NOW - 5));
     leaving.pod.uid = "former-a".into();
     let nodes = [leaving, old("b")];
     let of = |ago: i64, way| -> String {
@@ -577,10 +580,10 @@ fn what_all_have_is_rolled_out_however_they_are() {
     assert_eq!(step(&[crashes, old("b")], &waves(1), Way::Standing), "replace b");
     // Nor is it done while the other revision still runs somewhere.
     let mut leaving = old("b");
-    leaving.pod.is_leaving = true;
+    leaving.pod.leaving_since = Some(at(NOW - 5));
     assert_eq!(
         step(&[well("a"), leaving], &any, Way::Standing),
-        "wait: b: its pod is ending"
+        "wait 295 s: b: its pod is ending"
     );
 }
 
@@ -626,6 +629,36 @@ fn a_node_that_does_not_work_with_what_was_good_either_keeps_nobody_from_going_b
 }
 
 #[test]
+fn it_is_not_done_while_somebody_waits_for_a_turn() {
+    // One that has what was good starts anew, and takes up the only place.
+    let nodes = [node("a", "new", Some(3)), node("b", "bad", Some(500))];
+    assert_eq!(
+        step(&nodes, &RolloutSpec::default(), Way::Back),
+        "wait 7 s: b: waits for its turn"
+    );
+    // A pod that somebody else has deleted, and that does not end, holds up nobody for longer than the deadline.
+    let mut leaving = old("a");
+    for (seconds, expected) in [(100, "wait 200 s: a: its pod is ending"), (300, "replace b")] {
+        leaving.pod.leaving_since = Some(at(NOW - seconds));
+        let nodes = [leaving.clone(), node("b", "bad", Some(500))];
+        assert_eq!(step(&nodes, &waves(1), Way::Back), expected);
+        assert_eq!(step(&nodes, &waves(1), Way::Forward), expected);
+    }
+}
+
+#[test]
+fn clocks_of_nodes_that_are_fast_or_slow_fail_nobody() {
+    let any = RolloutSpec::default();
+    let mut fast = well("a");
+    fast.pod.ready_since = Some(at(NOW + 1000));
+    fast.report.as_mut().unwrap().changed = at(NOW + 1000);
+    assert_eq!(step(&[fast, old("b")], &any, Way::Forward), "replace b");
+    let mut slow = node("a", "new", Some(4));
+    slow.pod.ready_since = Some(at(NOW - 5000));
+    assert_eq!(step(&[slow, old("b")], &any, Way::Forward), "wait 6 s: a: well so far");
+}
+
+#[test]
 fn the_node_that_it_was_given_up_for_is_first_on_the_way_back() {
     let nodes = [node("a", "bad", Some(500)), node("b", "bad", Some(500))];
     let (existing, pace) = (BTreeSet::from(["a".to_owned(), "b".to_owned()]), waves(1));
@@ -665,6 +698,14 @@ fn nodes_are_left_one_by_one_until_nothing_is_left_on_any() {
         away(&[fails, old("b")]),
         "wait 55 s: a: CrashLoopBackOff: exit code 1: failed to remove"
     );
+    // Others need not wait for it beyond the deadline; it is waited for in the end.
+    let late = |seconds| {
+        let mut late = troubled("a", "new", "CrashLoopBackOff", false, seconds);
+        late.pod.created = at(NOW - seconds);
+        late
+    };
+    assert_eq!(away(&[late(300), old("b")]), "replace b");
+    assert_eq!(away(&[late(300), clean("b")]), "wait: a: CrashLoopBackOff");
     // There is nothing on a node where no daemon ever started.
     let mut never = troubled("a", "new", "ImagePullBackOff", true, 5);
     never.report = None;
