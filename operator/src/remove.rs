@@ -80,10 +80,10 @@ mod tests {
         let object = |status| -> DynamicObject {
             serde_json::from_value(json!({"metadata": {"name": "default"}, "status": status})).unwrap()
         };
-        let conditions = json!([{"type": "Ready"}, {"type": "Progressing", "message": "1 of 2 nodes are left"}]);
+        let conditions = json!([{"type": "Ready"}, {"type": "Progressing", "message": "1 of 2 nodes are clean"}]);
         assert_eq!(
             progress(&object(json!({"conditions": conditions}))),
-            "1 of 2 nodes are left"
+            "1 of 2 nodes are clean"
         );
         assert_eq!(progress(&object(json!({}))), "no operator has looked at it yet");
     }

@@ -455,7 +455,7 @@ async fn a_node_whose_pod_has_no_place_yet_is_not_clean() {
     let sent = api.take();
     assert_eq!(finalizers_set(&sent), None);
     let message = condition_message(&patched_status(&sent), "Progressing");
-    assert_eq!(message, "1 of 2 nodes are left; node2: Unschedulable: Too many pods");
+    assert_eq!(message, "1 of 2 nodes are clean; node2: Unschedulable: Too many pods");
 }
 
 #[tokio::test]

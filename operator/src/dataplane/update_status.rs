@@ -204,7 +204,7 @@ fn progressing(outcome: &Outcome, progress: &Progress, set: &Rollout, updated: i
         return (
             Status::True,
             REMOVING,
-            format!("{updated} of {} nodes are left; {why}", set.desired),
+            format!("{updated} of {} nodes are clean; {why}", set.desired),
         );
     }
     let counts = format!("{updated} of {} nodes are updated", set.desired);
