@@ -135,14 +135,9 @@ impl Cleanup {
         if programs > 0 {
             println!("detached {programs} programs");
         }
-        // What they judged is to be told; a log that cannot be written, or hangs, keeps no node from being cleaned.
-        let (told, written) = mpsc::channel();
-        let cleanup = self.clone();
-        std::thread::spawn(move || told.send(cleanup.write_what_is_left()));
-        match written.recv_timeout(PATIENCE) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => eprintln!("the last records are lost: {error:#}"),
-            Err(_) => eprintln!("the last records are lost: the log's disk does not answer"),
+        let pins = PinPaths::new(&self.bpffs);
+        if pins.are_there() {
+            self.write_what_is_left(pins);
         }
         kernel.unpin()?;
         if let Some(pins) = &kernel.pins {
@@ -158,16 +153,24 @@ impl Cleanup {
         Ok(())
     }
 
-    fn write_what_is_left(&self) -> Result<()> {
-        let paths = PinPaths::new(&self.bpffs);
-        if !paths.are_there() {
-            return Ok(());
+    /// What the programs judged is to be told; a log that cannot be written, or hangs, keeps no node from being cleaned.
+    fn write_what_is_left(&self, pins: PinPaths) {
+        let (told, written) = mpsc::channel();
+        let cleanup = self.clone();
+        std::thread::spawn(move || told.send(cleanup.write_records(&pins)));
+        match written.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => eprintln!("the last records are lost: {error:#}"),
+            Err(_) => eprintln!("the last records are lost: the log's disk does not answer"),
         }
+    }
+
+    fn write_records(&self, pins: &PinPaths) -> Result<()> {
         let logging = &self.config.logging;
         let origin = Origin::new(&self.node, &logging.cluster_name);
         let names = Arc::new(Names::open(&self.state)?);
         let file = LogFile::new(self.log.clone());
-        let mut log = PolicyLog::open(Accounts::open(&paths)?, file, names, origin, Duration::ZERO)?;
+        let mut log = PolicyLog::open(Accounts::open(pins)?, file, names, origin, Duration::ZERO)?;
         while log.drain()? {}
         log.close()?;
         Ok(log.finish()?)

@@ -19,9 +19,9 @@ use wardline_node::args::{Args, Command};
 use wardline_node::cleanup::Cleanup;
 use wardline_node::events::FileOptions;
 use wardline_node::lock;
-use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod, Policy, Selector};
+use wardline_policy::model::{Direction, ObjectName, Objects, Policy, Selector};
 
-use support::{Life, Node, on_each_node, programs_at};
+use support::{Life, Node, on_each_node, one_pod, programs_at};
 
 const NODE: &str = "node1";
 /// A list as the cluster's own plugin has it, with our entry.
@@ -87,15 +87,7 @@ impl Files {
 }
 
 fn objects() -> Objects {
-    let mut objects = Objects::default();
-    objects.namespaces.insert("shop".into(), Labels::new());
-    let pod = Pod {
-        labels: Labels::new(),
-        addresses: vec!["10.0.0.1".parse().unwrap()],
-        node: NODE.into(),
-        ports: Vec::new(),
-    };
-    objects.pods.insert(ObjectName::new("shop", "db"), Arc::new(pod));
+    let mut objects = one_pod("db", NODE);
     let name = ObjectName::new("shop", "closed");
     let policy = Policy {
         name: name.clone(),

@@ -6,16 +6,16 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Barrier};
+use std::sync::Barrier;
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::PinPaths;
-use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
+use wardline_policy::model::{Direction, Objects};
 
-use support::{Program, monotonic, on_a_node};
+use support::{Program, monotonic, on_a_node, one_pod};
 
 const NODE: &str = "node1";
 /// Of the table below a sixteenth.
@@ -39,16 +39,7 @@ fn syn(source_port: u16) -> Vec<u8> {
 
 /// The pod that packets go to.
 fn server() -> Objects {
-    let mut objects = Objects::default();
-    objects.namespaces.insert("shop".into(), Labels::new());
-    let pod = Pod {
-        labels: Labels::new(),
-        addresses: vec!["10.0.0.1".parse().unwrap()],
-        node: NODE.into(),
-        ports: Vec::new(),
-    };
-    objects.pods.insert(ObjectName::new("shop", "server"), Arc::new(pod));
-    objects
+    one_pod("server", NODE)
 }
 
 /// A table of which a pod may fill [`HALF_OPEN`] places with connections that are opening.

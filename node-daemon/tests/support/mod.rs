@@ -30,7 +30,7 @@ use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
 use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
 use wardline_node::names::{Names, PodName};
 use wardline_policy::compile::compile;
-use wardline_policy::model::{Direction, ObjectName, Objects};
+use wardline_policy::model::{Direction, Labels, ObjectName, Objects, Pod};
 
 /// Set to `clsact`, it makes tests do without tcx where there is tcx.
 const ATTACH_VARIABLE: &str = "WARDLINE_TEST_ATTACH";
@@ -293,6 +293,20 @@ impl Life {
     pub fn program(&self, ifindex: u32, direction: Direction) -> Program {
         Program::attached(self.attach, ifindex, direction)
     }
+}
+
+/// A cluster of one pod of namespace `shop`, with the address 10.0.0.1 and no policy.
+pub fn one_pod(name: &str, node: &str) -> Objects {
+    let mut objects = Objects::default();
+    objects.namespaces.insert("shop".into(), Labels::new());
+    let pod = Pod {
+        labels: Labels::new(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        node: node.into(),
+        ports: Vec::new(),
+    };
+    objects.pods.insert(ObjectName::new("shop", name), Arc::new(pod));
+    objects
 }
 
 /// A pod of no workload.

@@ -28,12 +28,11 @@ mod validate;
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use kube::core::DeserializeGuard;
-use wardline_crds::condition::{Status, whole_seconds};
-use wardline_crds::{Dataplane, FailedRollout, ReplacedDaemon, RolloutStatus};
+use wardline_crds::condition::Status;
+use wardline_crds::{Dataplane, FailedRollout, RolloutStatus};
 
 use crate::context::{Context, lock};
 use crate::controller::Done;
@@ -169,10 +168,10 @@ async fn roll_out(
                 .machines
                 .iter()
                 .flatten()
-                .filter(|node| node.pod.revision == revision.name && !plan::was_well(node));
+                .filter(|node| node.pod.revision == revision.name && !node.was_well());
             rollout.replacing = of_before
                 .filter(|_| is_tried_again && !is_rollback)
-                .map(replaced)
+                .map(|node| node.replaced(Timestamp::now()))
                 .collect();
         }
         rollout.revision.clone_from(&revision.name);
@@ -231,13 +230,5 @@ async fn roll_out(
             built: built.revision.name.clone(),
             step,
         });
-    }
-}
-
-fn replaced(node: &plan::Node) -> ReplacedDaemon {
-    ReplacedDaemon {
-        node: node.name.clone(),
-        pod: node.pod.uid.clone(),
-        since: Time(whole_seconds(Timestamp::now())),
     }
 }

@@ -46,6 +46,23 @@ pub(super) struct Node {
     pub(super) report: Option<Report>,
 }
 
+impl Node {
+    /// Whether it is well with what it runs.
+    pub(super) fn was_well(&self) -> bool {
+        let says_so = |report: &Report| report.is_ready && report.unverified.is_none();
+        self.pod.ready_since.is_some() && self.report.as_ref().is_some_and(says_so)
+    }
+
+    /// What is remembered of it once the deletion of its pod is decided.
+    pub(super) fn replaced(&self, now: Timestamp) -> ReplacedDaemon {
+        ReplacedDaemon {
+            node: self.name.clone(),
+            pod: self.pod.uid.clone(),
+            since: Time(whole_seconds(now)),
+        }
+    }
+}
+
 /// The daemon's pod on a node.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Pod {
@@ -170,11 +187,6 @@ impl Plan<'_> {
         let states: Vec<State<'_>> = nodes.iter().map(|node| (node, self.health(node, now))).collect();
         let missing = self.missing(nodes);
         let step = self.step(&states, &missing, now);
-        let chosen: Vec<&Target> = match &step {
-            Step::Replace { pods, .. } => pods.iter().collect(),
-            _ => Vec::new(),
-        };
-        let is_chosen = |name: &str| chosen.iter().any(|target| target.node == name);
         let keeps_place = |entry: &&ReplacedDaemon| {
             let state = states.iter().find(|(node, _)| node.name == entry.node);
             match state {
@@ -184,20 +196,20 @@ impl Plan<'_> {
             }
         };
         let mut replacing: Vec<ReplacedDaemon> = self.replacing.iter().filter(keeps_place).cloned().collect();
-        for target in &chosen {
-            if self.entry(&target.node).is_none() {
-                replacing.push(ReplacedDaemon {
-                    node: target.node.clone(),
-                    pod: target.uid.clone(),
-                    since: Time(whole_seconds(now)),
-                });
-            }
-        }
-        let unwell_before = nodes.iter().filter(|node| is_chosen(&node.name) && !was_well(node));
         let mut excused: BTreeSet<String> = self.excused.iter().cloned().collect();
-        if self.way == Way::Forward {
-            let again = |node: &&Node| self.entry(&node.name).is_none();
-            excused.extend(unwell_before.filter(again).map(|node| node.name.clone()));
+        let is_chosen = |node: &&Node| match &step {
+            Step::Replace { pods, .. } => pods.iter().any(|target| target.node == node.name),
+            _ => false,
+        };
+        for node in nodes.iter().filter(is_chosen) {
+            // Decided before, and so was whether it is excused.
+            if self.entry(&node.name).is_some() {
+                continue;
+            }
+            replacing.push(node.replaced(now));
+            if self.way == Way::Forward && !node.was_well() {
+                excused.insert(node.name.clone());
+            }
         }
         excused.retain(|name| self.existing.contains(name));
         Decision {
@@ -226,33 +238,26 @@ impl Plan<'_> {
         let due = |node: &&Node| self.entry(&node.name).is_some();
         let outdated = states.iter().filter(|(_, health)| *health == Health::Outdated);
         let (due, mut others): (Vec<&Node>, Vec<&Node>) = outdated.map(|(node, _)| *node).partition(due);
-        // Who serves nobody costs nobody anything.
-        others.sort_by_key(|node| (self.failed != Some(&*node.name), node.pod.ready_since.is_some()));
-        let is_idle = |node: &&Node| node.pod.ready_since.is_none();
-
+        others.sort_by_key(|node| self.failed != Some(&*node.name));
         let chosen: Vec<&Node> = if others.is_empty() {
             due
         } else {
-            match self.wanted_canaries(states, missing) {
+            let canaries = match self.wanted_canaries(states, missing) {
+                Ok(canaries) => canaries,
                 Err(step) => return step,
-                Ok(Some(Canaries { wanted, selected })) => {
-                    let candidates = others.into_iter().filter(|node| selected.contains(&*node.name));
-                    let (idle, serving): (Vec<&Node>, Vec<&Node>) = candidates.partition(is_idle);
-                    let serving = serving.into_iter().take(room);
-                    due.into_iter()
-                        .chain(idle.into_iter().chain(serving).take(wanted))
-                        .collect()
-                }
+            };
+            let most = match &canaries {
+                Some(canaries) => canaries.wanted,
                 // Those that do not work are helped at once; a change that is not proven comes to a few of them first.
-                Ok(None) if self.way == Way::Back => {
-                    let (idle, serving): (Vec<&Node>, Vec<&Node>) = others.into_iter().partition(is_idle);
-                    due.into_iter()
-                        .chain(idle)
-                        .chain(serving.into_iter().take(room))
-                        .collect()
-                }
-                Ok(None) => due.into_iter().chain(others.into_iter().take(room)).collect(),
-            }
+                None if self.way == Way::Back => usize::MAX,
+                None => room,
+            };
+            let is_candidate = |node: &&Node| canaries.as_ref().is_none_or(|all| all.selected.contains(&*node.name));
+            // Who serves nobody costs nobody anything.
+            let is_idle = |node: &&Node| node.pod.ready_since.is_none();
+            let (idle, serving): (Vec<&Node>, Vec<&Node>) = others.into_iter().filter(is_candidate).partition(is_idle);
+            let others = idle.into_iter().chain(serving.into_iter().take(room));
+            due.into_iter().chain(others.take(most)).collect()
         };
         if chosen.is_empty() {
             return self.rest(states, unmade).map_or(Step::Done, wait);
@@ -536,12 +541,6 @@ enum Missing {
     Yet(String),
     /// It will not.
     Never(String),
-}
-
-/// Whether a node is well with what it runs.
-pub(super) fn was_well(node: &Node) -> bool {
-    let says_so = |report: &Report| report.is_ready && report.unverified.is_none();
-    node.pod.ready_since.is_some() && node.report.as_ref().is_some_and(says_so)
 }
 
 /// Since when a node is well that is; never since before its pod was made, for its clock may be slow, nor since later than
