@@ -38,8 +38,9 @@ impl Files {
         }
         fs::write(files.path("net.d/10-net.conflist"), LIST).unwrap();
         fs::write(files.path("bin/wardline-cni"), "the plugin").unwrap();
+        // Whatever else fills this disk, the last records are written.
         let config = format!(
-            "cni: {{confDir: {0}/net.d, binDir: {0}/bin}}\nlogging: {{file: {{path: {0}/policy.log}}}}",
+            "cni: {{confDir: {0}/net.d, binDir: {0}/bin}}\nlogging: {{file: {{path: {0}/policy.log, minFreePercent: 0}}}}",
             files.0.path().display()
         );
         fs::write(files.path("config.yaml"), config).unwrap();
