@@ -19,7 +19,11 @@
 #include <linux/types.h>
 
 enum abi_version {
-	/* Names the pin directory: raised with every change of a pinned map's layout. */
+	/*
+	 * Names the pin directory: raised with every change of a pinned map's layout. A daemon takes over what one of
+	 * another version left, field by field, by the fields' names; so a name never gets another meaning, and the
+	 * values of enums are only ever added to.
+	 */
 	ABI_VERSION = 1,
 };
 
@@ -398,6 +402,57 @@ struct event {
 	__u8 reason;
 	__u8 verdict; /* enum verdict */
 	struct address service; /* that it was sent to; zero: to none that is translated here */
+};
+
+/* --- what only the daemon writes, one value each -------------------------------------------------------------- */
+
+/* The ids that were given out last. */
+struct id_counters {
+	__u64 epoch; /* made with the maps, and stands in every `seq`: numbers of other maps mean nothing here */
+	__u32 endpoint;
+	__u32 table;
+	__u32 class;
+	__u32 attribution;
+	__u32 peers;
+	__u32 service;
+};
+
+enum loss_cause {
+	LOSS_TABLE_FULL = 0,
+	LOSS_DISK_FULL = 1,
+	LOSS_WRITE_ERROR = 2,
+	LOSS_COUNT = 3,
+};
+
+enum told {
+	TOLD_EVENT = 1,
+	TOLD_GENERATION = 2,
+};
+
+/* What was counted and written since the maps were made, or those before them that they took over from. */
+struct ledger {
+	__u64 ring_position;     /* up to which events are in `written` */
+	__u32 closed_generation; /* the last whose counters are in here; means nothing while closings is 0 */
+	__u32 is_writing;        /* 1 from the first line of a life until it ended in order, with all entered that it wrote */
+	__u64 closings;          /* generations closed */
+	__u64 told;              /* the last line that is entered: an event's position, or a closed generation */
+	__u64 file;              /* inode of the file that was written to last; 0: none yet */
+	__u32 told_kind;         /* enum told; 0: no line is entered yet */
+	__u32 is_begun;          /* 1 when a line stands in the log, and with it what it has to say of an account before */
+	__u64 packets[DIRECTION_COUNT][REASON_COUNT];
+	__u64 due[DIRECTION_COUNT][VERDICT_COUNT];
+	__u64 written[DIRECTION_COUNT][VERDICT_COUNT];
+	__u64 lost[DIRECTION_COUNT][VERDICT_COUNT][LOSS_COUNT];    /* told by a line or not yet */
+	__u64 untold[DIRECTION_COUNT][VERDICT_COUNT][LOSS_COUNT];  /* of these, those that no line tells of: it could not be written */
+	__u64 carried[DIRECTION_COUNT][VERDICT_COUNT][LOSS_COUNT]; /* of these, those that the next generation to be closed tells
+								    * of; set before any line of it is written, so that its
+								    * lines are the same after a crash */
+	__u64 untold_since;  /* wall time of the oldest, nanoseconds since the epoch */
+	__u64 carried_since;
+	__u64 deleted_file;  /* the old file that was deleted last, and what stood in all that were: */
+	__u64 deleted_bytes;
+	__u64 deleted_records[3]; /* by disposition */
+	__u64 former; /* epoch of the maps whose ledger is in here too; 0: of none */
 };
 
 _Static_assert(sizeof(struct address) == 16, "address");

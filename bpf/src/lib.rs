@@ -21,6 +21,9 @@ pub use names::UnknownValue;
 pub use policy_word::{PolicyWord, PolicyWordError};
 pub use skeleton::{OpenWardlineSkel, WardlineSkel, WardlineSkelBuilder};
 
+/// Where the fields of each struct lie that outlives a daemon: `{STRUCT: {"size": BYTES, "fields": {PATH: [OFFSET, SIZE]}}}`.
+pub const LAYOUT: &str = include_str!(concat!(env!("OUT_DIR"), "/layout.json"));
+
 /// The skeleton's own types: maps, programs and load-time settings (`types::rodata`).
 #[allow(
     unsafe_code,

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::command::{output_of, run, stream};
 use crate::image::{Entry, Image};
-use crate::layout::{CRASHING_IMAGE, Layout, NODES, OPEN_IMAGE, TRAFFIC_IMAGE};
+use crate::layout::{CRASHING_IMAGE, Layout, NODES, OPEN_IMAGE, OTHER_LAYOUT_IMAGE, TRAFFIC_IMAGE};
 use crate::node;
 use crate::preflight::find_program;
 use crate::progress::step;
@@ -133,21 +133,25 @@ pub fn import(layout: &Layout, images: &[Built]) -> Result<bool> {
 /// the dependencies of everyday work anew each time.
 fn build_binaries(layout: &Layout) -> Result<PathBuf> {
     let host = host()?;
-    let target = layout.target().join("ship");
     step(&format!("building static binaries for {host}"));
-    let mut cargo = Command::new("cargo");
-    cargo
-        .current_dir(layout.workspace())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    cargo
-        .args(["build", "--quiet", "--profile=ship", "--target", &host, "--target-dir"])
-        .arg(&target);
+    let mut cargo = ship(layout, &host);
     cargo.args(["--package=wardline-traffic", "--bin=traffic"]);
     for binary in IMAGES.iter().flat_map(|(_, _, binaries)| *binaries) {
         cargo.arg(format!("--package={binary}")).arg(format!("--bin={binary}"));
     }
     stream(&mut cargo)?;
-    Ok(target.join(host).join("ship"))
+    Ok(layout.target().join("ship").join(host).join("ship"))
+}
+
+fn ship(layout: &Layout, host: &str) -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(layout.workspace())
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cargo
+        .args(["build", "--quiet", "--profile=ship", "--target", host, "--target-dir"])
+        .arg(layout.target().join("ship"));
+    cargo
 }
 
 /// Where [`build`] leaves a binary before it goes into an image.
@@ -233,18 +237,34 @@ pub fn import_broken(layout: &Layout) -> Result<()> {
     ];
     let mut images = Vec::new();
     for (short, name, daemon, plugin) in daemons {
-        let built = plan(layout, short, name, &[&daemon, &plugin])?;
-        let binary = |from, to| Entry::Binary { from, to };
-        let image = Image {
-            name,
-            entrypoint: &["/wardline-node"],
-            cmd: &[],
-            entries: &[binary(daemon, "wardline-node"), binary(plugin, "wardline-cni")],
-        };
-        image.write(&built.archive)?;
-        images.push(built);
+        images.push(daemon_image(layout, short, name, daemon, plugin)?);
     }
     import(layout, &images).map(drop)
+}
+
+/// The image of a daemon whose maps have another layout, built and imported into the nodes.
+pub fn import_other_layout(layout: &Layout) -> Result<()> {
+    const BINARY: &str = "wardline-node-other-layout";
+    step("building the daemon with another layout of its maps");
+    let mut cargo = ship(layout, &host()?);
+    cargo.args(["--package=wardline-node", "--features=other-layout", "--bin", BINARY]);
+    stream(&mut cargo)?;
+    let (daemon, plugin) = (static_binary(layout, BINARY)?, static_binary(layout, "wardline-cni")?);
+    let image = daemon_image(layout, "other-layout", OTHER_LAYOUT_IMAGE, daemon, plugin)?;
+    import(layout, &[image]).map(drop)
+}
+
+fn daemon_image(layout: &Layout, short: &str, name: &str, daemon: PathBuf, plugin: PathBuf) -> Result<Built> {
+    let built = plan(layout, short, name, &[&daemon, &plugin])?;
+    let binary = |from, to| Entry::Binary { from, to };
+    let image = Image {
+        name,
+        entrypoint: &["/wardline-node"],
+        cmd: &[],
+        entries: &[binary(daemon, "wardline-node"), binary(plugin, "wardline-cni")],
+    };
+    image.write(&built.archive)?;
+    Ok(built)
 }
 
 /// The daemon that ships, but for the last instructions of its packet programs: they let every packet pass.

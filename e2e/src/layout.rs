@@ -32,6 +32,7 @@ pub const TRAFFIC_IMAGE: &str = "lab.wardline.io/traffic:1";
 
 /// A daemon whose packet programs let everything through, and one that ends at once: for tests of rollouts.
 pub const OPEN_IMAGE: &str = "lab.wardline.io/open-node:1";
+pub const OTHER_LAYOUT_IMAGE: &str = "lab.wardline.io/other-layout-node:1";
 pub const CRASHING_IMAGE: &str = "lab.wardline.io/crashing-node:1";
 
 /// The directories in which a node sees its own files instead of this machine's.

@@ -19,7 +19,7 @@ use crate::ipam::Ipam;
 use crate::layout::TRAFFIC_IMAGE;
 use crate::progress::{step, wait_until};
 use crate::records::Record;
-use crate::traffic::{Attempt, Held, Protocol};
+use crate::traffic::{Again, Attempt, Held, Protocol};
 
 /// The port that [`TestNamespace::server`] listens on.
 pub const PORT: u16 = 8080;
@@ -282,6 +282,12 @@ impl TestNamespace {
     pub async fn hold(&self, from: &str, to: &str, protocol: Protocol, interval: Duration) -> Result<Held> {
         let server = SocketAddr::new(self.ip(to).await?, PORT);
         Held::open(&self.pods(), from, server, protocol, interval).await
+    }
+
+    /// Connections from a pod to another's [`PORT`], one after the other, one each `interval`.
+    pub async fn again(&self, from: &str, to: &str, protocol: Protocol, interval: Duration) -> Result<Again> {
+        let server = SocketAddr::new(self.ip(to).await?, PORT);
+        Again::start(&self.pods(), from, server, protocol, interval).await
     }
 
     /// The records that concern the namespace's pods.

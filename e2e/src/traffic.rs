@@ -158,6 +158,8 @@ pub(crate) enum Said {
     Done {
         #[serde(default)]
         sent: u64,
+        #[serde(default)]
+        failed: u64,
     },
 }
 
@@ -226,7 +228,7 @@ impl Running {
         let what = format!("the end of {}", self.name);
         let sent = wait_until(&what, Duration::from_secs(30), async || {
             Ok(self.events().iter().find_map(|event| match event {
-                Said::Done { sent } => Some(*sent),
+                Said::Done { sent, .. } => Some(*sent),
                 _ => None,
             }))
         })
@@ -352,6 +354,61 @@ impl Held {
     pub async fn finish(self) -> Result<Summary> {
         let (sent, events) = self.client.end().await?;
         Ok(summarise(sent, &events))
+    }
+}
+
+/// A client that connects again and again.
+#[derive(Debug)]
+pub struct Again {
+    client: Running,
+}
+
+/// How its attempts fared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempts {
+    /// Made.
+    pub made: u64,
+    /// Of these, those that failed.
+    pub failed: u64,
+    /// What was said of them.
+    pub errors: Vec<String>,
+}
+
+impl Again {
+    /// Starts it. Of UDP it makes 55,535 attempts at most, each from a port of its own.
+    pub async fn start(
+        pods: &Api<Pod>,
+        from: &str,
+        server: SocketAddr,
+        protocol: Protocol,
+        interval: Duration,
+    ) -> Result<Self> {
+        let (server, milliseconds) = (server.to_string(), interval.as_millis().to_string());
+        let mut command = vec!["/bin/traffic", "again", &server, "--interval", &milliseconds];
+        if protocol == Protocol::Udp {
+            command.push("--udp");
+        }
+        let name = format!("{from} -> {server}, again and again");
+        let client = Running::start(pods, from, name, &command).await?;
+        Ok(Self { client })
+    }
+
+    /// Ends it.
+    pub async fn finish(self) -> Result<Attempts> {
+        let (made, events) = self.client.end().await?;
+        let failed = events.iter().find_map(|event| match event {
+            Said::Done { failed, .. } => Some(*failed),
+            _ => None,
+        });
+        let errors = events.into_iter().filter_map(|event| match event {
+            Said::Error { error } => Some(error),
+            _ => None,
+        });
+        Ok(Attempts {
+            made,
+            failed: failed.unwrap_or_default(),
+            errors: errors.collect(),
+        })
     }
 }
 

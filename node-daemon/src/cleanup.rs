@@ -135,10 +135,7 @@ impl Cleanup {
         if programs > 0 {
             println!("detached {programs} programs");
         }
-        let pins = PinPaths::new(&self.bpffs);
-        if pins.are_there() {
-            self.write_what_is_left(pins);
-        }
+        self.write_what_is_left();
         kernel.unpin()?;
         if let Some(pins) = &kernel.pins {
             println!("removed {}", pins.display());
@@ -154,10 +151,10 @@ impl Cleanup {
     }
 
     /// What the programs judged is to be told; a log that cannot be written, or hangs, keeps no node from being cleaned.
-    fn write_what_is_left(&self, pins: PinPaths) {
+    fn write_what_is_left(&self) {
         let (told, written) = mpsc::channel();
         let cleanup = self.clone();
-        std::thread::spawn(move || told.send(cleanup.write_records(&pins)));
+        std::thread::spawn(move || told.send(cleanup.write_records()));
         match written.recv_timeout(PATIENCE) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => eprintln!("the last records are lost: {error:#}"),
@@ -165,12 +162,23 @@ impl Cleanup {
         }
     }
 
-    fn write_records(&self, pins: &PinPaths) -> Result<()> {
+    fn write_records(&self) -> Result<()> {
+        for pins in PinPaths::others(&self.bpffs).context("failed to look for maps of other versions")? {
+            self.write_account(Accounts::of_other_version(&pins)?)?;
+        }
+        let pins = PinPaths::new(&self.bpffs);
+        if pins.are_there() {
+            self.write_account(Accounts::open(&pins)?)?;
+        }
+        Ok(())
+    }
+
+    fn write_account(&self, accounts: Accounts) -> Result<()> {
         let logging = &self.config.logging;
         let origin = Origin::new(&self.node, &logging.cluster_name);
         let names = Arc::new(Names::open(&self.state)?);
         let file = LogFile::new(self.log.clone());
-        let mut log = PolicyLog::open(Accounts::open(pins)?, file, names, origin, Duration::ZERO)?;
+        let mut log = PolicyLog::open(accounts, file, names, origin, Duration::ZERO)?;
         while log.drain()? {}
         log.close()?;
         Ok(log.finish()?)

@@ -25,7 +25,9 @@ use crate::cni::{Announcer, Call, Installer, PLUGIN_SOCKET, Server};
 use crate::control::{Control, Message, NodeState};
 use crate::datapath::{ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths, SelfTestError, self_test};
 use crate::deny_events::{DenyEvents, deny_events};
-use crate::events::{FileOptions, LogFile, LogHealth, Origin, PolicyLog, Stdout, follow_events, show_account};
+use crate::events::{
+    FileOptions, LogFile, LogHealth, Origin, PolicyLog, Stdout, Succession, follow_events, show_account,
+};
 use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::names::Names;
@@ -116,6 +118,8 @@ impl Daemon {
             conntrack,
             departures,
             kept_limits,
+            former,
+            taking_over,
         } = handles;
         let translates_services = self.config.services_mode == ServicesMode::PodEdge;
         let (control, state) = Control::new(
@@ -125,7 +129,8 @@ impl Daemon {
             Arc::clone(&self.metrics),
             kept_limits,
         );
-        let mut log = self.open_log(accounts)?;
+        let (account, succession) = Succession::new(former, accounts, taking_over);
+        let mut log = self.open_log(account)?;
         log.hand_to(self.start_observing(state.clone())?);
         log.tell_denies_to(self.start_deny_events(state.clone()));
         let (messages, inbox) = mpsc::channel(MESSAGES);
@@ -139,7 +144,7 @@ impl Daemon {
             let tell = move |health: &LogHealth| told.try_send(Message::PolicyLog(health.clone())).is_ok();
             let state = state.clone();
             let knows_names = move || state.borrow().last_applied.is_some();
-            move || follow_events(log, &metrics, &cancel, knows_names, tell)
+            move || follow_events(log, succession, &metrics, &cancel, knows_names, tell)
         });
         self.start_control(control, inbox);
         self.start_self_test(messages.clone());

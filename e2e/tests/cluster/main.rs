@@ -19,6 +19,7 @@ mod rewritten;
 mod rollout;
 mod services;
 mod stopped;
+mod upgrade;
 mod upstream;
 mod workloads;
 

@@ -29,7 +29,7 @@ const CLIENTS: [(&str, &str); 4] = [
 ];
 
 /// Admits the friends and refuses the foes: by the names of pods, or by what is left and ranges of ports.
-fn spec(set: usize) -> serde_json::Value {
+pub(crate) fn spec(set: usize) -> serde_json::Value {
     let ports = [
         json!([{"port": 8080}, {"port": 8080, "protocol": "UDP"}]),
         json!([{"port": 8000, "endPort": 8999}, {"protocol": "UDP", "port": 1, "endPort": 8080}]),
@@ -46,7 +46,7 @@ fn spec(set: usize) -> serde_json::Value {
 }
 
 /// Stands beside the other in one of the sets only.
-fn more() -> serde_json::Value {
+pub(crate) fn more() -> serde_json::Value {
     json!({
         "podSelector": {},
         "policyTypes": ["Ingress"],
@@ -54,7 +54,7 @@ fn more() -> serde_json::Value {
     })
 }
 
-async fn put(policies: &Api<NetworkPolicy>, name: &str, spec: serde_json::Value) -> Result<()> {
+pub(crate) async fn put(policies: &Api<NetworkPolicy>, name: &str, spec: serde_json::Value) -> Result<()> {
     let object = json!({
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

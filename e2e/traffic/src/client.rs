@@ -15,6 +15,8 @@ use crate::Target;
 
 /// How long `hold` tries to connect; longer than a few retransmissions of a SYN.
 const CONNECT: Duration = Duration::from_secs(10);
+/// The first of the ports that `again` uses once.
+const FIRST_PORT: u16 = 10_000;
 /// How long it waits for echoes that are under way when it is told to end: on a busy machine that may be several.
 const LAST: Duration = Duration::from_secs(1);
 
@@ -68,6 +70,26 @@ pub(crate) fn hold(target: &Target, interval: Duration) -> io::Result<()> {
         thread::sleep(Duration::from_millis(5));
     }
     say(&json!({"event": "done", "sent": sent}));
+    Ok(())
+}
+
+/// Makes one attempt after the other, UDP from ports that are used once, and prints `{"event":"error","error":…}` for each
+/// that fails, and `{"event":"done","sent":…,"failed":…}` when the standard input has ended.
+pub(crate) fn again(target: &Target, interval: Duration, timeout: Duration) -> io::Result<()> {
+    let mut failed = 0_u64;
+    let sent = send_each(interval, |seq| {
+        let source_port = u16::try_from(u64::from(FIRST_PORT) + seq).map_err(io::Error::other)?;
+        let target = Target {
+            source_port: if target.udp { source_port } else { 0 },
+            ..*target
+        };
+        if let Err((stage, error)) = attempt(&target, timeout, &mut None) {
+            failed += 1;
+            say(&json!({"event": "error", "error": format!("attempt {seq} failed to {stage}: {error}")}));
+        }
+        Ok(())
+    })?;
+    say(&json!({"event": "done", "sent": sent, "failed": failed}));
     Ok(())
 }
 

@@ -48,6 +48,17 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         interval: u64,
     },
+    /// One connection, one message and its echo each interval, until the standard input ends
+    Again {
+        #[command(flatten)]
+        target: Target,
+        /// Milliseconds between attempts
+        #[arg(long, default_value_t = 10)]
+        interval: u64,
+        /// How long connecting and the echo may take, each, in milliseconds
+        #[arg(long, default_value_t = 2000)]
+        timeout: u64,
+    },
     /// Answer the clients of `rr` and `crr`
     Respond {
         /// The port to listen on
@@ -141,6 +152,11 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve { ports } => server::serve(&ports),
         Command::Connect { target, timeout } => client::connect(&target, Duration::from_millis(timeout)),
+        Command::Again {
+            target,
+            interval,
+            timeout,
+        } => client::again(&target, Duration::from_millis(interval), Duration::from_millis(timeout)),
         Command::Hold { target, interval } => client::hold(&target, Duration::from_millis(interval)),
         Command::Respond { port, threads } => load::respond(port, threads),
         Command::Rr(load) => load::rr(load.server, load.duration()),

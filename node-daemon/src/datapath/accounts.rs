@@ -6,11 +6,11 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 use libbpf_rs::{MapCore, MapHandle};
-use wardline_bpf::abi::{self, DenyEntry, DenyKey, DenyShare, Reason, Verdict};
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+use wardline_bpf::abi::{self, DenyEntry, DenyKey, DenyShare, Event, IdCounters, Ledger, Reason, Verdict};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::LoadError;
-use super::ids::{Counters as IdCounters, Ids};
+use super::layout::{Conversion, Conversions};
 use super::load::{self, PinPaths};
 use super::map::{MapError, PerCpuArray, TypedMap};
 use crate::mapping::{Mapping, page_size, wait_for_programs};
@@ -30,8 +30,12 @@ pub enum Cause {
     WriteError,
 }
 
+const _: () = assert!(Cause::TableFull as u32 == abi::LOSS_TABLE_FULL);
+const _: () = assert!(Cause::DiskFull as u32 == abi::LOSS_DISK_FULL);
+const _: () = assert!(Cause::WriteError as u32 == abi::LOSS_WRITE_ERROR);
+
 impl Cause {
-    pub const ALL: [Self; 3] = [Self::TableFull, Self::DiskFull, Self::WriteError];
+    pub const ALL: [Self; abi::LOSS_COUNT as usize] = [Self::TableFull, Self::DiskFull, Self::WriteError];
 
     /// As the log and the metrics spell it.
     pub fn as_str(self, verdict: Verdict) -> &'static str {
@@ -46,63 +50,6 @@ impl Cause {
 
 /// Records by direction, verdict and [`Cause`].
 pub type Losses = [[[u64; Cause::ALL.len()]; VERDICTS]; DIRECTIONS];
-
-/// Values of [`Ledger::told_kind`]; 0: no line is entered yet.
-pub const TOLD_EVENT: u32 = 1;
-pub const TOLD_GENERATION: u32 = 2;
-
-/// What was counted and written since the maps were made; pinned, so that a restart goes on with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Ledger {
-    /// Ring position up to which events are in `written`.
-    pub ring_position: u64,
-    /// The last generation whose counters are in here; meaningful once `closings` is not 0.
-    pub closed_generation: u32,
-    /// 1 from the first line of a life until it has ended in order, with all entered that it wrote.
-    pub is_writing: u32,
-    /// Generations closed.
-    pub closings: u64,
-    /// The last line that is entered: an event's position, or a closed generation, as `told_kind` says.
-    pub told: u64,
-    /// Inode of the file that was written to last; 0: none yet.
-    pub file: u64,
-    pub told_kind: u32,
-    /// 1 when a line stands in the log, and with it what it has to say of an account before this one.
-    pub is_begun: u32,
-    /// By direction and [`Reason`].
-    pub packets: [[u64; REASONS]; DIRECTIONS],
-    /// By direction and verdict.
-    pub due: [[u64; VERDICTS]; DIRECTIONS],
-    pub written: [[u64; VERDICTS]; DIRECTIONS],
-    /// All that is lost, told by a line or not yet.
-    pub lost: Losses,
-    /// Of these, those that no line tells of: they could not be written.
-    pub untold: Losses,
-    /// Of these, those that the next generation to be closed tells of. Set before any line of it is written, so that
-    /// its lines are the same after a crash.
-    pub carried: Losses,
-    /// Wall time of the oldest of `untold` and of `carried`, nanoseconds since the epoch.
-    pub untold_since: u64,
-    pub carried_since: u64,
-    /// The old file that was deleted last, and what stood in all that were: bytes, and records by disposition.
-    pub deleted_file: u64,
-    pub deleted_bytes: u64,
-    pub deleted_records: [u64; 3],
-}
-
-impl Ledger {
-    /// Records lost in a direction, by verdict.
-    pub fn lost_in(&self, direction: usize) -> [u64; VERDICTS] {
-        self.lost[direction].map(|causes| causes.iter().sum())
-    }
-}
-
-impl Default for Ledger {
-    fn default() -> Self {
-        Self::new_zeroed()
-    }
-}
 
 /// What one generation counted.
 #[derive(Clone, Debug, Default)]
@@ -122,6 +69,9 @@ pub struct Closed {
 pub struct Accounts {
     epoch: u64,
     settings: Mapping,
+    /// Where in the settings the generation is.
+    generation: usize,
+    event: Conversion,
     counters: PerCpuArray<abi::Counters>,
     denies: TypedMap<DenyKey, DenyEntry>,
     shares: TypedMap<u32, DenyShare>,
@@ -132,24 +82,55 @@ pub struct Accounts {
 impl Accounts {
     /// Opens what [`Datapath::load`](super::Datapath::load) has pinned, in this life or a former one.
     pub fn open(paths: &PinPaths) -> Result<Self, LoadError> {
-        let pinned = |name| MapHandle::from_pinned_path(paths.maps.join(name)).map_err(LoadError::load);
-        let length = size_of::<abi::Settings>().next_multiple_of(page_size());
-        let settings = Mapping::new(pinned("settings")?.as_fd(), 0, length, true)
-            .map_err(|cause| LoadError::Mapping { map: "settings", cause })?;
+        let ids = TypedMap::<u32, IdCounters>::new(load::user_map(paths, "ids", size_of::<IdCounters>())?)?;
         Ok(Self {
-            epoch: Ids::open(load::user_map(paths, "ids", size_of::<IdCounters>())?)?.epoch(),
-            settings,
-            counters: PerCpuArray::new(pinned("counters")?),
-            denies: TypedMap::new(pinned("denies")?)?,
-            shares: TypedMap::new(pinned("deny_shares")?)?,
-            ring: pinned("events")?,
+            epoch: epoch(&ids)?,
+            settings: settings(paths, size_of::<abi::Settings>())?,
+            generation: std::mem::offset_of!(abi::Settings, generation),
+            event: Conversion::same(size_of::<Event>()),
+            counters: PerCpuArray::new(
+                load::pinned(paths, "counters")?,
+                Conversion::same(size_of::<abi::Counters>()),
+            ),
+            denies: TypedMap::new(load::pinned(paths, "denies")?)?,
+            shares: TypedMap::new(load::pinned(paths, "deny_shares")?)?,
+            ring: load::pinned(paths, "events")?,
             ledger: TypedMap::new(load::user_map(paths, "ledger", size_of::<Ledger>())?)?,
+        })
+    }
+
+    /// Opens what another version has pinned.
+    pub fn of_other_version(paths: &PinPaths) -> Result<Self, LoadError> {
+        let conversions = Conversions::of(paths)?;
+        let index = || Conversion::same(size_of::<u32>());
+        let of = |name| conversions.of_struct(name);
+        let ids = load::pinned(paths, "ids")?;
+        Ok(Self {
+            epoch: epoch(&TypedMap::of_other_layout(ids, index(), of("id_counters")?)?)?,
+            settings: settings(paths, of("settings")?.their_size())?,
+            generation: conversions.their_offset("settings", "generation")?,
+            event: of("event")?,
+            counters: PerCpuArray::new(load::pinned(paths, "counters")?, of("counters")?),
+            denies: TypedMap::of_other_layout(load::pinned(paths, "denies")?, of("deny_key")?, of("deny_entry")?)?,
+            shares: TypedMap::of_other_layout(load::pinned(paths, "deny_shares")?, index(), of("deny_share")?)?,
+            ring: load::pinned(paths, "events")?,
+            ledger: TypedMap::of_other_layout(load::pinned(paths, "ledger")?, index(), of("ledger")?)?,
         })
     }
 
     /// Tells this life of the maps from others.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Bytes of an event in the ring.
+    pub fn event_size(&self) -> usize {
+        self.event.their_size()
+    }
+
+    /// Reads an event that has the size of one.
+    pub fn event(&self, bytes: &[u8]) -> Option<Event> {
+        Event::read_from_bytes(&self.event.to_ours(bytes)).ok()
     }
 
     pub fn ring(&self) -> (BorrowedFd<'_>, u32) {
@@ -240,8 +221,19 @@ impl Accounts {
     }
 
     fn generation_cell(&self) -> &std::sync::atomic::AtomicU32 {
-        self.settings.u32(std::mem::offset_of!(abi::Settings, generation))
+        self.settings.u32(self.generation)
     }
+}
+
+/// When maps were made; 0 where none was.
+fn epoch(ids: &TypedMap<u32, IdCounters>) -> Result<u64, MapError> {
+    Ok(ids.get(&0)?.unwrap_or_default().epoch)
+}
+
+fn settings(paths: &PinPaths, size: usize) -> Result<Mapping, LoadError> {
+    let settings = load::pinned(paths, "settings")?;
+    Mapping::new(settings.as_fd(), 0, size.next_multiple_of(page_size()), true)
+        .map_err(|cause| LoadError::Mapping { map: "settings", cause })
 }
 
 fn share_index(slot: u32, generation: u32) -> u32 {

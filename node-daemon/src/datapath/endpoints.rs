@@ -87,6 +87,52 @@ impl EntryMaps {
     }
 }
 
+/// Where what another version knew of an endpoint goes.
+#[derive(Debug)]
+pub(super) struct Inheritance<'a> {
+    pub(super) words: &'a Mapping,
+    pub(super) usages: &'a TypedMap<u32, abi::Usage>,
+}
+
+impl Inheritance<'_> {
+    /// Takes over an endpoint under its uid. Returns whether it did, or had: its interface may be a newer one's here.
+    ///
+    /// Its words name tables that are not here: until it gets others nothing is allowed by them.
+    pub(super) fn take(
+        &self,
+        entries: &EntryMaps,
+        ifindex: u32,
+        endpoint: abi::Endpoint,
+        words: [u64; 2],
+        usage: &abi::Usage,
+    ) -> Result<bool, MapError> {
+        let known = entries.get(ifindex)?;
+        match &known {
+            Some(known) if known.uid > endpoint.uid => return Ok(false),
+            // Of a life that was killed when it had got so far, or of a time before.
+            Some(known) if known.uid == endpoint.uid => return Ok(true),
+            _ => {}
+        }
+        let mut slots = HashSet::new();
+        entries.hash.for_each(|_, entry| _ = slots.insert(entry.slot))?;
+        let free = || {
+            let first = std::iter::once(endpoint.slot);
+            first
+                .chain((0..abi::MAX_SLOTS).step_by(2))
+                .find(|slot| !slots.contains(slot))
+        };
+        let Some(slot) = known.map(|known| known.slot).or_else(free) else {
+            return Ok(false);
+        };
+        for (slot, word) in (slot..).zip(words) {
+            self.words.u64(slot as usize * 8).store(word, Ordering::Release);
+        }
+        self.usages.set(&(slot / 2), usage)?;
+        entries.set(ifindex, abi::Endpoint { slot, ..endpoint })?;
+        Ok(true)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Endpoints {
     entries: EntryMaps,
@@ -301,6 +347,15 @@ impl Endpoints {
             tracing::warn!(%error, "failed to read the endpoints of an earlier life");
         }
         pods
+    }
+
+    /// Whether the kernel has an entry of an endpoint that this life does not manage.
+    pub(super) fn has_unmanaged(&self, uids: &HashSet<u32>) -> Result<bool, MapError> {
+        let mut found = false;
+        self.entries.hash.for_each(|ifindex, entry| {
+            found |= uids.contains(&entry.uid) && !self.managed.contains_key(&ifindex);
+        })?;
+        Ok(found)
     }
 
     pub(super) fn uids(&self) -> impl Iterator<Item = u32> + '_ {

@@ -55,8 +55,9 @@ impl Datapath {
     /// Lets go of the meanings of ids that nothing uses any more. Call it after [`Datapath::collect_garbage`].
     pub fn forget_names(&self) -> Result<(), ApplyError> {
         let in_force = self.endpoints.in_force()?;
-        // Without the mirror it is not known which attributions the tables in force have.
-        if self.loaded.generation == 0 {
+        // Without the mirror it is not known which attributions the tables in force have; nor what another version counted is
+        // about.
+        if self.loaded.generation == 0 || !self.taking_over.is_done() {
             return Ok(());
         }
         let mut tables: HashSet<u32> = self.loaded.tables.values().map(|table| table.id).collect();

@@ -2,31 +2,16 @@
 //! Where ids come from: counters in a pinned map, so that a restart goes on where the last life ended.
 
 use libbpf_rs::MapHandle;
-use wardline_bpf::abi;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use wardline_bpf::abi::{self, IdCounters};
 
 use super::map::{MapError, TypedMap};
 use crate::clock;
 
-/// The pinned counters; user space only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct Counters {
-    /// Made with the maps, and stands in every `seq`: numbers of another life of the maps mean nothing here.
-    pub(super) epoch: u64,
-    endpoint: u32,
-    table: u32,
-    class: u32,
-    attribution: u32,
-    peers: u32,
-    service: u32,
-}
-
 #[derive(Debug)]
 pub(super) struct Ids {
-    counters: Counters,
-    stored: Counters,
-    map: TypedMap<u32, Counters>,
+    counters: IdCounters,
+    stored: IdCounters,
+    map: TypedMap<u32, IdCounters>,
     tables_in_use: std::collections::HashSet<u32>,
     /// The last attribution of an earlier life.
     former_attribution: u32,
@@ -34,7 +19,7 @@ pub(super) struct Ids {
 
 impl Ids {
     pub(super) fn open(handle: MapHandle) -> Result<Self, MapError> {
-        let map = TypedMap::<u32, Counters>::new(handle)?;
+        let map = TypedMap::<u32, IdCounters>::new(handle)?;
         let mut counters = map.get(&0)?.unwrap_or_default();
         if counters.epoch == 0 {
             counters.epoch = clock::wall();
@@ -49,6 +34,24 @@ impl Ids {
         })
     }
 
+    /// What other maps gave out is not given out here again: a pod and its connections keep their ids, and names what they
+    /// mean.
+    pub(super) fn pass(&mut self, others: &IdCounters) -> Result<(), MapError> {
+        let counters = &mut self.counters;
+        for (own, other) in [
+            (&mut counters.endpoint, others.endpoint),
+            (&mut counters.table, others.table),
+            (&mut counters.class, others.class),
+            (&mut counters.attribution, others.attribution),
+            (&mut counters.peers, others.peers),
+            (&mut counters.service, others.service),
+        ] {
+            *own = (*own).max(other);
+        }
+        self.former_attribution = counters.attribution;
+        self.store()
+    }
+
     /// Tables of an earlier life that are in force; their ids are given to no others.
     pub(super) fn hold_tables(&mut self, tables: impl IntoIterator<Item = u32>) {
         self.tables_in_use.extend(tables);
@@ -57,10 +60,6 @@ impl Ids {
     /// Whether an earlier life gave out this attribution.
     pub(super) fn is_former_attribution(&self, id: u32) -> bool {
         id <= self.former_attribution
-    }
-
-    pub(super) fn epoch(&self) -> u64 {
-        self.counters.epoch
     }
 
     pub(super) fn next_endpoint(&mut self) -> u32 {

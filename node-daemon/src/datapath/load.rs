@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Loads the programs over the maps of the layout's version: those that are pinned are used on, with all they hold.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
@@ -31,13 +32,40 @@ impl PinPaths {
     /// Of a layout's links, in its directory.
     pub(super) const LINKS: &str = "links";
 
-    /// `bpffs` is the mount point of a bpf file system.
+    /// This version's. `bpffs` is the mount point of a bpf file system.
     pub fn new(bpffs: &Path) -> Self {
-        let version = Self::root(bpffs).join(format!("v{}", abi::ABI_VERSION));
+        Self::of(&Self::root(bpffs).join(format!("v{}", abi::ABI_VERSION)))
+    }
+
+    fn of(version: &Path) -> Self {
         Self {
             maps: version.join("maps"),
             links: version.join(Self::LINKS),
         }
+    }
+
+    /// The directory of this version.
+    pub(super) fn version(&self) -> &Path {
+        self.maps.parent().unwrap_or(&self.maps)
+    }
+
+    /// Those of other versions that have made tables, the oldest first.
+    pub fn others(bpffs: &Path) -> io::Result<Vec<Self>> {
+        let ours = Self::new(bpffs);
+        let mut others = BTreeMap::new();
+        let entries = match fs::read_dir(Self::root(bpffs)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let paths = Self::of(&entry?.path());
+            let name = paths.version().file_name().and_then(|name| name.to_str());
+            let version: Option<u32> = name.and_then(|name| name.strip_prefix('v')?.parse().ok());
+            if let Some(version) = version.filter(|_| paths.version() != ours.version() && paths.are_there()) {
+                others.insert(version, paths);
+            }
+        }
+        Ok(others.into_values().collect())
     }
 
     /// What holds the directories of all layouts.
@@ -180,7 +208,12 @@ pub(super) fn quotas(skel: &WardlineSkel<'_>) -> Result<Quotas, LoadError> {
     })
 }
 
-/// A pinned one-entry array that only user space knows.
+/// A map that is there.
+pub(super) fn pinned(paths: &PinPaths, name: &str) -> Result<MapHandle, LoadError> {
+    MapHandle::from_pinned_path(paths.maps.join(name)).map_err(LoadError::load)
+}
+
+/// A pinned one-entry array that only user space knows; made where there is none.
 pub(super) fn user_map(paths: &PinPaths, name: &str, value_size: usize) -> Result<MapHandle, LoadError> {
     let path = paths.maps.join(name);
     if let Ok(map) = MapHandle::from_pinned_path(&path) {

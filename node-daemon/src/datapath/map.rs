@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A BPF map with types: keys and values are the ABI's, so that a size can never be wrong.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::os::fd::AsFd;
 
-use super::batch;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+
+use super::batch;
+use super::layout::Conversion;
 
 /// `failed to <action> <map>: <cause>`
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,8 @@ impl MapError {
 #[derive(Debug)]
 pub(super) struct TypedMap<K, V> {
     handle: MapHandle,
+    /// Of key and value, where another version made the map.
+    conversions: Option<[Conversion; 2]>,
     types: PhantomData<fn(K) -> V>,
 }
 
@@ -42,37 +47,89 @@ where
     /// # Errors
     /// When the map's key or value size is not that of the types.
     pub(super) fn new(handle: MapHandle) -> Result<Self, MapError> {
+        Self::with(handle, None)
+    }
+
+    /// A map of another version.
+    ///
+    /// # Errors
+    /// When the map's key or value size is not that of the conversions.
+    pub(super) fn of_other_layout(handle: MapHandle, key: Conversion, value: Conversion) -> Result<Self, MapError> {
+        Self::with(handle, Some([key, value]))
+    }
+
+    fn with(handle: MapHandle, conversions: Option<[Conversion; 2]>) -> Result<Self, MapError> {
         let map = Self {
             handle,
+            conversions,
             types: PhantomData,
         };
-        if map.handle.key_size() as usize != size_of::<K>() || map.handle.value_size() as usize != size_of::<V>() {
+        if map.handle.key_size() as usize != map.key_size() || map.handle.value_size() as usize != map.value_size() {
             let source = libbpf_rs::Error::from_raw_os_error(libc::EINVAL);
             return Err(map.error("open", source));
         }
         Ok(map)
     }
 
+    fn key_size(&self) -> usize {
+        let other = self.conversions.as_ref();
+        other.map_or(size_of::<K>(), |[key, _]| key.their_size())
+    }
+
+    fn value_size(&self) -> usize {
+        let other = self.conversions.as_ref();
+        other.map_or(size_of::<V>(), |[_, value]| value.their_size())
+    }
+
+    /// As they stand in the map.
+    fn key_bytes<'a>(&self, key: &'a K) -> Cow<'a, [u8]> {
+        match &self.conversions {
+            None => Cow::Borrowed(key.as_bytes()),
+            Some([conversion, _]) => Cow::Owned(conversion.to_theirs(key.as_bytes())),
+        }
+    }
+
+    fn value_bytes<'a>(&self, value: &'a V) -> Cow<'a, [u8]> {
+        match &self.conversions {
+            None => Cow::Borrowed(value.as_bytes()),
+            Some([_, conversion]) => Cow::Owned(conversion.to_theirs(value.as_bytes())),
+        }
+    }
+
+    fn key(&self, bytes: &[u8]) -> Option<K> {
+        match &self.conversions {
+            None => K::read_from_bytes(bytes).ok(),
+            Some([conversion, _]) => K::read_from_bytes(&conversion.to_ours(bytes)).ok(),
+        }
+    }
+
+    fn value(&self, bytes: &[u8]) -> Option<V> {
+        match &self.conversions {
+            None => V::read_from_bytes(bytes).ok(),
+            Some([_, conversion]) => V::read_from_bytes(&conversion.to_ours(bytes)).ok(),
+        }
+    }
+
     pub(super) fn get(&self, key: &K) -> Result<Option<V>, MapError> {
-        let mut bytes = vec![0; size_of::<V>()];
-        let found = self.handle.lookup_into(key.as_bytes(), &mut bytes, MapFlags::ANY);
+        let mut bytes = vec![0; self.value_size()];
+        let found = self.handle.lookup_into(&self.key_bytes(key), &mut bytes, MapFlags::ANY);
         let found = match found {
             Ok(found) => found,
             Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => false,
             Err(error) => return Err(self.error("read", error)),
         };
-        Ok(found.then(|| V::read_from_bytes(&bytes).ok()).flatten())
+        Ok(found.then(|| self.value(&bytes)).flatten())
     }
 
     pub(super) fn set(&self, key: &K, value: &V) -> Result<(), MapError> {
         self.handle
-            .update(key.as_bytes(), value.as_bytes(), MapFlags::ANY)
+            .update(&self.key_bytes(key), &self.value_bytes(value), MapFlags::ANY)
             .map_err(|e| self.error("write", e))
     }
 
     /// Deletes a key; that it is not there is no error.
     pub(super) fn delete(&self, key: &K) -> Result<(), MapError> {
-        match self.handle.delete(key.as_bytes()) {
+        match self.handle.delete(&self.key_bytes(key)) {
             Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(self.error("delete from", error)),
             _ => Ok(()),
         }
@@ -81,9 +138,9 @@ where
     /// Takes a value out of a hash. In one step since Linux 5.14; before it, what is written between the two steps that
     /// it takes is lost.
     pub(super) fn take(&self, key: &K) -> Result<Option<V>, MapError> {
-        let mut bytes = vec![0; size_of::<V>()];
-        match self.handle.lookup_into_and_delete(key.as_bytes(), &mut bytes) {
-            Ok(found) => Ok(found.then(|| V::read_from_bytes(&bytes).ok()).flatten()),
+        let mut bytes = vec![0; self.value_size()];
+        match self.handle.lookup_into_and_delete(&self.key_bytes(key), &mut bytes) {
+            Ok(found) => Ok(found.then(|| self.value(&bytes)).flatten()),
             // ENOTSUPP, which has no name outside of Linux.
             Err(error) if error.kind() == libbpf_rs::ErrorKind::Other => {
                 let found = self.get(key)?;
@@ -96,7 +153,8 @@ where
 
     /// Puts a value where there is none; that there is one is no error.
     pub(super) fn put_back(&self, key: &K, value: &V) -> Result<(), MapError> {
-        match self.handle.update(key.as_bytes(), value.as_bytes(), MapFlags::NO_EXIST) {
+        let (key, value) = (self.key_bytes(key), self.value_bytes(value));
+        match self.handle.update(&key, &value, MapFlags::NO_EXIST) {
             Err(error) if error.kind() != libbpf_rs::ErrorKind::AlreadyExists => Err(self.error("write", error)),
             _ => Ok(()),
         }
@@ -104,16 +162,13 @@ where
 
     /// All keys. Those that come or go meanwhile may be missing or stale.
     pub(super) fn keys(&self) -> Vec<K> {
-        self.handle
-            .keys()
-            .filter_map(|key| K::read_from_bytes(&key).ok())
-            .collect()
+        self.handle.keys().filter_map(|key| self.key(&key)).collect()
     }
 
     /// Calls `each` with every entry of a hash or an array.
     pub(super) fn for_each(&self, mut each: impl FnMut(K, V)) -> Result<(), MapError> {
-        batch::read(self.handle.as_fd(), size_of::<K>(), size_of::<V>(), |key, value| {
-            if let (Ok(key), Ok(value)) = (K::read_from_bytes(key), V::read_from_bytes(value)) {
+        batch::read(self.handle.as_fd(), self.key_size(), self.value_size(), |key, value| {
+            if let (Some(key), Some(value)) = (self.key(key), self.value(value)) {
                 each(key, value);
             }
         })
@@ -133,13 +188,16 @@ where
 #[derive(Debug)]
 pub(super) struct PerCpuArray<V> {
     handle: MapHandle,
+    value: Conversion,
     types: PhantomData<fn() -> V>,
 }
 
 impl<V: FromBytes + IntoBytes + Immutable + FromZeros> PerCpuArray<V> {
-    pub(super) fn new(handle: MapHandle) -> Self {
+    /// `value` tells how a value lies in the map.
+    pub(super) fn new(handle: MapHandle, value: Conversion) -> Self {
         Self {
             handle,
+            value,
             types: PhantomData,
         }
     }
@@ -153,15 +211,14 @@ impl<V: FromBytes + IntoBytes + Immutable + FromZeros> PerCpuArray<V> {
             .unwrap_or_default();
         Ok(values
             .iter()
-            .filter_map(|bytes| V::read_from_prefix(bytes).ok())
-            .map(|(value, _)| value)
+            .filter_map(|bytes| V::read_from_bytes(&self.value.to_ours(bytes)).ok())
             .collect())
     }
 
     /// Sets every CPU's value to zero.
     pub(super) fn clear(&self, index: u32) -> Result<(), MapError> {
         let cpus = libbpf_rs::num_possible_cpus().map_err(|error| self.error("count the CPUs of", error))?;
-        let zeros = vec![vec![0; size_of::<V>()]; cpus];
+        let zeros = vec![vec![0; self.value.their_size()]; cpus];
         self.handle
             .update_percpu(&index.to_ne_bytes(), &zeros, MapFlags::ANY)
             .map_err(|error| self.error("clear", error))

@@ -18,8 +18,10 @@ mod batch;
 mod conntrack;
 mod departures;
 mod endpoints;
+mod former;
 mod garbage;
 mod ids;
+mod layout;
 mod load;
 mod map;
 mod peers;
@@ -31,14 +33,15 @@ mod shares;
 mod tables;
 mod translated;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use libbpf_rs::{MapCore, MapHandle};
-use wardline_bpf::abi::{self, RangeKey, Rule, RuleKey};
+use wardline_bpf::abi::{self, IdCounters, RangeKey, Rule, RuleKey};
+pub use wardline_bpf::abi::{Ledger, TOLD_EVENT, TOLD_GENERATION};
 use wardline_crds::config::{DaemonConfig, Limits};
 use wardline_crds::{AttachKind, Enforcement, SourceAddressCheck};
 use wardline_policy::compile::Room;
@@ -46,14 +49,18 @@ use wardline_policy::model::{Direction, ObjectName};
 use wardline_policy::tables::TableKey;
 
 pub(crate) use self::accounts::add;
-pub use self::accounts::{Accounts, Cause, Closed, Ledger, Losses, TOLD_EVENT, TOLD_GENERATION};
+pub use self::accounts::{Accounts, Cause, Closed, Losses};
 pub use self::attach::attach_kind;
 use self::attach::{Attacher, Place};
 pub use self::conntrack::ConntrackSweeper;
 use self::conntrack::LiveEndpoints;
 pub use self::departures::DepartureSweeper;
-use self::endpoints::{EndpointError, Endpoints, EntryMaps};
-use self::ids::{Counters as IdCounters, Ids};
+use self::endpoints::{EndpointError, Endpoints, EntryMaps, Inheritance};
+pub use self::former::TakingOver;
+use self::former::{Flows, Former};
+use self::ids::Ids;
+use self::layout::Layout;
+pub use self::layout::LayoutError;
 pub use self::load::{KeptLimit, PinPaths};
 pub use self::map::MapError;
 use self::map::TypedMap;
@@ -80,6 +87,8 @@ pub enum LoadError {
     Mapping { map: &'static str, cause: io::Error },
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
 }
 
 impl LoadError {
@@ -107,12 +116,20 @@ pub enum ApplyError {
     Names(#[from] JournalError),
     #[error("failed to wait for packet programs: {0}")]
     Grace(io::Error),
+    #[error("failed to take away what another version of the daemon left: {0}")]
+    TakeOver(io::Error),
 }
 
 /// A filter still stands where a link is to stand.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct HandOverError(#[from] EndpointError);
+
+/// The mount point of the file system that the pins are in.
+fn bpffs(paths: &PinPaths) -> &Path {
+    let root = paths.version().parent().and_then(Path::parent);
+    root.unwrap_or(paths.version())
+}
 
 /// What an apply did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -148,6 +165,12 @@ pub struct Datapath {
     names: Arc<Names>,
     loaded: Loaded,
     live: LiveEndpoints,
+    flows: Flows,
+    /// Of other versions, until all of their pods are ours.
+    former: Vec<Former>,
+    /// Uids of those pods.
+    former_pods: HashSet<u32>,
+    taking_over: TakingOver,
 }
 
 /// The mirror of what the kernel holds for policy.
@@ -171,6 +194,9 @@ pub struct Handles {
     pub conntrack: ConntrackSweeper,
     pub departures: DepartureSweeper,
     pub kept_limits: Vec<KeptLimit>,
+    /// What other versions counted, and where it goes when it is written; the oldest first.
+    pub former: Vec<(Accounts, PinPaths)>,
+    pub taking_over: TakingOver,
 }
 
 impl Datapath {
@@ -190,6 +216,7 @@ impl Datapath {
             Mapping::new(std::os::fd::AsFd::as_fd(map), 0, length, true)
                 .map_err(|cause| LoadError::Mapping { map: name, cause })
         };
+        Layout::leave(paths)?;
         let mut ids = Ids::open(load::user_map(paths, "ids", size_of::<IdCounters>())?)?;
         let words = map_words(&skel.maps.policy_words, "policy_words", abi::MAX_SLOTS as usize * 8)?;
         let accounts = Accounts::open(paths)?;
@@ -204,6 +231,22 @@ impl Datapath {
             timeouts,
             load::quotas(skel)?,
         )?;
+        let former = Former::find(bpffs(paths))?;
+        let entries = EntryMaps {
+            hash: TypedMap::new(handle(&skel.maps.endpoints)?)?,
+            near: TypedMap::new(handle(&skel.maps.near_endpoints)?)?,
+        };
+        let mut former_pods = HashSet::new();
+        for one in &former {
+            tracing::info!(maps = %one.paths().maps.display(), "taking over from another version");
+            one.pass_ids(&mut ids)?;
+            let to = Inheritance {
+                words: &words,
+                usages: &TypedMap::new(handle(&skel.maps.usages)?)?,
+            };
+            former_pods.extend(one.pass_endpoints(&entries, &to)?);
+            one.pass_services(handle(&skel.maps.services)?, handle(&skel.maps.backends)?)?;
+        }
         let departures = Arc::default();
         let services = services::Services::open(
             handle(&skel.maps.services)?,
@@ -216,14 +259,7 @@ impl Datapath {
             handle(&skel.maps.conntrack)?,
         )?;
         services.leave_to(&departures)?;
-        let endpoints = Endpoints::new(
-            EntryMaps {
-                hash: TypedMap::new(handle(&skel.maps.endpoints)?)?,
-                near: TypedMap::new(handle(&skel.maps.near_endpoints)?)?,
-            },
-            words,
-            usages()?,
-        );
+        let endpoints = Endpoints::new(entries, words, usages()?);
         ids.hold_tables(endpoints.in_force()?.tables);
         let datapath = Self {
             endpoints,
@@ -231,6 +267,7 @@ impl Datapath {
                 [&skel.progs.pod_ingress, &skel.progs.pod_egress],
                 kind,
                 paths.links.clone(),
+                former.iter().map(|one| one.paths().links.clone()).collect(),
             ),
             peer_maps: PeerMaps {
                 exact: TypedMap::new(handle(&skel.maps.peers)?)?,
@@ -253,11 +290,29 @@ impl Datapath {
                 ..Loaded::default()
             },
             live,
+            flows: Flows {
+                connections: TypedMap::new(handle(&skel.maps.conntrack)?)?,
+                affinities: TypedMap::new(handle(&skel.maps.affinities)?)?,
+            },
+            former,
+            former_pods,
+            taking_over: TakingOver::default(),
         };
         datapath.set_enforcement(config);
+        let former = datapath.former.iter().map(|one| {
+            let paths = one.paths();
+            Ok((Accounts::of_other_version(paths)?, paths.clone()))
+        });
+        let former = former.collect::<Result<_, LoadError>>()?;
+        let taking_over = datapath.taking_over.clone();
+        if datapath.former.is_empty() {
+            taking_over.done();
+        }
         Ok((
             datapath,
             Handles {
+                former,
+                taking_over,
                 accounts,
                 conntrack,
                 departures,

@@ -10,7 +10,7 @@ use anyhow::Result;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio_util::sync::CancellationToken;
 
-use super::log::{LogError, PolicyLog};
+use super::log::{LogError, PolicyLog, Succession};
 use crate::metrics::Metrics;
 
 /// Milliseconds that an event waits at most; a ring that passes its half wakes us before.
@@ -46,9 +46,11 @@ impl LogHealth {
 }
 
 /// Writes until cancelled, then what is left. `tell` is told how the log is when that changes, and once more where it
-/// returns false. `knows_names` says whether the cluster's objects have been read.
+/// returns false. `knows_names` says whether the cluster's objects have been read. The log goes on with the accounts of
+/// `succession` as their turn comes.
 pub fn follow(
     log: PolicyLog,
+    succession: Succession,
     metrics: &Metrics,
     cancel: &CancellationToken,
     knows_names: impl Fn() -> bool,
@@ -62,24 +64,22 @@ pub fn follow(
         std::thread::Builder::new()
             .name("events-watch".into())
             .spawn_scoped(scope, watch)?;
-        write(log, metrics, cancel, knows_names, |health| pulse.beat(health, &tell))
+        write(log, succession, metrics, cancel, knows_names, |health| {
+            pulse.beat(health, &tell)
+        })
     })
 }
 
 /// Says how the log is after each step.
 fn write(
     mut log: PolicyLog,
+    mut succession: Succession,
     metrics: &Metrics,
     cancel: &CancellationToken,
     knows_names: impl Fn() -> bool,
     says: impl Fn(LogHealth),
 ) -> Result<()> {
-    // Edge-triggered: events that nobody was woken for do not end the wait, so that they are read in batches.
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(
-        log.ring_fd(),
-        EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0),
-    )?;
+    let mut epoll = wakeups(&log)?;
     let (mut looked, mut shown) = (Instant::now(), None::<Instant>);
     let (began, mut waits_for_names) = (Instant::now(), true);
     while !cancel.is_cancelled() {
@@ -88,6 +88,15 @@ fn write(
         let look = now.duration_since(looked) >= LOOK;
         if look {
             looked = now;
+        }
+        if succession.is_due() {
+            match succession.advance(&mut log) {
+                Ok(()) => epoll = wakeups(&log)?,
+                Err(error) => {
+                    tracing::warn!(%error, "failed to end the account of another version; trying again");
+                    std::thread::sleep(RETRY);
+                }
+            }
         }
         waits_for_names = waits_for_names && !knows_names() && began.elapsed() < NAMES && !log.is_filling();
         let stepped = if waits_for_names {
@@ -207,6 +216,16 @@ fn step(log: &mut PolicyLog, look: Option<Instant>) -> Result<bool, LogError> {
         log.close_if_due(now)?;
     }
     drained
+}
+
+/// Edge-triggered: events that nobody was woken for do not end the wait, so that they are read in batches.
+fn wakeups(log: &PolicyLog) -> Result<Epoll> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(
+        log.ring_fd(),
+        EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0),
+    )?;
+    Ok(epoll)
 }
 
 fn wait(epoll: &Epoll) -> Result<()> {

@@ -19,7 +19,7 @@ mod stdout;
 
 pub use self::file::{FileError, FileOptions, LogFile};
 pub use self::follow::{LogHealth, follow as follow_events, show as show_account};
-pub use self::log::{Imbalance, LogError, PolicyLog};
+pub use self::log::{Imbalance, LogError, PolicyLog, Succession};
 pub use self::meters::Meters;
 pub(crate) use self::observed::{Observed, Verdict, protocol_name};
 pub use self::record::Origin;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tokio_util::sync::CancellationToken;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::events::{FileOptions, LogFile, LogHealth, follow_events};
+use wardline_node::events::{FileOptions, LogFile, LogHealth, Succession, follow_events};
 use wardline_node::metrics::Metrics;
 
 use crate::support::{Life, Node, on_a_node, output};
@@ -419,7 +419,8 @@ fn what_a_disk_that_hangs_costs_is_counted_and_told() {
                 true
             };
             let (metrics, cancel) = (&metrics, &cancel);
-            let follower = scope.spawn(move || follow_events(life.log, metrics, cancel, || true, tell));
+            let follower =
+                scope.spawn(move || follow_events(life.log, Succession::none(), metrics, cancel, || true, tell));
             let _ends = cancel.clone().drop_guard();
             let shown = |stopped: &str| {
                 let end = Instant::now() + PATIENCE;
@@ -514,6 +515,7 @@ fn that_nothing_is_written_is_told_until_it_is_heard_and_so_is_the_end_of_it() {
             let follower = scope.spawn(|| {
                 follow_events(
                     life.log,
+                    Succession::none(),
                     &metrics,
                     &cancel,
                     || true,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::events::follow_events;
+use wardline_node::events::{Succession, follow_events};
 use wardline_node::metrics::Metrics;
 
 use crate::support::on_a_node;
@@ -46,7 +46,7 @@ fn verdicts_wait_for_names_when_a_daemon_starts() {
             std::thread::scope(|scope| {
                 let follower = scope.spawn(|| {
                     let knows_names = || is_named.load(Ordering::Relaxed);
-                    follow_events(life.log, &metrics, &cancel, knows_names, |_| true)
+                    follow_events(life.log, Succession::none(), &metrics, &cancel, knows_names, |_| true)
                 });
                 let _ends = cancel.clone().drop_guard();
                 let began = Instant::now();

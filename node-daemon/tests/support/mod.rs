@@ -24,9 +24,10 @@ use wardline_bpf::test_run::{Context, Frame};
 use wardline_crds::AttachKind;
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::{
-    Accounts, Applied, ApplyError, ConntrackSweeper, Datapath, DepartureSweeper, Handles, PinPaths, attach_kind,
+    Accounts, Applied, ApplyError, ConntrackSweeper, Datapath, DepartureSweeper, Handles, LoadError, PinPaths,
+    attach_kind,
 };
-use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog};
+use wardline_node::events::{FileOptions, LogFile, Origin, PolicyLog, Succession};
 use wardline_node::index::{Desired, EndpointSpec, LogModes, Logged};
 use wardline_node::names::{Names, PodName};
 use wardline_policy::compile::compile;
@@ -130,6 +131,8 @@ pub struct Life {
     pub conntrack: ConntrackSweeper,
     pub names: Arc<Names>,
     pub log: PolicyLog,
+    /// The accounts that come after that of the log.
+    pub succession: Succession,
     attach: AttachKind,
     paths: PinPaths,
     log_path: PathBuf,
@@ -154,6 +157,12 @@ impl Node {
         self.start_logging_to(config, self.file_options(), Duration::from_secs(5))
     }
 
+    /// Why the kernel side does not load.
+    pub fn try_start(&self, config: &DaemonConfig) -> Result<(), LoadError> {
+        let names = Arc::new(Names::open(&self.state).unwrap());
+        Datapath::load(&PinPaths::new(&self.bpffs), config, names, self.attach).map(drop)
+    }
+
     /// A log that is never rotated, on a disk that is never too full.
     pub fn file_options(&self) -> FileOptions {
         FileOptions {
@@ -174,8 +183,11 @@ impl Node {
             accounts,
             conntrack,
             departures,
+            former,
+            taking_over,
             ..
         } = handles;
+        let (accounts, succession) = Succession::new(former, accounts, taking_over);
         let log_path = options.path.clone();
         let log = Self::open_log(accounts, &names, options, aggregation);
         let read = std::fs::metadata(&log_path).map_or(0, |metadata| metadata.len());
@@ -185,6 +197,7 @@ impl Node {
             conntrack,
             names,
             log,
+            succession,
             attach: self.attach,
             paths,
             log_path,

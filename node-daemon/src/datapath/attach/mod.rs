@@ -236,11 +236,16 @@ impl std::fmt::Debug for Attacher {
 }
 
 impl Attacher {
-    /// `links` is where links are pinned.
-    pub(super) fn new(programs: [&'static Program<'static>; 2], kind: AttachKind, links: PathBuf) -> Self {
+    /// `links` is where links are pinned, `former` where other versions have pinned theirs.
+    pub(super) fn new(
+        programs: [&'static Program<'static>; 2],
+        kind: AttachKind,
+        links: PathBuf,
+        former: Vec<PathBuf>,
+    ) -> Self {
         let [ingress, egress] = programs;
         let way = match kind {
-            AttachKind::Tcx => Way::Tcx(tcx::Pins(links)),
+            AttachKind::Tcx => Way::Tcx(tcx::Pins { links, former }),
             AttachKind::Clsact => Way::Clsact,
         };
         Self { ingress, egress, way }

@@ -31,7 +31,11 @@ pub(super) fn is_there() -> bool {
 
 /// Where the links are pinned.
 #[derive(Debug)]
-pub(super) struct Pins(pub(super) PathBuf);
+pub(super) struct Pins {
+    pub(super) links: PathBuf,
+    /// By other versions.
+    pub(super) former: Vec<PathBuf>,
+}
 
 impl Pins {
     /// Attaches the program, or replaces that of an earlier life of the daemon in place.
@@ -49,12 +53,16 @@ impl Pins {
             cause,
         };
         let path = self.path(uid, direction);
-        if path.exists()
-            && let Ok(mut link) = Link::open(&path)
+        if let Some(pin) = self.pin(uid, direction)
+            && let Ok(mut link) = Link::open(&pin)
         {
             if ifindex_of(&link) == Some(ifindex) {
                 link.update_prog(program)
                     .map_err(|error| fail(Step::Replace, io::Error::other(error)))?;
+                if pin != path {
+                    fs::rename(&pin, &path).map_err(|error| fail(Step::Pin, error))?;
+                    link = Link::open(&path).map_err(|error| fail(Step::Pin, io::Error::other(error)))?;
+                }
                 return Ok(link);
             }
             detach(link);
@@ -69,15 +77,21 @@ impl Pins {
 
     /// Whether there is one for an endpoint's program.
     pub(super) fn holds(&self, uid: u32, direction: Direction) -> bool {
-        self.path(uid, direction).exists()
+        self.pin(uid, direction).is_some()
+    }
+
+    /// Where it is pinned.
+    fn pin(&self, uid: u32, direction: Direction) -> Option<PathBuf> {
+        let folders = std::iter::once(&self.links).chain(&self.former);
+        let mut pins = folders.map(|folder| folder.join(name(uid, direction)));
+        pins.find(|pin| pin.exists())
     }
 
     /// Detaches what an earlier life pinned for an endpoint.
     pub(super) fn detach(&self, uid: u32) {
         for direction in Direction::ALL {
-            let path = self.path(uid, direction);
-            if path.exists()
-                && let Ok(link) = Link::open(path)
+            if let Some(pin) = self.pin(uid, direction)
+                && let Ok(link) = Link::open(pin)
             {
                 detach(link);
             }
@@ -86,7 +100,7 @@ impl Pins {
 
     /// Removes the pins of endpoints that are not in `live`.
     pub(super) fn sweep(&self, live: &HashSet<u32>) -> io::Result<()> {
-        for entry in fs::read_dir(&self.0)? {
+        for entry in fs::read_dir(&self.links)? {
             if let Some(uid) = uid_of(Path::new(&entry?.file_name()))
                 && !live.contains(&uid)
             {
@@ -97,12 +111,17 @@ impl Pins {
     }
 
     fn path(&self, uid: u32, direction: Direction) -> PathBuf {
-        let direction = match direction {
-            Direction::Ingress => "ingress",
-            Direction::Egress => "egress",
-        };
-        self.0.join(format!("{uid}-{direction}"))
+        self.links.join(name(uid, direction))
     }
+}
+
+/// Of a pin.
+fn name(uid: u32, direction: Direction) -> String {
+    let direction = match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    };
+    format!("{uid}-{direction}")
 }
 
 /// Whether no program is at either hook of the interface.

@@ -13,19 +13,20 @@
 mod closing;
 mod doubts;
 mod stop;
+mod succession;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wardline_bpf::abi::{self, Direction as AbiDirection, Event, Verdict as AbiVerdict};
+use wardline_bpf::abi::{self, Direction as AbiDirection, Verdict as AbiVerdict};
 use wardline_policy::model::Direction;
-use zerocopy::FromBytes;
 
 use self::closing::Pending;
 use self::doubts::{Doubt, Found};
 use self::stop::Stop;
+pub use self::succession::Succession;
 use super::decode;
 use super::file::{FileError, LogFile};
 use super::meters::Meters;
@@ -129,39 +130,12 @@ impl PolicyLog {
         origin: Origin,
         aggregation: Duration,
     ) -> Result<Self, LogError> {
-        let (fd, size) = accounts.ring();
-        let ring = Ring::new(fd, size).map_err(LogError::Ring)?;
-        let ledger = accounts.ledger()?;
-        if ledger.ring_position > ring.position() {
-            ring.advance(ledger.ring_position);
-        }
-        let before = accounts.generation().wrapping_sub(1);
-        let is_closed = ledger.closings > 0 && ledger.closed_generation == before;
-        let mut written = Written::default();
-        // Where no closed generation waits, its lines are looked for only if the last ones are.
-        let is_enough = |written: &Written| is_closed && ledger.told_kind != TOLD_GENERATION && written.ring.is_some();
-        let learned = file.last_lines(|line| written.learn(line, accounts.epoch()) && !is_enough(&written));
-        if let Err(error) = &learned {
-            tracing::error!(%error, "failed to find out what an earlier life wrote last");
-        }
-        let found = Found {
-            written: &written,
-            is_past_read: learned.is_ok(),
-            is_read: learned.is_ok() && (ledger.file == 0 || file.has(ledger.file)),
-            ledger: &ledger,
-            epoch: accounts.epoch(),
-            is_all_entered: ring.position() == ring.end() && (is_closed || accounts.generation() == 0),
-            aggregation,
-        };
-        let doubts = found.doubts();
-        if !doubts.is_empty() {
-            tracing::warn!(?doubts, "something about earlier records is not known; the log tells");
-        }
+        let past = Past::of(&accounts, &file, aggregation)?;
         let mut log = Self {
             began: clock::wall(),
-            pending: (accounts.generation() > 0 && !is_closed).then(|| Pending::inherited(before)),
+            pending: past.pending,
             accounts,
-            ring,
+            ring: past.ring,
             file,
             observers: Arc::default(),
             deny_events: None,
@@ -169,9 +143,9 @@ impl PolicyLog {
             names,
             origin,
             aggregation,
-            ledger,
-            written,
-            doubts,
+            ledger: past.ledger,
+            written: past.written,
+            doubts: past.doubts,
             first_due: None,
             ahead: Counts::default(),
             imbalance: None,
@@ -184,12 +158,24 @@ impl PolicyLog {
         };
         // Told at once if it cannot be written, not only when there is something to write.
         let _ = log.probe();
-        if is_closed {
-            // In the ledger already; the clearing may have been cut short.
-            let closed = log.accounts.read(before)?;
-            log.accounts.clear(before, &closed.denies)?;
-        }
         Ok(log)
+    }
+
+    /// Goes on with another account.
+    fn go_on_with(&mut self, accounts: Accounts) -> Result<(), LogError> {
+        let past = Past::of(&accounts, &self.file, self.aggregation)?;
+        self.accounts = accounts;
+        self.ring = past.ring;
+        self.ledger = past.ledger;
+        self.written = past.written;
+        self.doubts = past.doubts;
+        self.pending = past.pending;
+        self.first_due = None;
+        self.ahead = Counts::default();
+        self.began = clock::wall();
+        self.imbalance = None;
+        self.recovering = true;
+        Ok(())
     }
 
     /// Hands what is written to observers too.
@@ -259,10 +245,9 @@ impl PolicyLog {
         let mut batch = Batch::default();
         let generation = accounts.generation();
         let mut seq = String::new();
-        let end = self.ring.read(start, size_of::<Event>(), |position, bytes| {
+        let end = self.ring.read(start, accounts.event_size(), |position, bytes| {
             batch.events += 1;
-            let event = Event::read_from_bytes(bytes).ok();
-            let seen = event.and_then(|event| {
+            let seen = accounts.event(bytes).and_then(|event| {
                 let seen = decode::event(&event, &clock).ok()?;
                 Some((seen, event))
             });
@@ -386,7 +371,7 @@ impl PolicyLog {
     fn difference(&self) -> Imbalance {
         let mut difference = [[0; 2]; 2];
         for (direction, row) in difference.iter_mut().enumerate() {
-            let lost = self.ledger.lost_in(direction);
+            let lost = self.ledger.lost[direction].map(|causes| causes.iter().sum::<u64>());
             for (verdict, value) in row.iter_mut().enumerate() {
                 let written = self.ledger.written[direction][verdict] + lost[verdict];
                 let accounted = written - self.ahead[direction][verdict];
@@ -461,6 +446,61 @@ impl PolicyLog {
     /// Half of the ring is not read yet.
     pub fn is_filling(&self) -> bool {
         self.backlog() > u64::from(self.accounts.ring().1) / 2
+    }
+}
+
+/// Where an earlier life stopped.
+struct Past {
+    ring: Ring,
+    ledger: Ledger,
+    written: Written,
+    doubts: Vec<Doubt>,
+    pending: Option<Pending>,
+}
+
+impl Past {
+    fn of(accounts: &Accounts, file: &LogFile, aggregation: Duration) -> Result<Self, LogError> {
+        let (fd, size) = accounts.ring();
+        let ring = Ring::new(fd, size).map_err(LogError::Ring)?;
+        let ledger = accounts.ledger()?;
+        if ledger.ring_position > ring.position() {
+            ring.advance(ledger.ring_position);
+        }
+        let before = accounts.generation().wrapping_sub(1);
+        let is_closed = ledger.closings > 0 && ledger.closed_generation == before;
+        let pending = (accounts.generation() > 0 && !is_closed).then(|| Pending::inherited(before));
+        let mut written = Written::default();
+        // Where no closed generation waits, its lines are looked for only if the last ones are.
+        let is_enough = |written: &Written| is_closed && ledger.told_kind != TOLD_GENERATION && written.ring.is_some();
+        let learned = file.last_lines(|line| written.learn(line, accounts.epoch()) && !is_enough(&written));
+        if let Err(error) = &learned {
+            tracing::error!(%error, "failed to find out what an earlier life wrote last");
+        }
+        let found = Found {
+            written: &written,
+            is_past_read: learned.is_ok(),
+            is_read: learned.is_ok() && (ledger.file == 0 || file.has(ledger.file)),
+            ledger: &ledger,
+            epoch: accounts.epoch(),
+            is_all_entered: ring.position() == ring.end() && (is_closed || accounts.generation() == 0),
+            aggregation,
+        };
+        let doubts = found.doubts();
+        if !doubts.is_empty() {
+            tracing::warn!(?doubts, "something about earlier records is not known; the log tells");
+        }
+        if is_closed {
+            // In the ledger already; the clearing may have been cut short.
+            let closed = accounts.read(before)?;
+            accounts.clear(before, &closed.denies)?;
+        }
+        Ok(Self {
+            ring,
+            ledger,
+            written,
+            doubts,
+            pending,
+        })
     }
 }
 

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+#[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Compiles the packet programs into a skeleton and makes Rust types of `include/abi.h`.
 
+mod layout;
+mod other_layout;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,17 +27,41 @@ fn main() -> Result<()> {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("failed to find the crate's folder")?);
     let out = PathBuf::from(env::var_os("OUT_DIR").context("failed to find the folder for generated code")?);
     println!("cargo::rerun-if-env-changed=CLANG");
-    for folder in ["include", "prog"] {
+    for folder in ["build", "include", "prog"] {
         println!("cargo::rerun-if-changed={folder}");
     }
+    let header = header(&root, &out)?;
     for name in ["wardline", "harness"] {
-        build_skeleton(&root, &out, name)?;
+        build_skeleton(&root, &header, &out, name)?;
     }
-    build_bindings(&root, &out)
+    build_layout(&root, &header, &out)?;
+    build_bindings(&root, &header, &out)
 }
 
-fn include_folders(root: &Path) -> [String; 2] {
-    ["include", "include/vendor"].map(|folder| format!("-I{}", root.join(folder).display()))
+/// The ABI's header: as it is, or with another layout.
+fn header(root: &Path, out: &Path) -> Result<PathBuf> {
+    let header = root.join("include/abi.h");
+    if env::var_os("CARGO_FEATURE_OTHER_LAYOUT").is_none() {
+        return Ok(header);
+    }
+    let text = fs::read_to_string(&header).context("failed to read abi.h")?;
+    let folder = out.join("include");
+    fs::create_dir_all(&folder).context("failed to make a folder for headers")?;
+    let other = folder.join("abi.h");
+    fs::write(&other, other_layout::other_layout(&text)?).context("failed to write the other layout")?;
+    Ok(other)
+}
+
+fn include_folders(root: &Path, header: &Path) -> Vec<String> {
+    let folders = [
+        header.parent().map(Path::to_path_buf),
+        Some(root.join("include/vendor")),
+    ];
+    folders
+        .iter()
+        .flatten()
+        .map(|folder| format!("-I{}", folder.display()))
+        .collect()
 }
 
 /// `CLANG` where it is set; Debian installs only the name with the version.
@@ -50,14 +77,32 @@ fn find_clang() -> Result<PathBuf> {
     bail!("failed to find a clang that compiles for BPF: tried {candidates:?}; install clang-19 or set CLANG")
 }
 
-fn build_skeleton(root: &Path, out: &Path, name: &str) -> Result<()> {
+fn clang_args(root: &Path, header: &Path) -> Vec<String> {
     let mut args = vec![
         "-mcpu=v3".to_owned(),
         "-Wall".into(),
         "-Wextra".into(),
         "-Werror".into(),
     ];
-    args.extend(include_folders(root));
+    args.extend(include_folders(root, header));
+    args
+}
+
+/// Where the fields of what outlives a daemon lie.
+fn build_layout(root: &Path, header: &Path, out: &Path) -> Result<()> {
+    let object = out.join("layout.bpf.o");
+    SkeletonBuilder::new()
+        .source(root.join("prog/layout.bpf.c"))
+        .obj(&object)
+        .clang(find_clang()?)
+        .clang_args(clang_args(root, header))
+        .build()
+        .context("failed to build prog/layout.bpf.c")?;
+    fs::write(out.join("layout.json"), layout::describe(&object)?).context("failed to write the layout")
+}
+
+fn build_skeleton(root: &Path, header: &Path, out: &Path, name: &str) -> Result<()> {
+    let mut args = clang_args(root, header);
     if env::var_os("CARGO_FEATURE_INGRESS_IFINDEX_FROM_MARK").is_some() {
         args.push(format!(
             "-include{}",
@@ -72,11 +117,10 @@ fn build_skeleton(root: &Path, out: &Path, name: &str) -> Result<()> {
         .with_context(|| format!("failed to build prog/{name}.bpf.c"))
 }
 
-fn build_bindings(root: &Path, out: &Path) -> Result<()> {
-    let header = root.join("include/abi.h");
+fn build_bindings(root: &Path, header: &Path, out: &Path) -> Result<()> {
     let mut builder = bindgen::Builder::default()
         .header(header.to_string_lossy())
-        .clang_args(include_folders(root))
+        .clang_args(include_folders(root, header))
         .use_core()
         .allowlist_file(header.to_string_lossy())
         .prepend_enum_name(false)

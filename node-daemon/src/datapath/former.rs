@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a daemon of another version left, where its maps have another layout: taken over pod by pod, in a life that works
+//! beside it until the last one is (docs/decisions/0016-taking-over-another-layout.md).
+//!
+//! ```text
+//! load:   ids, endpoints with their slots and words, Services go over       its programs judge by its maps
+//! apply:  connections go over -> programs are replaced in place -> those of that moment go over too
+//! then:   its account is written to its end, and its maps go                ours judge by ours
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use libbpf_rs::MapHandle;
+use wardline_bpf::abi::{
+    Affinity, AffinityKey, Backend, BackendKey, ConntrackEntry, ConntrackKey, Endpoint, IdCounters, Service,
+    ServiceKey, Usage,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::LoadError;
+use super::endpoints::{EntryMaps, Inheritance};
+use super::ids::Ids;
+use super::layout::{Conversion, Conversions};
+use super::load::{self, PinPaths};
+use super::map::{MapError, TypedMap};
+
+/// How far other versions' maps are taken over, for all threads to see.
+#[derive(Clone, Debug, Default)]
+pub struct TakingOver(Arc<AtomicU8>);
+
+const OURS_JUDGE: u8 = 1;
+const DONE: u8 = 2;
+
+impl TakingOver {
+    /// Nothing of another version judges packets any more.
+    pub fn has_all_pods(&self) -> bool {
+        self.0.load(Ordering::Acquire) >= OURS_JUDGE
+    }
+
+    /// And all that it counted is written.
+    pub fn is_done(&self) -> bool {
+        self.0.load(Ordering::Acquire) >= DONE
+    }
+
+    pub(super) fn pods_are_ours(&self) {
+        self.0.fetch_max(OURS_JUDGE, Ordering::AcqRel);
+    }
+
+    pub fn done(&self) {
+        self.0.fetch_max(DONE, Ordering::AcqRel);
+    }
+}
+
+/// What packets themselves leave in the maps.
+#[derive(Debug)]
+pub(super) struct Flows {
+    pub(super) connections: TypedMap<ConntrackKey, ConntrackEntry>,
+    pub(super) affinities: TypedMap<AffinityKey, Affinity>,
+}
+
+/// The maps of another version.
+#[derive(Debug)]
+pub(super) struct Former {
+    paths: PinPaths,
+    conversions: Conversions,
+    flows: Flows,
+    /// Connections that went over, as they were then.
+    taken: HashMap<ConntrackKey, ConntrackEntry>,
+}
+
+impl Former {
+    /// All that there are, the oldest first.
+    pub(super) fn find(bpffs: &Path) -> Result<Vec<Self>, LoadError> {
+        let others = PinPaths::others(bpffs).map_err(|cause| LoadError::Pins {
+            path: bpffs.to_owned(),
+            cause,
+        })?;
+        others.into_iter().map(Self::open).collect()
+    }
+
+    fn open(paths: PinPaths) -> Result<Self, LoadError> {
+        let conversions = Conversions::of(&paths)?;
+        let flows = Flows {
+            connections: table(&paths, &conversions, "conntrack", "conntrack_key", "conntrack_entry")?,
+            affinities: table(&paths, &conversions, "affinities", "affinity_key", "affinity")?,
+        };
+        Ok(Self {
+            paths,
+            conversions,
+            flows,
+            taken: HashMap::new(),
+        })
+    }
+
+    pub(super) fn paths(&self) -> &PinPaths {
+        &self.paths
+    }
+
+    fn array<V>(&self, map: &str, value: Conversion) -> Result<TypedMap<u32, V>, LoadError>
+    where
+        V: FromBytes + IntoBytes + Immutable,
+    {
+        let index = Conversion::same(size_of::<u32>());
+        Ok(TypedMap::of_other_layout(
+            load::pinned(&self.paths, map)?,
+            index,
+            value,
+        )?)
+    }
+
+    /// Ids that were given out there mean the same here.
+    pub(super) fn pass_ids(&self, ids: &mut Ids) -> Result<(), LoadError> {
+        let counters: TypedMap<u32, IdCounters> = self.array("ids", self.conversions.of_struct("id_counters")?)?;
+        Ok(ids.pass(&counters.get(&0)?.unwrap_or_default())?)
+    }
+
+    /// Takes over who is at which interface. Returns the uids of those whose programs are still this version's.
+    pub(super) fn pass_endpoints(&self, entries: &EntryMaps, to: &Inheritance<'_>) -> Result<HashSet<u32>, LoadError> {
+        let endpoints: TypedMap<u32, Endpoint> = self.array("endpoints", self.conversions.of_struct("endpoint")?)?;
+        let words: TypedMap<u32, u64> = self.array("policy_words", Conversion::same(size_of::<u64>()))?;
+        let usages: TypedMap<u32, Usage> = self.array("usages", self.conversions.of_struct("usage")?)?;
+        let mut found = Vec::new();
+        endpoints.for_each(|ifindex, endpoint| found.push((ifindex, endpoint)))?;
+        let mut taken = HashSet::new();
+        for (ifindex, endpoint) in found {
+            let word = |slot: u32| Ok::<_, MapError>(words.get(&slot)?.unwrap_or_default());
+            let words = [word(endpoint.slot)?, word(endpoint.slot + 1)?];
+            let usage = usages.get(&(endpoint.slot / 2))?.unwrap_or_default();
+            if to.take(entries, ifindex, endpoint, words, &begun(&usage))? {
+                taken.insert(endpoint.uid);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes over fronts of Services and their backends.
+    pub(super) fn pass_services(&self, services: MapHandle, backends: MapHandle) -> Result<(), LoadError> {
+        let Self { paths, conversions, .. } = self;
+        let former = table::<BackendKey, Backend>(paths, conversions, "backends", "backend_key", "backend")?;
+        copy(&former, &TypedMap::new(backends)?)?;
+        let former = table::<ServiceKey, Service>(paths, conversions, "services", "service_key", "service")?;
+        Ok(copy(&former, &TypedMap::new(services)?)?)
+    }
+
+    /// Takes over the connections of these endpoints, whose programs are about to be replaced. What was taken before is
+    /// taken again where it changed.
+    pub(super) fn pass_flows(&mut self, to: &Flows, of: &HashSet<u32>) -> Result<(), MapError> {
+        copy(&self.flows.affinities, &to.affinities)?;
+        // Of an earlier time when this version judged them, or of a life that was killed in the middle of this.
+        let mut known = HashMap::new();
+        if self.taken.is_empty() {
+            to.connections
+                .for_each(|key, entry| _ = known.insert(key, entry.last_seen))?;
+        }
+        let mut changed = Vec::new();
+        self.flows.connections.for_each(|key, entry| {
+            let is_older = known.get(&key).is_some_and(|seen| *seen > entry.last_seen);
+            if of.contains(&key.endpoint) && !is_older && self.taken.get(&key) != Some(&entry) {
+                changed.push((key, entry));
+            }
+        })?;
+        for (key, entry) in changed {
+            to.connections.set(&key, &entry)?;
+            self.taken.insert(key, entry);
+        }
+        Ok(())
+    }
+
+    /// Takes over the connections that began while programs were replaced: who saw their first packet knows best.
+    pub(super) fn pass_last_flows(&self, to: &Flows, of: &HashSet<u32>) -> Result<usize, MapError> {
+        let mut new = Vec::new();
+        self.flows.connections.for_each(|key, entry| {
+            if of.contains(&key.endpoint) && !self.taken.contains_key(&key) {
+                new.push((key, entry));
+            }
+        })?;
+        new.iter().try_for_each(|(key, entry)| to.connections.set(key, entry))?;
+        Ok(new.len())
+    }
+
+    /// The pods are all ours.
+    pub(super) fn detach_left_over(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.paths.links)? {
+            super::attach::take_link(&entry?.path())?;
+        }
+        Ok(())
+    }
+}
+
+fn table<K, V>(
+    paths: &PinPaths,
+    conversions: &Conversions,
+    map: &str,
+    key: &str,
+    value: &str,
+) -> Result<TypedMap<K, V>, LoadError>
+where
+    K: FromBytes + IntoBytes + Immutable,
+    V: FromBytes + IntoBytes + Immutable,
+{
+    let (key, value) = (conversions.of_struct(key)?, conversions.of_struct(value)?);
+    Ok(TypedMap::of_other_layout(load::pinned(paths, map)?, key, value)?)
+}
+
+/// Copies what is not there.
+fn copy<K, V>(from: &TypedMap<K, V>, to: &TypedMap<K, V>) -> Result<(), MapError>
+where
+    K: FromBytes + IntoBytes + Immutable,
+    V: FromBytes + IntoBytes + Immutable,
+{
+    let mut entries = Vec::new();
+    from.for_each(|key, value| entries.push((key, value)))?;
+    entries.iter().try_for_each(|(key, value)| to.put_back(key, value))
+}
+
+impl PinPaths {
+    /// Removes the maps of a version that is done with.
+    pub fn remove(&self) -> io::Result<()> {
+        std::fs::remove_dir_all(self.version())
+    }
+}
+
+/// A usage as the next version begins with it: marks and shares of the ring are its own.
+fn begun(usage: &Usage) -> Usage {
+    Usage {
+        swept: ConntrackKey::default(),
+        is_swept: 0,
+        events_since: 0,
+        events: 0,
+        ..*usage
+    }
+}
