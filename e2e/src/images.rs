@@ -248,6 +248,8 @@ pub fn import_other_layout(layout: &Layout) -> Result<()> {
     step("building the daemon with another layout of its maps");
     let mut cargo = ship(layout, &host()?);
     cargo.args(["--package=wardline-node", "--features=other-layout", "--bin", BINARY]);
+    // It need not be fast, and is to be built fast.
+    cargo.args(["--config", "profile.ship.package.wardline-node.opt-level=1"]);
     stream(&mut cargo)?;
     let (daemon, plugin) = (static_binary(layout, BINARY)?, static_binary(layout, "wardline-cni")?);
     let image = daemon_image(layout, "other-layout", OTHER_LAYOUT_IMAGE, daemon, plugin)?;
