@@ -120,7 +120,7 @@ deps: ## install the Debian packages that are missing
 .PHONY: deny
 deny: ## licenses, bans and sources of all dependencies; builds cargo-deny the first time
 	@if ! target/tools/bin/cargo-deny --version 2>/dev/null | grep -qF ' $(CARGO_DENY)'; then
-		cargo install --quiet --locked --root target/tools --version $(CARGO_DENY) cargo-deny
+		cargo install --quiet --locked --debug --root target/tools --version $(CARGO_DENY) cargo-deny
 	fi
 	target/tools/bin/cargo-deny --log-level error check bans licenses sources
 
