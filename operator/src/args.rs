@@ -70,6 +70,52 @@ pub struct Args {
 pub enum Command {
     /// Delete the Dataplane, and wait until the operator in the cluster has taken Wardline off all nodes
     Remove(RemoveArgs),
+    /// Make the CRDs in the cluster what this version needs; objects stay
+    Crds,
+    /// See that an installation works; what `helm test` runs
+    Probe {
+        #[command(subcommand)]
+        command: ProbeCommand,
+    },
+}
+
+#[derive(Subcommand, Debug, Clone)]
+pub enum ProbeCommand {
+    /// Accept TCP connections
+    Serve {
+        /// Where to listen
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+    },
+    /// Connect, and try again until it works
+    Reach {
+        #[command(flatten)]
+        peer: Peer,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Fail unless connections are dropped without an answer
+    Blocked {
+        #[command(flatten)]
+        peer: Peer,
+    },
+    /// Wait until Dataplane and DataplaneNodes say that all is well
+    Status(Wait),
+}
+
+#[derive(ClapArgs, Debug, Clone)]
+pub struct Peer {
+    /// Address or name
+    pub host: String,
+    /// Its TCP port
+    pub port: u16,
+}
+
+#[derive(ClapArgs, Debug, Clone)]
+pub struct Wait {
+    /// How long to wait
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    pub timeout_seconds: u64,
 }
 
 #[derive(ClapArgs, Debug, Clone)]

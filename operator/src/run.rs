@@ -23,8 +23,9 @@ use crate::http;
 use crate::lease::Election;
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::probe::probe;
 use crate::remove::remove;
-use crate::{MANAGER, dataplane, invalid_objects, network_logging};
+use crate::{MANAGER, crds, dataplane, invalid_objects, network_logging};
 
 /// Until this long after the signal, tasks may finish what they do. Kubernetes kills after thirty seconds.
 const GRACE: Duration = Duration::from_secs(10);
@@ -37,8 +38,11 @@ pub fn run(args: &Args) -> Result<()> {
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    if let Some(Command::Remove(args)) = &args.command {
-        return runtime.block_on(remove(args));
+    match &args.command {
+        Some(Command::Remove(args)) => return runtime.block_on(remove(args)),
+        Some(Command::Crds) => return runtime.block_on(crds::write()),
+        Some(Command::Probe { command }) => return runtime.block_on(probe(command)),
+        None => {}
     }
     let filter = EnvFilter::try_new(&args.log_level).context("failed to parse --log-level")?;
     let subscriber = tracing_subscriber::fmt()
