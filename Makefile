@@ -19,6 +19,8 @@ CONFORMANCE ?=
 # How many flows `make oracle` generates, and the seed that it generates them from.
 FLOWS ?= 1000000
 SEED ?= $(shell date +%s)
+# Further values of the chart for `make manifests`.
+SET ?=
 # Tests that make namespaces or load programs need root; these crates have none.
 UNPRIVILEGED := --package=wardline-policy --package=wardline-record --package=wardline-cli --package=wardline-crds --package=wardline-operator --package=wardline-e2e \
 	--package=wardline-traffic --package=wardline-cni
@@ -113,6 +115,18 @@ crds: ## write the CRDs' YAML and the schema of the policy log from the types
 	@cargo run --quiet --package wardline-crds --bin crdgen
 	cargo run --quiet --package wardline-record --bin schemagen
 
+.PHONY: chart
+chart: deps tool ## lint the chart; validate what it renders, the manifests and the examples of deploy/ against the API's schemas
+	@$(LAB) chart
+
+.PHONY: values
+values: tool ## write docs/values.md from the chart's values
+	@$(LAB) chart --values
+
+.PHONY: manifests
+manifests: deps tool ## plain YAML and a kustomize base in target/manifests (IMAGE_PREFIX, VERSION, SET='KEY=VALUE ...')
+	@$(LAB) manifests $(foreach value,$(SET),--set $(value))
+
 .PHONY: deps
 deps: ## install the Debian packages that are missing
 	@hack/deps.sh
@@ -134,6 +148,7 @@ check-sections:
 	hack/section.sh 'lints' cargo clippy --quiet --workspace --all-targets --all-features -- -D warnings
 	hack/section.sh 'CRDs fit their types' cargo run --quiet --package wardline-crds --bin crdgen -- --check
 	hack/section.sh 'the log fits its schema' cargo run --quiet --package wardline-record --bin schemagen -- --check
+	hack/section.sh 'chart and manifests' $(MAKE) --no-print-directory chart
 	hack/section.sh 'tests without root' cargo test --quiet $(UNPRIVILEGED)
 
 .PHONY: privileged-sections
@@ -151,8 +166,6 @@ cluster-sections: tool
 	$(LAB) down
 	export KUBECONFIG=$(CURDIR)/target/lab/kubeconfig
 	hack/section.sh 'cluster comes up' $(LAB) up && {
-		hack/section.sh 'chart' target/lab/bin/helm lint --quiet charts/wardline \
-			--set operator.image.repository=wardline/operator,daemon.image.repository=wardline/node || status=1
 		hack/section.sh 'Wardline is installed' $(LAB) install || status=1
 		hack/section.sh 'CRDs in an API server' cargo test --quiet --package wardline-crds --features apiserver-tests --test cel || status=1
 		hack/section.sh 'on the cluster' cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- $(CLUSTER_TESTS) || status=1

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{GroupVersionKind, TypeMeta};
 use kube::{Client, discovery};
 use serde::Deserialize as _;
@@ -149,6 +149,20 @@ impl Lab {
         };
         let object = self.api_for(&types, namespace).await?.get(name).await;
         object.with_context(|| format!("failed to get {kind} {name}"))
+    }
+
+    /// Reads all objects of a kind in a namespace.
+    pub async fn list(&self, api_version: &str, kind: &str, namespace: &str) -> Result<Vec<DynamicObject>> {
+        let types = TypeMeta {
+            api_version: api_version.to_owned(),
+            kind: kind.to_owned(),
+        };
+        let objects = self
+            .api_for(&types, namespace)
+            .await?
+            .list(&ListParams::default())
+            .await;
+        Ok(objects.with_context(|| format!("failed to list {kind}"))?.items)
     }
 
     async fn api_for(&self, types: &TypeMeta, namespace: &str) -> Result<Api<DynamicObject>> {

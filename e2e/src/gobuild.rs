@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kubernetes, etcd, Helm and the OpenTelemetry Collector, built from the Go modules that this crate pins, into
-//! `target/lab/bin`.
+//! Kubernetes, etcd, Helm and what checks its charts, and the OpenTelemetry Collector, built from the Go modules that this
+//! crate pins, into `target/lab/bin`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,30 +36,30 @@ enum Kind {
 }
 
 /// What the lab is made of.
-const MODULES: [Module; 2] = [
-    Module {
-        folder: "cluster",
-        binaries: &[
-            "agnhost",
-            "e2e.test",
-            "etcd",
-            "kube-apiserver",
-            "kube-controller-manager",
-            "kube-proxy",
-            "kube-scheduler",
-            "kubectl",
-            "kubelet",
-        ],
-        kind: Kind::Kubernetes,
-        cold: "about 9 minutes",
-    },
-    Module {
-        folder: "helm",
-        binaries: &["helm", "kubeconform"],
-        kind: Kind::Tools,
-        cold: "about 2 minutes",
-    },
-];
+const CLUSTER: Module = Module {
+    folder: "cluster",
+    binaries: &[
+        "agnhost",
+        "e2e.test",
+        "etcd",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-proxy",
+        "kube-scheduler",
+        "kubectl",
+        "kubelet",
+    ],
+    kind: Kind::Kubernetes,
+    cold: "about 9 minutes",
+};
+
+/// What charts and manifests are rendered and checked with, and the Lua that Argo CD runs health checks by.
+const HELM: Module = Module {
+    folder: "helm",
+    binaries: &["glua", "helm", "kubeconform", "kustomize"],
+    kind: Kind::Tools,
+    cold: "about 2 minutes",
+};
 
 /// The OpenTelemetry Collector, which the lab does without.
 const COLLECTOR: Module = Module {
@@ -77,10 +77,30 @@ pub fn collector(layout: &Layout) -> Result<PathBuf> {
 
 /// Builds what is not there or no longer fits its module files.
 pub fn build(layout: &Layout) -> Result<()> {
-    for module in &MODULES {
-        build_module(layout, module)?;
+    build_module(layout, &CLUSTER)?;
+    helm(layout)
+}
+
+/// Builds Helm, and what else charts are checked with, if need be.
+pub fn helm(layout: &Layout) -> Result<()> {
+    build_module(layout, &HELM)
+}
+
+/// The folders of modules that hold definitions and no program of ours, as e2e/schemas pins them: path and folder.
+pub fn schema_modules(layout: &Layout) -> Result<Vec<(String, PathBuf)>> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Downloaded {
+        path: String,
+        dir: PathBuf,
     }
-    Ok(())
+    let source = layout.workspace().join("e2e/schemas");
+    let listed = command::output_of(go(&source).args(["mod", "download", "-json"]))?;
+    let modules = serde_json::Deserializer::from_str(&listed).into_iter::<Downloaded>();
+    modules
+        .map(|module| module.map(|module| (module.path, module.dir)))
+        .collect::<Result<_, _>>()
+        .context("failed to read what `go mod download` answered")
 }
 
 fn build_module(layout: &Layout, module: &Module) -> Result<()> {

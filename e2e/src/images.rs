@@ -54,6 +54,17 @@ pub struct Options {
     pub builder: Option<Builder>,
 }
 
+impl Options {
+    /// The names of images that are built elsewhere.
+    pub fn named(prefix: &str, version: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            version: version.to_owned(),
+            builder: None,
+        }
+    }
+}
+
 /// An image as it lies in `target/images`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Built {

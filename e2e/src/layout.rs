@@ -186,6 +186,16 @@ impl Layout {
         self.target().join("images")
     }
 
+    /// Plain manifests, made from the chart.
+    pub fn manifests(&self) -> PathBuf {
+        self.target().join("manifests")
+    }
+
+    /// Schemas of all kinds that charts and manifests are made of.
+    pub fn schemas(&self) -> PathBuf {
+        self.target().join("schemas")
+    }
+
     /// Logs and outcomes of the upstream suite.
     pub fn conformance(&self) -> PathBuf {
         self.target().join("conformance")

@@ -20,6 +20,7 @@
 //! running cluster only.
 
 pub mod bench;
+pub mod chart;
 pub mod cluster;
 pub mod command;
 pub mod conformance;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Installing Wardline into the lab, the way that users do: by its chart.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use anyhow::{Context as _, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ListParams};
 
+use crate::chart;
 use crate::cluster::{Lab, SYSTEM_NAMESPACE};
 use crate::command::output_of;
 use crate::evidence;
@@ -27,15 +29,6 @@ pub async fn install(lab: &Lab, options: &Options, built: &[Built]) -> Result<()
     let before = pods.list(&ListParams::default()).await.context("failed to list pods")?;
     if before.items.is_empty() {
         footprint::remember(lab)?;
-    } else {
-        // Which Helm never changes once it has installed them.
-        let crds = lab.layout().workspace().join("charts/wardline/crds");
-        let mut kubectl = Command::new(lab.layout().bin("kubectl"));
-        kubectl
-            .args(["apply", "--server-side", "--force-conflicts", "--filename"])
-            .arg(crds);
-        kubectl.arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()));
-        output_of(&mut kubectl)?;
     }
     install_chart(lab, &values(options)).await?;
     if changed && !before.items.is_empty() {
@@ -46,12 +39,22 @@ pub async fn install(lab: &Lab, options: &Options, built: &[Built]) -> Result<()
 
 /// Installs or upgrades the chart with these values, each `KEY=VALUE`.
 pub async fn install_chart(lab: &Lab, values: &[String]) -> Result<()> {
+    upgrade_chart(lab, values, &[])?;
+    all_ready(lab).await
+}
+
+/// The same with further arguments of `helm upgrade`, and without waiting for what comes of it.
+///
+/// # Errors
+/// With what Helm said.
+pub fn upgrade_chart(lab: &Lab, values: &[String], arguments: &[&str]) -> Result<()> {
     step("installing Wardline by its chart");
     let mut command = helm(lab);
     command.args(["upgrade", "--install", RELEASE]);
     command
-        .arg(lab.layout().workspace().join("charts/wardline"))
-        .arg("--create-namespace");
+        .arg(chart::folder(lab.layout()))
+        .arg("--create-namespace")
+        .args(arguments);
     for value in values {
         // Or a tag like 1.0 would be a number.
         let is_tag = value
@@ -60,8 +63,44 @@ pub async fn install_chart(lab: &Lab, values: &[String]) -> Result<()> {
             .is_some_and(|key| key.split('.').next_back() == Some("tag"));
         command.arg(if is_tag { "--set-string" } else { "--set" }).arg(value);
     }
-    output_of(&mut command)?;
+    output_of(&mut command).map(drop)
+}
+
+/// Installs plain manifests the way that users do: what comes first, then what needs its definitions.
+pub async fn install_manifests(lab: &Lab, folder: &Path, arguments: &[&str]) -> Result<()> {
+    step("installing Wardline by plain manifests");
+    for file in ["install.yaml", "dataplane.yaml"] {
+        apply(lab, &folder.join(file), arguments)?;
+        let established = "--for=condition=Established";
+        output_of(kubectl(lab).args(["wait", established, "crd/dataplanes.wardline.io", "--timeout=30s"]))?;
+    }
     all_ready(lab).await
+}
+
+/// `kubectl apply` of a file or a folder, with further arguments.
+pub fn apply(lab: &Lab, path: &Path, arguments: &[&str]) -> Result<()> {
+    output_of(kubectl(lab).arg("apply").args(arguments).arg("--filename").arg(path)).map(drop)
+}
+
+/// What `helm test` prints.
+///
+/// # Errors
+/// When a test fails; the message holds what Helm said.
+pub fn test(lab: &Lab) -> Result<String> {
+    step("testing Wardline by its chart");
+    output_of(helm(lab).args(["test", RELEASE, "--timeout=3m"]))
+}
+
+/// The hooks of the release, as they are in the cluster.
+pub fn hooks(lab: &Lab) -> Result<String> {
+    output_of(helm(lab).args(["get", "hooks", RELEASE]))
+}
+
+/// The administrator's kubectl.
+pub fn kubectl(lab: &Lab) -> Command {
+    let mut command = Command::new(lab.layout().bin("kubectl"));
+    command.arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()));
+    command
 }
 
 /// The values that the chart is installed with, as `helm get values` prints them.
@@ -104,17 +143,9 @@ async fn all_ready(lab: &Lab) -> Result<()> {
 }
 
 fn helm(lab: &Lab) -> Command {
-    let mut command = Command::new(lab.layout().bin("helm"));
+    let mut command = chart::helm(lab.layout());
     command.arg(format!("--namespace={SYSTEM_NAMESPACE}"));
     command.arg(format!("--kubeconfig={}", lab.layout().kubeconfig().display()));
-    // Nothing of the administrator's own Helm is read or written.
-    for (variable, folder) in [
-        ("HELM_CONFIG_HOME", "config"),
-        ("HELM_CACHE_HOME", "cache"),
-        ("HELM_DATA_HOME", "data"),
-    ] {
-        command.env(variable, lab.layout().lab().join("helm").join(folder));
-    }
     command
 }
 

@@ -63,6 +63,46 @@ securityContext:
     type: RuntimeDefault
 {{- end -}}
 
+{{- /* What every pod of the tests has in common that stands in the cluster's network, as any other pod. */ -}}
+{{- define "wardline.bystander" -}}
+automountServiceAccountToken: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{- /* (list ROOT ARGUMENT...) -> a container that runs one of the operator's commands; why it failed stands in the pod's status. */ -}}
+{{- define "wardline.command" -}}
+{{- $root := first . -}}
+image: {{ include "wardline.image" (list "operator" $root.Values $root.Chart.AppVersion) }}
+imagePullPolicy: {{ $root.Values.operator.image.pullPolicy }}
+args:
+  {{- toYaml (rest .) | nindent 2 }}
+terminationMessagePolicy: FallbackToLogsOnError
+resources:
+  {{- toYaml $root.Values.operator.resources | nindent 2 }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end -}}
+
 {{- /* Where the API server is, for clusters without kube-proxy. */ -}}
 {{- define "wardline.apiServer" -}}
 - name: KUBERNETES_SERVICE_HOST

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{bench, conformance, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
+use wardline_e2e::{bench, chart, conformance, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
@@ -57,6 +57,20 @@ enum Cmd {
         #[command(flatten)]
         images: images::Options,
     },
+    /// Lint the chart, and validate what it renders, the plain manifests and the examples of deploy/
+    Chart {
+        /// Write docs/values.md instead, from values.yaml and its schema
+        #[arg(long)]
+        values: bool,
+    },
+    /// Write plain manifests and a kustomize base to target/manifests, made from the chart
+    Manifests {
+        #[command(flatten)]
+        images: images::Options,
+        /// Further values of the chart, each KEY=VALUE
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        values: Vec<String>,
+    },
     /// Show what runs: processes, nodes, and Wardline on them
     Status,
     /// Run a command in a node's network, mount and process namespaces
@@ -102,6 +116,12 @@ fn run(command: Cmd) -> Result<()> {
             }
             Ok(())
         }
+        Cmd::Chart { values: true } => chart::values::write(&layout),
+        Cmd::Chart { values: false } => chart::check::check(&layout),
+        Cmd::Manifests {
+            images: options,
+            values,
+        } => chart::manifests::make(&layout, &options, &values),
         Cmd::Enter { node: name, command } => {
             let spec = NODES
                 .iter()
@@ -142,6 +162,12 @@ async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
             images,
         } => conformance::conformance(layout, &images, &options).await,
         Cmd::Status => status::show(layout).await,
-        Cmd::Down | Cmd::Enter { .. } | Cmd::Images(_) | Cmd::Node { .. } | Cmd::Tools => Ok(()),
+        Cmd::Chart { .. }
+        | Cmd::Down
+        | Cmd::Enter { .. }
+        | Cmd::Images(_)
+        | Cmd::Manifests { .. }
+        | Cmd::Node { .. }
+        | Cmd::Tools => Ok(()),
     }
 }
