@@ -50,7 +50,7 @@ install: deps tool ## build the images, and install or upgrade Wardline in the r
 	@$(LAB) install
 
 .PHONY: images
-images: deps tool ## static binaries and images in target/images (IMAGE_PREFIX, VERSION, BUILDER=buildah|docker|podman)
+images: deps tool ## static binaries and images in target/images, each with what it is made of (IMAGE_PREFIX, VERSION, ARCH=amd64|arm64, BUILDER=buildah|docker|podman)
 	@$(LAB) images
 
 .PHONY: test

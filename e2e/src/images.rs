@@ -16,6 +16,7 @@ use crate::layout::{CRASHING_IMAGE, Layout, NODES, OPEN_IMAGE, OTHER_LAYOUT_IMAG
 use crate::node;
 use crate::preflight::find_program;
 use crate::progress::step;
+use crate::sbom;
 
 /// No image may be larger, in bytes.
 const LARGEST: u64 = 30 << 20;
@@ -40,6 +41,24 @@ pub enum Builder {
     Podman,
 }
 
+/// What images run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Arch {
+    /// x86-64
+    Amd64,
+    /// 64-bit ARM
+    Arm64,
+}
+
+impl Arch {
+    fn triple(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64-unknown-linux-gnu",
+            Self::Arm64 => "aarch64-unknown-linux-gnu",
+        }
+    }
+}
+
 /// How the images are named and built.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
@@ -49,6 +68,9 @@ pub struct Options {
     /// The tag of the images
     #[arg(long, env = "VERSION", default_value = env!("CARGO_PKG_VERSION"))]
     pub version: String,
+    /// What the images run on; this machine's, unless given
+    #[arg(long, env = "ARCH")]
+    pub arch: Option<Arch>,
     /// The program that builds them; the first that is installed, unless given
     #[arg(long, env = "BUILDER")]
     pub builder: Option<Builder>,
@@ -60,6 +82,7 @@ impl Options {
         Self {
             prefix: prefix.to_owned(),
             version: version.to_owned(),
+            arch: None,
             builder: None,
         }
     }
@@ -78,6 +101,7 @@ pub struct Built {
 
 /// Builds the binaries and the images that changed, prints their sizes, and refuses what is too large.
 pub fn build(layout: &Layout, options: &Options) -> Result<Vec<Built>> {
+    refuse_another_machine(options)?;
     let binaries = build_binaries(layout)?;
     fs::create_dir_all(layout.images()).context("failed to create target/images")?;
     let networks = layout.images().join("networks");
@@ -87,15 +111,24 @@ pub fn build(layout: &Layout, options: &Options) -> Result<Vec<Built>> {
     )
     .context("failed to write the configuration of buildah")?;
     let mut all = Vec::new();
-    for (short, folder, contents) in IMAGES {
+    let host = host()?;
+    for (short, folder, names) in IMAGES {
         let name = format!("{}/{short}:{}", options.prefix, options.version);
         let dockerfile = layout.workspace().join(folder).join("Dockerfile");
-        let contents: Vec<PathBuf> = contents.iter().map(|binary| binaries.join(binary)).collect();
+        let contents: Vec<PathBuf> = names.iter().map(|binary| binaries.join(binary)).collect();
         let sources: Vec<&Path> = contents.iter().chain([&dockerfile]).map(PathBuf::as_path).collect();
         let built = plan(layout, short, &name, &sources)?;
-        if !is_current(&built) {
+        let described = sbom::path(&built.archive);
+        if !is_current(&built) || !described.is_file() {
             step(&format!("building image {name}"));
             build_one(layout, options, &built, &contents, &dockerfile)?;
+            let of = sbom::Contents {
+                name: name.trim_end_matches(&format!(":{}", options.version)),
+                version: &options.version,
+                binaries: names,
+                target: &host,
+            };
+            sbom::write(layout, of, &binaries, &described)?;
             finish(&built)?;
         }
         all.push(built);
@@ -168,6 +201,22 @@ fn ship(layout: &Layout, host: &str) -> Command {
 /// Where [`build`] leaves a binary before it goes into an image.
 pub fn static_binary(layout: &Layout, name: &str) -> Result<PathBuf> {
     Ok(layout.target().join("ship").join(host()?).join("ship").join(name))
+}
+
+/// Binaries are built for the machine that builds them: static ones link glibc, libelf and zlib of their target, and
+/// nothing here has those of another.
+fn refuse_another_machine(options: &Options) -> Result<()> {
+    let (host, Some(arch)) = (host()?, options.arch) else {
+        return Ok(());
+    };
+    let wanted = arch.triple();
+    ensure!(
+        host == wanted,
+        "failed to build images for {wanted} on {host}: that needs Rust's standard library for it (`rustup target add \
+         {wanted}`), a C compiler for it, and its glibc, libelf and zlib as static libraries, and is not set up here. Run \
+         `make images` on such a machine instead: nothing in the build is bound to this one"
+    );
+    Ok(())
 }
 
 /// The target triple of this machine.
@@ -393,8 +442,29 @@ fn program(layout: &Layout, builder: Builder) -> Command {
 
 #[cfg(test)]
 mod tests {
-    use super::{finish, is_current, plan};
+    use super::{Arch, Options, finish, host, is_current, plan, refuse_another_machine};
     use crate::layout::Layout;
+
+    #[test]
+    fn images_for_another_machine_are_refused_with_what_is_missing() {
+        let mut options = Options::named("wardline", "1");
+        refuse_another_machine(&options).unwrap();
+        for arch in [Arch::Amd64, Arch::Arm64] {
+            options.arch = Some(arch);
+            match refuse_another_machine(&options) {
+                Ok(()) => assert_eq!(arch.triple(), host().unwrap()),
+                Err(error) => {
+                    assert_ne!(arch.triple(), host().unwrap());
+                    assert!(
+                        error
+                            .to_string()
+                            .contains(&format!("rustup target add {}", arch.triple())),
+                        "{error}"
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn an_image_is_built_again_when_a_source_or_its_name_changes() {

@@ -51,6 +51,7 @@ pub mod progress;
 pub mod prometheus;
 pub mod raw;
 pub mod records;
+pub mod sbom;
 pub mod status;
 pub mod tools;
 pub mod traffic;
