@@ -15,6 +15,9 @@ use crate::{Dataplane, DataplaneNode, NetworkLogging, PullSecret};
 pub fn crds() -> Vec<CustomResourceDefinition> {
     let mut crds = vec![Dataplane::crd(), DataplaneNode::crd(), NetworkLogging::crd()];
     for crd in &mut crds {
+        // Whoever deletes all that a chart has rendered, as Argo CD does, leaves the objects' definitions.
+        let keep = ("helm.sh/resource-policy".to_owned(), "keep".to_owned());
+        crd.metadata.annotations = Some([keep].into());
         let schemas = crd
             .spec
             .versions

@@ -2,8 +2,10 @@
 //! What Wardline promises, on a real cluster. They need the lab with Wardline in it: `make test`, or `lab install` and
 //! then `cargo test -p wardline-e2e --features cluster-tests --test cluster`.
 
+mod applied_twice;
 mod away;
 mod bad_input;
+mod chart;
 mod daemon;
 mod exact;
 mod families;

@@ -15,7 +15,7 @@ use wardline_e2e::progress::{step, wait_until};
 use wardline_e2e::traffic::Protocol;
 use wardline_e2e::{footprint, logging, wardline};
 
-use crate::WEB_TAKES_FRIENDS;
+use crate::{WEB_TAKES_FRIENDS, applied_twice};
 
 /// How often held connections say something.
 const BEAT: Duration = Duration::from_millis(50);
@@ -44,9 +44,11 @@ async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
             held.until_echoes(10).await?;
             held.finish().await?;
         }
-        // Whatever came of it, others need it.
+        // Whatever came of it, others need it. Nothing is there now: that is where the other way to install begins.
+        let installed = applied_twice::installed_by_manifests(lab, &values).await;
         wardline::install_chart(lab, &values).await?;
         gone?;
+        installed?;
         namespace.until_reach("friend2", "web", true).await?;
         namespace.until_reach("foe2", "web", false).await
     })
