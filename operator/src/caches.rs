@@ -96,6 +96,12 @@ impl Caches {
         }
     }
 
+    /// The same, with signals that a test gives itself.
+    #[cfg(test)]
+    pub(crate) fn with_changes(self, changed: watch::Receiver<u64>) -> Self {
+        Self { changed, ..self }
+    }
+
     /// Waits until each copy has been filled once. Before that, absence means nothing.
     pub(crate) async fn wait_until_ready(&self) -> Result<()> {
         let dropped = || "failed to fill caches: a watch ended";
@@ -208,9 +214,13 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use kube::runtime::reflector::ObjectRef;
     use serde_json::json;
 
     use super::*;
+    use crate::testing::{FakeApi, Reply, failure, list, report};
 
     #[test]
     fn of_a_pod_only_what_is_looked_at_is_kept() {
@@ -235,10 +245,7 @@ mod tests {
     #[tokio::test]
     async fn a_burst_of_changes_is_one_signal_at_once_and_one_later() {
         let (sender, changed) = watch::channel(0);
-        let caches = Caches {
-            changed,
-            ..crate::testing::Cached::default().caches()
-        };
+        let caches = crate::testing::Cached::default().caches().with_changes(changed);
         let mut changes = std::pin::pin!(caches.changes());
         for n in 1..=100 {
             sender.send_replace(n);
@@ -252,5 +259,69 @@ mod tests {
         assert!(started.elapsed() >= PACE);
         drop(sender);
         assert_eq!(changes.next().await, None);
+    }
+
+    /// What came of lists and watches of one kind: the n-th of each.
+    fn broken_watches() -> FakeApi {
+        let (lists, watches) = (AtomicU32::new(0), AtomicU32::new(0));
+        let gone = json!({"type": "ERROR", "object": failure(410, "too old resource version: 1 (9)")});
+        let added = |name| {
+            json!({"type": "ADDED", "object": {"apiVersion": "wardline.io/v1alpha1", "kind": "DataplaneNode",
+            "metadata": {"name": name, "resourceVersion": "3"}}})
+        };
+        FakeApi::default().reply("/dataplanenodes", move |sent| {
+            if sent.is_watch {
+                return match watches.fetch_add(1, Ordering::Relaxed) {
+                    0 => Reply::Watch(vec![added("node2"), gone.clone()]),
+                    1 => Reply::Reset,
+                    2 => Reply::Silence,
+                    _ => Reply::Watch(vec![added("node4")]),
+                };
+            }
+            match lists.fetch_add(1, Ordering::Relaxed) {
+                0 => Reply::RetryAfter(429, 20),
+                1 => Reply::Json(500, failure(500, "etcdserver: leader changed")),
+                2 => Reply::Json(200, list(vec![report("node1", "r")])),
+                // After the 410 everything is listed again, and node2 is not there any more.
+                _ => Reply::Json(200, list(vec![report("node1", "r"), report("node3", "r")])),
+            }
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watches_outlive_whatever_the_api_server_does() {
+        let api = broken_watches();
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        let metrics = Metrics::new().unwrap();
+        let caches = Caches::start(&api.client(), "wardline-system", &metrics, &stop, &mut tasks);
+        let began = tokio::time::Instant::now();
+        caches.wait_until_ready().await.unwrap();
+        assert!(
+            began.elapsed() >= Duration::from_secs(20),
+            "Retry-After is heeded: {:?}",
+            began.elapsed()
+        );
+        let has = |name: &str| caches.nodes.get(&ObjectRef::new(name)).is_some();
+        assert!(has("node1"));
+        while !has("node4") {
+            tokio::time::sleep(PACE).await;
+            assert!(began.elapsed() < Duration::from_mins(5), "{:?}", api.summaries());
+        }
+        assert!(has("node1") && has("node3") && !has("node2"));
+        let requests: Vec<_> = api
+            .take()
+            .into_iter()
+            .filter(|sent| sent.path.ends_with("/dataplanenodes"))
+            .collect();
+        assert!(requests.len() <= 12, "{requests:?}");
+        let counted = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(
+            counted.contains("wardline_operator_watch_errors_total{kind=\"DataplaneNode\"}"),
+            "{counted}"
+        );
+        stop.cancel();
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap().unwrap();
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
@@ -12,14 +12,13 @@ use wardline_crds::RolloutStatus;
 
 use crate::MANAGER;
 use crate::args::Args;
+use crate::backoff::Backoff;
 use crate::caches::Caches;
 use crate::dataplane::Applied;
 use crate::metrics::Metrics;
 
-const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Objects whose faults are remembered; beyond, some are told again.
 const MOST_COMPLAINTS: usize = 1000;
-const LAST_RETRY: Duration = Duration::from_mins(5);
 
 pub(crate) struct Context {
     pub(crate) client: Client,
@@ -37,10 +36,11 @@ pub(crate) struct Context {
     pub(crate) troubles: Mutex<HashMap<String, Timestamp>>,
     /// When a ConfigMap was first seen to be used by nobody, by its name.
     pub(crate) orphans: Mutex<HashMap<String, Instant>>,
-    /// Failures in a row, by kind and name.
-    failures: Mutex<HashMap<String, u32>>,
+    pub(crate) backoff: Mutex<Backoff>,
     /// What was last said of an object that does not decode, by kind and name.
     complaints: Mutex<HashMap<String, String>>,
+    /// The resourceVersion of such an object at which all was said, by kind and name.
+    reported: Mutex<HashMap<String, String>>,
 }
 
 impl Context {
@@ -60,8 +60,9 @@ impl Context {
             rollout: Mutex::default(),
             troubles: Mutex::default(),
             orphans: Mutex::default(),
-            failures: Mutex::default(),
+            backoff: Mutex::default(),
             complaints: Mutex::default(),
+            reported: Mutex::default(),
         }
     }
 
@@ -80,24 +81,31 @@ impl Context {
         recorder
     }
 
-    /// How long to wait after one more failure: each time twice as long, up to five minutes.
-    pub(crate) fn backoff(&self, key: &str) -> Duration {
-        let mut failures = lock(&self.failures);
-        let count = failures.entry(key.to_owned()).or_default();
-        let wait = FIRST_RETRY.saturating_mul(1 << (*count).min(16)).min(LAST_RETRY);
-        *count += 1;
-        wait
-    }
-
     /// The object can be used: what was wrong with it is news again when it comes back.
     pub(crate) fn succeeded(&self, key: &str) {
-        lock(&self.failures).remove(key);
+        lock(&self.backoff).succeeded(key);
         lock(&self.complaints).remove(key);
+        lock(&self.reported).remove(key);
     }
 
     /// The object was looked at, and cannot be used.
     pub(crate) fn refused(&self, key: &str) {
-        lock(&self.failures).remove(key);
+        lock(&self.backoff).succeeded(key);
+    }
+
+    /// Whether all that there is to say of that version of an object was said, which stands in the object now.
+    pub(crate) fn is_reported(&self, key: &str, version: Option<&str>) -> bool {
+        version.is_some_and(|version| lock(&self.reported).get(key).is_some_and(|of| of == version))
+    }
+
+    pub(crate) fn reported(&self, key: &str, version: Option<&str>) {
+        let mut reported = lock(&self.reported);
+        if reported.len() >= MOST_COMPLAINTS {
+            reported.clear();
+        }
+        if let Some(version) = version {
+            reported.insert(key.to_owned(), version.to_owned());
+        }
     }
 
     /// Whether `message` has not been said of that object before; it has been from now on.

@@ -16,7 +16,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::Context;
+use crate::context::{Context, lock};
 use crate::error::Error;
 
 /// What was applied is compared again after this long, though nothing was seen to change.
@@ -72,7 +72,8 @@ where
         let policy = {
             let kind = kind.clone();
             move |object: Arc<DeserializeGuard<K>>, error: &Error, context: Arc<Context>| {
-                let wait = context.backoff(&format!("{kind}/{}", object.name_any()));
+                let key = format!("{kind}/{}", object.name_any());
+                let wait = lock(&context.backoff).failed(&key, object.meta().generation, error.category());
                 context.metrics.failed(&kind, error.category());
                 tracing::error!(kind, name = object.name_any(), %error, ?wait, "failed to reconcile; trying again");
                 Action::requeue(wait)
@@ -104,8 +105,12 @@ where
     F: Fn(Arc<DeserializeGuard<K>>, Arc<Context>) -> Fut,
     Fut: Future<Output = Result<Done, Error>>,
 {
-    let started = Instant::now();
     let key = format!("{kind}/{}", object.name_any());
+    // A cluster in which some node always changes would try again with each change.
+    if let Some(left) = lock(&context.backoff).remaining(&key, object.meta().generation) {
+        return Ok(Action::requeue(left));
+    }
+    let started = Instant::now();
     let result = reconcile(object, Arc::clone(&context)).await;
     let label = match &result {
         Ok(Done::Ok | Done::Again(_)) => "ok",
@@ -126,3 +131,6 @@ where
         })
     })
 }
+
+#[cfg(test)]
+mod tests;

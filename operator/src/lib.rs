@@ -17,7 +17,9 @@
 
 mod announce;
 mod args;
+mod backoff;
 mod caches;
+mod client;
 mod context;
 mod controller;
 mod crds;

@@ -25,10 +25,14 @@ use crate::metrics::Metrics;
 use crate::nodes::Nodes;
 use crate::probe::probe;
 use crate::remove::remove;
-use crate::{MANAGER, crds, dataplane, invalid_objects, network_logging};
+use crate::{MANAGER, client, crds, dataplane, invalid_objects, network_logging};
 
-/// Until this long after the signal, tasks may finish what they do. Kubernetes kills after thirty seconds.
-const GRACE: Duration = Duration::from_secs(10);
+/// After the signal: first reconciliations that have begun are finished, then watches end, then the lease is given back, then
+/// the servers end. Together that is less than the thirty seconds (terminationGracePeriodSeconds) after which Kubernetes kills.
+const FINISH: Duration = Duration::from_secs(10);
+const END_WATCHES: Duration = Duration::from_secs(5);
+const RELEASE: Duration = Duration::from_secs(5);
+const END_SERVERS: Duration = Duration::from_secs(5);
 
 /// Runs the operator until a signal, or until something that it cannot do without fails; or does what the command line
 /// asks for instead.
@@ -60,7 +64,7 @@ async fn operate(args: &Args) -> Result<()> {
     stop_on_signals(&stop)?;
     let config = Config::infer().await.context("failed to find the API server")?;
     let server = config.cluster_url.to_string();
-    let client = Client::try_from(config).with_context(|| format!("failed to set up a client of {server}"))?;
+    let (client, lease_client) = (client::connect(config.clone())?, client::connect(config)?);
     let metrics = Metrics::new().context("failed to register metrics")?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -81,6 +85,7 @@ async fn operate(args: &Args) -> Result<()> {
     let operator = Operator {
         args,
         client,
+        lease_client,
         metrics,
         ready,
     };
@@ -89,13 +94,17 @@ async fn operate(args: &Args) -> Result<()> {
         ended = servers.join_next() => first_end(ended),
     };
     served.cancel();
-    let finished = tokio::time::timeout(GRACE, finish(&mut servers)).await;
-    result.and(finished.unwrap_or_else(|_| Err(anyhow!("failed to stop within {}s", GRACE.as_secs()))))
+    let finished = tokio::time::timeout(END_SERVERS, finish(&mut servers)).await;
+    let unfinished = || anyhow!("failed to end servers within {} s", END_SERVERS.as_secs());
+    tracing::info!("stopped");
+    result.and(finished.unwrap_or_else(|_| Err(unfinished())))
 }
 
 struct Operator<'a> {
     args: &'a Args,
     client: Client,
+    /// Of its own, so that renewals wait for nothing else.
+    lease_client: Client,
     metrics: Metrics,
     ready: Arc<AtomicBool>,
 }
@@ -107,7 +116,12 @@ impl Operator<'_> {
         if !self.args.leader_elect {
             return self.work(stop.child_token()).await;
         }
-        let mut election = Election::new(self.client.clone(), &self.args.namespace, MANAGER, &self.args.pod_name);
+        let mut election = Election::new(
+            self.lease_client.clone(),
+            &self.args.namespace,
+            MANAGER,
+            &self.args.pod_name,
+        );
         loop {
             // A replica that stands by is as ready as it should be.
             self.ready.store(true, Ordering::Relaxed);
@@ -118,8 +132,10 @@ impl Operator<'_> {
             self.ready.store(false, Ordering::Relaxed);
             tokio::select! {
                 result = self.work(stop.child_token()) => {
-                    if let Err(error) = election.release().await {
-                        tracing::warn!(%error, "failed to give the lease back");
+                    match tokio::time::timeout(RELEASE, election.release()).await {
+                        Ok(Ok(())) => tracing::info!("gave the lease back"),
+                        Ok(Err(error)) => tracing::warn!(%error, "failed to give the lease back"),
+                        Err(_) => tracing::warn!("failed to give the lease back: no answer"),
                     }
                     return result;
                 }
@@ -152,7 +168,7 @@ impl Operator<'_> {
         let result = self.control(&context, &term, &mut tasks).await;
         term.cancel();
         self.stand_down();
-        let finished = tokio::time::timeout(GRACE, finish(&mut tasks)).await;
+        let finished = tokio::time::timeout(END_WATCHES, finish(&mut tasks)).await;
         result.and(finished.context("failed to end watches")?)
     }
 
@@ -186,7 +202,7 @@ impl Operator<'_> {
         };
         term.cancel();
         // What has begun is finished; where the API server does not answer, what has not finished is dropped.
-        if tokio::time::timeout(GRACE, async { while controllers.join_next().await.is_some() {} })
+        if tokio::time::timeout(FINISH, async { while controllers.join_next().await.is_some() {} })
             .await
             .is_err()
         {

@@ -3,7 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use axum::body::Body as AnswerBody;
 use clap::Parser;
+use futures::stream::{self, StreamExt};
 use http::{Request, Response};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
@@ -13,10 +15,13 @@ use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::store;
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
+use tokio::time::Instant;
+use tower::BoxError;
 use wardline_crds::DataplaneNode;
 
 use crate::args::Args;
 use crate::caches::Caches;
+use crate::client::considerate;
 use crate::context::{Context, lock};
 use crate::metrics::Metrics;
 
@@ -31,12 +36,15 @@ pub(crate) fn args() -> Args {
     .unwrap()
 }
 
-/// One request: method, path without the query, and body.
+/// One request, and when it came.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sent {
     pub(crate) method: String,
+    /// Without the query.
     pub(crate) path: String,
+    pub(crate) is_watch: bool,
     pub(crate) body: Value,
+    pub(crate) at: Instant,
 }
 
 impl Sent {
@@ -50,20 +58,49 @@ impl Sent {
     }
 }
 
-/// An API server with one answer a path; what is not listed is echoed, as server-side apply of a new object would be.
+/// What comes of a request.
+#[derive(Debug, Clone)]
+pub(crate) enum Reply {
+    Json(u16, Value),
+    /// To come again in so many seconds, worded as priority and fairness does it.
+    RetryAfter(u16, u64),
+    /// These events, and then nothing more.
+    Watch(Vec<Value>),
+    /// The connection breaks.
+    Reset,
+    Silence,
+}
+
+/// An API server with one answer a path. What is not listed is echoed, as server-side apply of a new object would be;
+/// lists are empty, and watches silent.
 #[derive(Clone, Default)]
 pub(crate) struct FakeApi {
     sent: Arc<Mutex<Vec<Sent>>>,
     answers: Arc<Mutex<Vec<Answer>>>,
 }
 
-/// End of the path, status code and body.
-type Answer = (&'static str, u16, Value);
+type Answer = (&'static str, Arc<dyn Fn(&Sent) -> Reply + Send + Sync>);
+
+/// Collections that the operator lists.
+const COLLECTIONS: [&str; 7] = [
+    "/configmaps",
+    "/daemonsets",
+    "/dataplanenodes",
+    "/dataplanes",
+    "/networkloggings",
+    "/nodes",
+    "/pods",
+];
 
 impl FakeApi {
     /// Answers requests whose path ends so.
     pub(crate) fn answer(self, path_end: &'static str, code: u16, body: Value) -> Self {
-        self.answers.lock().unwrap().push((path_end, code, body));
+        self.reply(path_end, move |_| Reply::Json(code, body.clone()))
+    }
+
+    /// Answers them as they come.
+    pub(crate) fn reply(self, path_end: &'static str, reply: impl Fn(&Sent) -> Reply + Send + Sync + 'static) -> Self {
+        self.answers.lock().unwrap().push((path_end, Arc::new(reply)));
         self
     }
 
@@ -78,19 +115,11 @@ impl FakeApi {
 
     pub(crate) fn client(&self) -> Client {
         let server = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| server.clone().handle(request));
-        Client::new(service, "default")
+        considerate(move |request| server.clone().handle(request))
     }
 
     pub(crate) fn context(&self, caches: Caches) -> Arc<Context> {
-        let server = self.clone();
-        let service = tower::service_fn(move |request: Request<Body>| server.clone().handle(request));
-        Arc::new(Context::new(
-            Client::new(service, "default"),
-            args(),
-            caches,
-            Metrics::new().unwrap(),
-        ))
+        Arc::new(Context::new(self.client(), args(), caches, Metrics::new().unwrap()))
     }
 
     /// The same operator a moment later, with other caches.
@@ -101,7 +130,7 @@ impl FakeApi {
         after
     }
 
-    async fn handle(self, request: Request<Body>) -> Result<Response<Body>, std::convert::Infallible> {
+    pub(crate) async fn handle(self, request: Request<Body>) -> Result<Response<AnswerBody>, BoxError> {
         let (parts, body) = request.into_parts();
         let body = body.collect_bytes().await.unwrap();
         let body = if body.is_empty() {
@@ -109,28 +138,70 @@ impl FakeApi {
         } else {
             serde_json::from_slice(&body).unwrap()
         };
-        let path = parts.uri.path().to_owned();
-        let (code, answer) = {
-            let answers = self.answers.lock().unwrap();
-            let found = answers.iter().find(|(end, ..)| path.ends_with(end));
-            let unlisted = || match parts.method {
-                http::Method::DELETE => (200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})),
-                _ => (200, body.clone()),
-            };
-            found.map_or_else(unlisted, |(_, code, answer)| (*code, answer.clone()))
-        };
-        self.sent.lock().unwrap().push(Sent {
+        let sent = Sent {
             method: parts.method.to_string(),
-            path,
+            path: parts.uri.path().to_owned(),
+            is_watch: parts.uri.query().is_some_and(|query| query.contains("watch=true")),
             body,
-        });
-        let bytes = serde_json::to_vec(&answer).unwrap();
-        Ok(Response::builder()
-            .status(code)
-            .header("content-type", "application/json")
-            .body(Body::from(bytes))
-            .unwrap())
+            at: Instant::now(),
+        };
+        self.sent.lock().unwrap().push(sent.clone());
+        let found = self
+            .answers
+            .lock()
+            .unwrap()
+            .iter()
+            .find(|(end, _)| sent.path.ends_with(end))
+            .cloned();
+        let reply = found.map_or_else(|| unlisted(&sent), |(_, reply)| reply(&sent));
+        let answer = |code: u16, body: AnswerBody| {
+            let answer = Response::builder()
+                .status(code)
+                .header("content-type", "application/json");
+            (answer, body)
+        };
+        let (answer, body) = match reply {
+            Reply::Json(code, value) => answer(code, AnswerBody::from(serde_json::to_vec(&value)?)),
+            Reply::RetryAfter(code, seconds) => {
+                let (answer, body) = answer(code, AnswerBody::from("Too many requests, please try again later."));
+                (answer.header("retry-after", seconds), body)
+            }
+            Reply::Watch(events) => {
+                let lines = events.into_iter().map(|event| Ok::<_, BoxError>(format!("{event}\n")));
+                let lines = stream::iter(lines.collect::<Vec<_>>()).chain(stream::pending());
+                answer(200, AnswerBody::from_stream(lines))
+            }
+            Reply::Reset => return Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into()),
+            Reply::Silence => std::future::pending().await,
+        };
+        Ok(answer.body(body)?)
     }
+}
+
+fn unlisted(sent: &Sent) -> Reply {
+    let is_collection = COLLECTIONS.iter().any(|end| sent.path.ends_with(end));
+    match (&*sent.method, is_collection) {
+        ("GET", _) if sent.is_watch => Reply::Watch(Vec::new()),
+        ("GET", true) => Reply::Json(200, list(Vec::new())),
+        ("DELETE", _) => Reply::Json(200, json!({"kind": "Status", "apiVersion": "v1", "status": "Success"})),
+        _ => Reply::Json(200, sent.body.clone()),
+    }
+}
+
+/// How a collection is answered that does not change.
+pub(crate) fn collection(items: Vec<Value>) -> impl Fn(&Sent) -> Reply {
+    move |sent| {
+        if sent.is_watch {
+            Reply::Watch(Vec::new())
+        } else {
+            Reply::Json(200, list(items.clone()))
+        }
+    }
+}
+
+/// A list as it is answered.
+pub(crate) fn list(items: Vec<Value>) -> Value {
+    json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
 }
 
 /// A failure as the API server words it.
@@ -214,7 +285,9 @@ pub(crate) fn report(node: &str, revision: &str) -> Value {
 /// The DaemonSet, rolled out to `nodes` nodes.
 pub(crate) fn rolled_out(generation: i64, nodes: i32) -> Value {
     json!({
-        "metadata": {"name": "wardline-node", "namespace": "wardline-system", "uid": "ds", "generation": generation},
+        "metadata": {"name": "wardline-node", "namespace": "wardline-system", "uid": "ds", "generation": generation,
+            "labels": {"app.kubernetes.io/name": "wardline-node", "app.kubernetes.io/part-of": "wardline",
+                "app.kubernetes.io/managed-by": "wardline-operator"}},
         "status": {
             "observedGeneration": generation, "desiredNumberScheduled": nodes, "currentNumberScheduled": nodes,
             "updatedNumberScheduled": nodes, "numberReady": nodes, "numberMisscheduled": 0,

@@ -32,6 +32,11 @@ where
 {
     let kind = K::kind(&());
     let name = invalid.metadata.name.clone().unwrap_or_default();
+    let key = format!("{kind}/{name}");
+    let version = invalid.metadata.resource_version.as_deref();
+    if context.is_reported(&key, version) {
+        return Ok(());
+    }
     // The object is read and written as it is, for its own type cannot hold it.
     let api: Api<DynamicObject> = Api::all_with(context.client.clone(), &ApiResource::erase::<K>(&()));
     let found = api
@@ -43,7 +48,7 @@ where
     let message = format!("failed to decode {kind} {name}: {cause}; what was in force stays in force");
 
     let complaint = format!("{} {message}", invalid.metadata.uid.as_deref().unwrap_or_default());
-    if context.first_time(&format!("{kind}/{name}"), &complaint) {
+    if context.first_time(&key, &complaint) {
         tracing::warn!(kind = %kind, name, cause, "object does not decode");
         let reference = ObjectReference {
             api_version: Some(K::api_version(&()).into_owned()),
@@ -62,6 +67,8 @@ where
         context.announce(&reference, vec![event]).await;
     }
     let Some(status) = status(&found, &message, words, Timestamp::now()) else {
+        // Whoever saw an older copy looks once more.
+        context.reported(&key, found.metadata.resource_version.as_deref());
         return Ok(());
     };
     // Server-side apply would decode the object against its CRD first, so this is a merge patch.
