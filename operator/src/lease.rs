@@ -2,8 +2,16 @@
 //! Leader election by a `coordination.k8s.io` Lease, as client-go does it (tools/leaderelection): a holder renews; others
 //! take a Lease that they have seen unchanged for its whole duration by their own clock, so clocks need not agree. Each
 //! write carries the resourceVersion that was read, so of two writers one fails.
+//!
+//! ```text
+//! holder   |--- renewed (the attempt began) ---------- DEADLINE: leads nothing any more --|
+//! others             |--- seen so ------------------------------------------- DURATION: take it --|
+//! ```
+//!
+//! A holder counts from the moment at which the attempt began, and others from when they saw what came of it, which is
+//! later: however long an answer takes, the one has stopped before another starts.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -11,6 +19,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use thiserror::Error;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::error::explain;
 
@@ -20,6 +29,10 @@ const DURATION: Duration = Duration::from_secs(15);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Between two attempts.
 const RETRY: Duration = Duration::from_secs(2);
+/// An attempt that takes longer is begun anew: one answer that is lost must not cost the lease.
+const ANSWER: Duration = Duration::from_secs(4);
+/// Attempts to give the Lease back. The last renewal may still be on its way.
+const RELEASES: u32 = 3;
 
 #[derive(Debug, Error)]
 pub(crate) enum LeaseError {
@@ -29,9 +42,11 @@ pub(crate) enum LeaseError {
         name: String,
         source: kube::Error,
     },
+    #[error("failed to read or write lease {name}: no answer within {} s", ANSWER.as_secs())]
+    Unanswered { name: String },
     #[error("failed to keep lease {name}: {holder} holds it now")]
     Taken { name: String, holder: String },
-    #[error("failed to keep lease {name}: it could not be renewed for {}s", DEADLINE.as_secs())]
+    #[error("failed to keep lease {name}: it could not be renewed for {} s", DEADLINE.as_secs())]
     Expired { name: String },
 }
 
@@ -41,6 +56,11 @@ pub(crate) struct Election {
     name: String,
     me: String,
     seen: Option<Seen>,
+    /// Whether a Lease of our name is ours. Not once it ran out: whose renewals arrive, but never their answers, would keep it
+    /// from everybody, itself too.
+    is_ours: bool,
+    /// When the last attempt began that made it ours, or left it ours.
+    renewed_at: Instant,
 }
 
 /// The Lease as it was read last, and when it was first read so.
@@ -68,6 +88,9 @@ impl Election {
             name: name.into(),
             me: me.into(),
             seen: None,
+            // A container that starts again in its pod goes on with the Lease.
+            is_ours: true,
+            renewed_at: Instant::now(),
         }
     }
 
@@ -84,18 +107,17 @@ impl Election {
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "failed to acquire lease; trying again"),
             }
-            tokio::time::sleep(RETRY).await;
+            sleep(RETRY).await;
         }
     }
 
-    /// Renews the Lease; returns why it is lost.
+    /// Renews the Lease; returns why it is lost, before another can take it.
     pub(crate) async fn hold(&mut self) -> LeaseError {
-        let mut renewed = Instant::now();
         loop {
-            tokio::time::sleep(RETRY).await;
-            let attempt = tokio::time::timeout(DEADLINE.saturating_sub(renewed.elapsed()), self.attempt()).await;
-            match attempt {
-                Ok(Ok(None)) => renewed = Instant::now(),
+            let deadline = self.renewed_at + DEADLINE;
+            sleep_until(deadline.min(Instant::now() + RETRY)).await;
+            match timeout_at(deadline, self.attempt()).await {
+                Ok(Ok(None)) | Err(_) => {}
                 Ok(Ok(Some(holder))) => {
                     return LeaseError::Taken {
                         name: self.name.clone(),
@@ -103,9 +125,9 @@ impl Election {
                     };
                 }
                 Ok(Err(error)) => tracing::warn!(%error, "failed to renew lease; trying again"),
-                Err(_) => {}
             }
-            if renewed.elapsed() >= DEADLINE {
+            if self.renewed_at.elapsed() >= DEADLINE {
+                self.is_ours = false;
                 return LeaseError::Expired {
                     name: self.name.clone(),
                 };
@@ -114,7 +136,20 @@ impl Election {
     }
 
     /// Gives the Lease back, so that another replica need not wait for it to run out.
-    pub(crate) async fn release(&mut self) -> Result<(), LeaseError> {
+    pub(crate) async fn release(&self) -> Result<(), LeaseError> {
+        let mut attempts = 1;
+        loop {
+            match self.try_release().await {
+                Err(LeaseError::Api {
+                    source: kube::Error::Api(status),
+                    ..
+                }) if status.code == 409 && attempts < RELEASES => attempts += 1,
+                released => return released,
+            }
+        }
+    }
+
+    async fn try_release(&self) -> Result<(), LeaseError> {
         let Some(mut lease) = self.api.get_opt(&self.name).await.map_err(self.failed("read"))? else {
             return Ok(());
         };
@@ -134,9 +169,21 @@ impl Election {
 
     /// One attempt to hold the Lease. Returns who holds it instead.
     async fn attempt(&mut self) -> Result<Option<String>, LeaseError> {
+        let began = Instant::now();
+        let attempt = timeout(ANSWER, self.read_and_write()).await;
+        let holder = attempt.map_err(|_| LeaseError::Unanswered {
+            name: self.name.clone(),
+        })??;
+        if holder.is_none() {
+            (self.renewed_at, self.is_ours) = (began, true);
+        }
+        Ok(holder)
+    }
+
+    async fn read_and_write(&mut self) -> Result<Option<String>, LeaseError> {
         let found = self.api.get_opt(&self.name).await.map_err(self.failed("read"))?;
         let unchanged_for = self.observe(found.as_ref());
-        let written = match decide(found.as_ref(), &self.me, unchanged_for) {
+        let written = match decide(found.as_ref(), &self.me, self.is_ours, unchanged_for) {
             Decision::Wait(holder) => return Ok(Some(holder)),
             Decision::Create => {
                 self.api
@@ -195,7 +242,7 @@ impl Election {
     }
 }
 
-fn decide(lease: Option<&Lease>, me: &str, unchanged_for: Duration) -> Decision {
+fn decide(lease: Option<&Lease>, me: &str, is_ours: bool, unchanged_for: Duration) -> Decision {
     let Some(lease) = lease else { return Decision::Create };
     let spec = lease.spec.clone().unwrap_or_default();
     let duration = spec
@@ -204,7 +251,9 @@ fn decide(lease: Option<&Lease>, me: &str, unchanged_for: Duration) -> Decision 
         .map_or(DURATION, Duration::from_secs);
     match spec.holder_identity.filter(|holder| !holder.is_empty()) {
         None => Decision::Take,
-        Some(holder) if holder == me => Decision::Renew,
+        Some(holder) if holder == me && is_ours => Decision::Renew,
+        // Others first.
+        Some(holder) if holder == me && unchanged_for <= 2 * duration => Decision::Wait(holder),
         Some(_) if unchanged_for > duration => Decision::Take,
         Some(holder) => Decision::Wait(holder),
     }
@@ -217,124 +266,4 @@ fn now() -> MicroTime {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::testing::{FakeApi, failure};
-
-    const PATH: &str = "/leases/wardline-operator";
-
-    fn election(api: &FakeApi) -> Election {
-        Election::new(api.client(), "wardline-system", "wardline-operator", "a")
-    }
-
-    fn held_by(holder: &str) -> serde_json::Value {
-        json!({"metadata": {"name": "wardline-operator", "resourceVersion": "7"}, "spec": {
-            "holderIdentity": holder, "leaseDurationSeconds": 15, "leaseTransitions": 2,
-            "acquireTime": "2026-01-01T00:00:00.000000Z", "renewTime": "2026-01-01T00:00:00.000000Z"}})
-    }
-
-    #[tokio::test]
-    async fn the_first_one_creates_it() {
-        let api = FakeApi::default().answer(PATH, 404, failure(404, "not found"));
-        assert_eq!(election(&api).attempt().await.unwrap(), None);
-        let sent = api.take();
-        assert_eq!(
-            (sent[1].method.as_str(), &sent[1].body["spec"]["holderIdentity"]),
-            ("POST", &json!("a"))
-        );
-        assert_eq!(sent[1].body["spec"]["leaseTransitions"], 0);
-    }
-
-    #[tokio::test]
-    async fn a_lease_that_was_given_back_is_taken_with_the_version_that_was_read() {
-        let api = FakeApi::default().answer(PATH, 200, held_by(""));
-        assert_eq!(election(&api).attempt().await.unwrap(), None);
-        let sent = api.take();
-        assert_eq!(sent[1].method, "PUT");
-        assert_eq!(sent[1].body["metadata"]["resourceVersion"], "7");
-        assert_eq!(sent[1].body["spec"]["leaseTransitions"], 3);
-    }
-
-    #[tokio::test]
-    async fn a_lease_that_another_holds_is_left_alone() {
-        let api = FakeApi::default().answer(PATH, 200, held_by("b"));
-        let mut election = election(&api);
-        assert_eq!(election.attempt().await.unwrap(), Some("b".into()));
-        election.release().await.unwrap();
-        assert!(api.take().iter().all(|sent| sent.method == "GET"));
-    }
-
-    #[tokio::test]
-    async fn ours_is_renewed_and_given_back() {
-        let api = FakeApi::default().answer(PATH, 200, held_by("a"));
-        let mut election = election(&api);
-        assert_eq!(election.attempt().await.unwrap(), None);
-        election.release().await.unwrap();
-        let puts: Vec<_> = api.take().into_iter().filter(|sent| sent.method == "PUT").collect();
-        assert_eq!(puts[0].body["spec"]["leaseTransitions"], 2);
-        assert_eq!(puts[0].body["spec"]["acquireTime"], held_by("a")["spec"]["acquireTime"]);
-        assert!(puts[1].body["spec"].get("holderIdentity").is_none());
-    }
-
-    fn lease(holder: Option<&str>, seconds: Option<i32>) -> Lease {
-        let spec = LeaseSpec {
-            holder_identity: holder.map(Into::into),
-            lease_duration_seconds: seconds,
-            ..LeaseSpec::default()
-        };
-        Lease {
-            spec: Some(spec),
-            ..Lease::default()
-        }
-    }
-
-    #[test]
-    fn decisions() {
-        let wait = || Decision::Wait("b".into());
-        for (what, lease, unchanged, expected) in [
-            ("none", None, 0, Decision::Create),
-            ("ours", Some(lease(Some("a"), Some(15))), 0, Decision::Renew),
-            (
-                "ours, though old",
-                Some(lease(Some("a"), Some(15))),
-                99,
-                Decision::Renew,
-            ),
-            ("released", Some(lease(None, Some(15))), 0, Decision::Take),
-            (
-                "released with an empty name",
-                Some(lease(Some(""), Some(15))),
-                0,
-                Decision::Take,
-            ),
-            ("another's, just seen", Some(lease(Some("b"), Some(15))), 0, wait()),
-            ("another's, to the second", Some(lease(Some("b"), Some(15))), 15, wait()),
-            (
-                "another's, run out",
-                Some(lease(Some("b"), Some(15))),
-                16,
-                Decision::Take,
-            ),
-            (
-                "another's, of a longer duration",
-                Some(lease(Some("b"), Some(60))),
-                16,
-                wait(),
-            ),
-            (
-                "another's, of no duration",
-                Some(lease(Some("b"), None)),
-                16,
-                Decision::Take,
-            ),
-        ] {
-            assert_eq!(
-                decide(lease.as_ref(), "a", Duration::from_secs(unchanged)),
-                expected,
-                "{what}"
-            );
-        }
-    }
-}
+mod tests;

@@ -272,3 +272,6 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
     });
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
