@@ -21,6 +21,21 @@ pub(crate) struct Announcement {
     pub(crate) note: String,
 }
 
+impl Announcement {
+    /// The one line of what was decided.
+    fn log(&self, object: &ObjectReference) {
+        let Self {
+            action, reason, note, ..
+        } = self;
+        let (kind, namespace, name) = (&object.kind, &object.namespace, &object.name);
+        if self.warning {
+            tracing::warn!(kind, namespace, name, action, reason, "{note}");
+        } else {
+            tracing::info!(kind, namespace, name, action, reason, "{note}");
+        }
+    }
+}
+
 /// What a condition means when it changes.
 pub(crate) enum Watched {
     /// `True` is good news and `False` is not: Ready, Accepted.
@@ -74,9 +89,10 @@ fn transition(watched: &Watched, old: &[Condition], new: &[Condition], action: &
 }
 
 impl Context {
-    /// Publishes Events on an object. An Event that cannot be written is logged and stops nothing.
+    /// Publishes Events on an object, and logs the same. An Event that cannot be written is logged too, and stops nothing.
     pub(crate) async fn announce(&self, object: &ObjectReference, announcements: Vec<Announcement>) {
         for announcement in announcements {
+            announcement.log(object);
             let type_ = if announcement.warning {
                 EventType::Warning
             } else {

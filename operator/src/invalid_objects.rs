@@ -172,21 +172,12 @@ async fn announce(context: &Context, key: &Key, change: Change) {
     };
     let Key { kind, .. } = key;
     let announcement = match change {
-        Change::Invalid(cause) => {
-            tracing::warn!(
-                kind,
-                namespace = key.namespace,
-                name = key.name,
-                cause,
-                "object cannot be used"
-            );
-            Announcement {
-                warning: true,
-                action: "Decode",
-                reason: format!("Invalid{kind}"),
-                note: cause,
-            }
-        }
+        Change::Invalid(cause) => Announcement {
+            warning: true,
+            action: "Decode",
+            reason: format!("Invalid{kind}"),
+            note: cause,
+        },
         Change::Valid => Announcement {
             warning: false,
             action: "Decode",

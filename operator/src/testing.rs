@@ -23,6 +23,7 @@ use crate::args::Args;
 use crate::caches::Caches;
 use crate::client::considerate;
 use crate::context::{Context, lock};
+use crate::dataplane::truth;
 use crate::metrics::Metrics;
 
 pub(crate) fn args() -> Args {
@@ -106,7 +107,14 @@ impl FakeApi {
 
     /// What was sent since the last time.
     pub(crate) fn take(&self) -> Vec<Sent> {
-        std::mem::take(&mut *self.sent.lock().unwrap())
+        let sent = std::mem::take(&mut *self.sent.lock().unwrap());
+        for status in sent
+            .iter()
+            .filter(|sent| sent.path.ends_with("/dataplanes/default/status"))
+        {
+            truth::check(&status.body["status"]);
+        }
+        sent
     }
 
     pub(crate) fn summaries(&self) -> Vec<String> {

@@ -49,7 +49,6 @@ where
 
     let complaint = format!("{} {message}", invalid.metadata.uid.as_deref().unwrap_or_default());
     if context.first_time(&key, &complaint) {
-        tracing::warn!(kind = %kind, name, cause, "object does not decode");
         let reference = ObjectReference {
             api_version: Some(K::api_version(&()).into_owned()),
             kind: Some(kind.clone().into_owned()),

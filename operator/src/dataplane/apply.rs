@@ -47,7 +47,7 @@ pub(super) async fn apply(
         source,
     })?;
     let hash = short_hash(&[&bytes]);
-    if let Some(unchanged) = unchanged(context, &hash, &revision.config_map(), observed) {
+    if let Some(unchanged) = unchanged(context, &hash, &wanted, &revision.config_map(), observed) {
         return Ok(unchanged);
     }
     let namespace = &context.args.namespace;
@@ -79,7 +79,6 @@ pub(super) async fn apply(
             "applied DaemonSet {namespace}/{DAEMON_SET} with revision {}",
             revision.name
         );
-        tracing::info!(generation, "{note}");
         let event = Announcement {
             warning: false,
             action: "Apply",
@@ -103,7 +102,13 @@ pub(super) async fn config_map(context: &Context, built: &Built) -> Result<(), E
 }
 
 /// The cached DaemonSet, where it is known to be what would be applied.
-fn unchanged(context: &Context, hash: &str, config_map: &str, observed: &Observed) -> Option<DaemonSet> {
+fn unchanged(
+    context: &Context,
+    hash: &str,
+    wanted: &DaemonSet,
+    config_map: &str,
+    observed: &Observed,
+) -> Option<DaemonSet> {
     let rollout = observed.rollout.as_ref()?;
     let applied = lock(&context.applied).clone()?;
     let same = applied.hash == hash && applied.uid == rollout.uid && applied.generation == rollout.generation;
@@ -111,7 +116,13 @@ fn unchanged(context: &Context, hash: &str, config_map: &str, observed: &Observe
         return None;
     }
     let reference = ObjectRef::<DeserializeGuard<DaemonSet>>::new(DAEMON_SET).within(&context.args.namespace);
-    context.caches.daemon_sets.get(&reference)?.0.clone().ok()
+    let cached = context.caches.daemon_sets.get(&reference)?.0.clone().ok()?;
+    // Labels are no part of the generation.
+    let has_labels = wanted
+        .labels()
+        .iter()
+        .all(|label| cached.labels().get(label.0) == Some(label.1));
+    has_labels.then_some(cached)
 }
 
 /// The revision of that name, from its ConfigMap.

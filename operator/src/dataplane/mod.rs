@@ -23,6 +23,8 @@ mod plan;
 mod removal;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+pub(crate) mod truth;
 mod update_status;
 mod validate;
 
@@ -51,7 +53,11 @@ pub(crate) use validate::check;
 
 const UNDECODABLE: Words = Words {
     reason: "InvalidDataplane",
-    conditions: &[("Ready", Status::False), ("Degraded", Status::True)],
+    conditions: &[
+        ("Ready", Status::False),
+        ("Stalled", Status::True),
+        ("Degraded", Status::True),
+    ],
 };
 
 /// One pass over the stages.

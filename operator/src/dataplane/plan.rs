@@ -53,6 +53,44 @@ impl Node {
         self.pod.ready_since.is_some() && self.report.as_ref().is_some_and(says_so)
     }
 
+    /// Why it is not well with a revision that its pod has.
+    fn what_is_missing(&self, revision: &str) -> Result<(), Missing> {
+        let report = self.report.as_ref().filter(|report| report.revision == revision);
+        // A daemon that fails its test takes nothing over, and is not ready either.
+        if let Some(why) = report.and_then(|report| report.unverified.as_ref().filter(|_| report.has_failed)) {
+            return Err(Missing::Never(why.clone()));
+        }
+        if self.pod.ready_since.is_none() {
+            let trouble = self.pod.trouble.as_ref().map(|trouble| trouble.message.clone());
+            return Err(Missing::Yet(trouble.unwrap_or_else(|| "its pod is not ready".into())));
+        }
+        let Some(report) = report else {
+            return Err(Missing::Yet("its daemon has not reported yet".into()));
+        };
+        match &report.unverified {
+            Some(why) => Err(Missing::Yet(why.clone())),
+            None if !report.is_ready => Err(Missing::Yet("its policies are not in force".into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Why it is not well with that revision, and up; none where it is.
+    pub(super) fn lacks(&self, revision: &str) -> Option<String> {
+        if self.down_since.is_some() {
+            return Some("its kubelet does not answer".into());
+        }
+        if self.pod.leaving_since.is_some() {
+            return Some("its pod is ending".into());
+        }
+        if self.pod.revision != revision {
+            return Some("it has another revision".into());
+        }
+        match self.what_is_missing(revision) {
+            Ok(()) => None,
+            Err(Missing::Yet(why) | Missing::Never(why)) => Some(why),
+        }
+    }
+
     /// What is remembered of it once the deletion of its pod is decided.
     pub(super) fn replaced(&self, now: Timestamp) -> ReplacedDaemon {
         ReplacedDaemon {
@@ -443,7 +481,7 @@ impl Plan<'_> {
         {
             return Health::Failed(trouble.message.clone());
         }
-        let why = match self.what_is_missing(node) {
+        let why = match node.what_is_missing(self.revision) {
             Ok(()) => {
                 let settled = Duration::from_secs(self.pace.min_ready_seconds.into());
                 let well = since(well_since(node, now), now);
@@ -463,27 +501,6 @@ impl Plan<'_> {
             return Health::Failed(format!("not well after {} s: {why}", deadline.as_secs()));
         }
         Health::Starting(why)
-    }
-
-    /// Why a daemon with this revision is not well.
-    fn what_is_missing(&self, node: &Node) -> Result<(), Missing> {
-        let report = node.report.as_ref().filter(|report| report.revision == self.revision);
-        // A daemon that fails its test takes nothing over, and is not ready either.
-        if let Some(why) = report.and_then(|report| report.unverified.as_ref().filter(|_| report.has_failed)) {
-            return Err(Missing::Never(why.clone()));
-        }
-        if node.pod.ready_since.is_none() {
-            let trouble = node.pod.trouble.as_ref().map(|trouble| trouble.message.clone());
-            return Err(Missing::Yet(trouble.unwrap_or_else(|| "its pod is not ready".into())));
-        }
-        let Some(report) = report else {
-            return Err(Missing::Yet("its daemon has not reported yet".into()));
-        };
-        match &report.unverified {
-            Some(why) => Err(Missing::Yet(why.clone())),
-            None if !report.is_ready => Err(Missing::Yet("its policies are not in force".into())),
-            None => Ok(()),
-        }
     }
 
     fn entry(&self, node: &str) -> Option<&ReplacedDaemon> {

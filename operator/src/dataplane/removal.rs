@@ -218,7 +218,6 @@ async fn release(context: &Context, object: &DeserializeGuard<Dataplane>, finali
         "the daemon's objects are deleted"
     };
     if set_finalizers(context, object.meta(), finalizers).await? {
-        tracing::info!("{note}");
         let event = Announcement {
             warning: false,
             action: "Remove",
@@ -242,7 +241,9 @@ async fn tell(
     };
     // One that does not decode has no status of ours to be written.
     let Ok(dataplane) = &object.0 else {
-        tracing::info!(why, "removing");
+        if context.first_time("Dataplane/removal", why) {
+            tracing::info!(why, "removing");
+        }
         return Ok(());
     };
     let progress = Progress {

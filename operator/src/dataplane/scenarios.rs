@@ -143,6 +143,34 @@ async fn nothing_is_sent_when_nothing_changed() {
     assert_eq!(api.summaries(), Vec::<String>::new());
 }
 
+/// Labels are no part of an object's generation.
+#[tokio::test]
+async fn a_label_that_somebody_takes_off_is_put_back() {
+    let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 1));
+    let (context, revision) = first_install(&api).await;
+    for (missing, is_applied) in [(None, false), (Some("app.kubernetes.io/part-of"), true)] {
+        let mut caches = Cached {
+            config_maps: vec![cached(&format!("wardline-node-{revision}"))],
+            ..fleet(&[("node1", &revision)])
+        };
+        if let (Some(label), Some(daemon_set)) = (missing, &mut caches.daemon_set) {
+            daemon_set["metadata"]["labels"]
+                .as_object_mut()
+                .unwrap()
+                .remove(label)
+                .unwrap();
+        }
+        let context = api.context_after(caches.caches(), &context);
+        reconcile(dataplane(&json!({}), &Value::Null), context).await.unwrap();
+        let sent = api.summaries();
+        assert_eq!(
+            sent.contains(&"PATCH daemonsets/wardline-node".to_owned()),
+            is_applied,
+            "{sent:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_degraded_node_is_named() {
     let api = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 2));
@@ -178,13 +206,7 @@ async fn a_degraded_node_is_named() {
 #[tokio::test]
 async fn a_refused_spec_leaves_the_daemon_set_alone() {
     let api = FakeApi::default();
-    let caches = || {
-        Cached {
-            daemon_set: Some(rolled_out(1, 2)),
-            ..Cached::default()
-        }
-        .caches()
-    };
+    let caches = || fleet(&[("node1", "old"), ("node2", "old")]).caches();
     let spec = json!({"logging": {"file": {"maxSize": "1"}}});
     let done = reconcile(dataplane(&spec, &Value::Null), api.context(caches()))
         .await
@@ -197,7 +219,7 @@ async fn a_refused_spec_leaves_the_daemon_set_alone() {
     );
     let status = patched_status(&sent);
     assert_eq!(condition(&status, "Degraded"), "True/InvalidDataplane");
-    assert_eq!(condition(&status, "Available"), "True/EnoughNodesReady");
+    assert_eq!(condition(&status, "Available"), "True/Enforced");
     let message = &status["conditions"][0]["message"];
     assert!(
         message

@@ -4,22 +4,23 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use wardline_crds::condition::{NewCondition, Status, set_condition};
-use wardline_crds::{Dataplane, DataplaneNodeCounts, DataplaneStatus, FailedRollout, RolloutSpec, RolloutStatus};
+use wardline_crds::{Dataplane, DataplaneNodeCounts, DataplaneStatus, FailedRollout, RolloutStatus};
 
 use super::Rollout;
 use super::build::REMOVAL;
-use super::dereference::{Observed, share};
-use super::plan::Step;
+use super::dereference::Observed;
+use super::plan::{self, Step};
 use crate::announce::{Announcement, Watched, transitions};
 use crate::context::{Context, lock};
 use crate::error::Error;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, listed};
 use crate::status;
 
 /// Reasons that stand in several conditions.
 const ROLLED_BACK: &str = "RolledBack";
 const STUCK: &str = "RolloutStuck";
 const REMOVING: &str = "Removing";
+const REMOVAL_STUCK: &str = "RemovalStuck";
 
 /// How the stages before ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,8 +118,8 @@ fn compute(
     let progressing = progressing(outcome, progress, &set, updated);
     let mut conditions = dataplane.status.clone().unwrap_or_default().conditions;
     let findings = [
-        ("Ready", ready(outcome, &set, &progressing, &degraded)),
-        ("Available", available(outcome, &set, &dataplane.spec.daemon.rollout)),
+        ("Ready", ready(outcome, progress, observed, &progressing, &degraded)),
+        ("Available", available(outcome, progress, observed)),
         ("Stalled", stalled(outcome, &progressing, &degraded)),
         ("Progressing", progressing),
         ("Degraded", degraded),
@@ -151,7 +152,7 @@ fn compute(
 fn left(observed: &Observed) -> i32 {
     let machines = observed.machines.iter().flatten();
     let left = machines.filter(|machine| machine.pod.revision == REMOVAL && machine.pod.ready_since.is_some());
-    i32::try_from(left.count()).unwrap_or(i32::MAX)
+    number(left.count())
 }
 
 /// Nodes that have what the spec asks for.
@@ -159,55 +160,106 @@ fn updated(progress: &Progress, observed: &Observed) -> i32 {
     let machines = observed.machines.iter().flatten();
     let updated =
         machines.filter(|machine| machine.pod.revision == progress.built && machine.pod.leaving_since.is_none());
-    i32::try_from(updated.count()).unwrap_or(i32::MAX)
+    number(updated.count())
 }
 
-fn ready(outcome: &Outcome, set: &Rollout, progressing: &Finding, degraded: &Finding) -> Finding {
-    let Rollout { desired, ready, .. } = set;
+/// Whether all nodes run what the spec asks for, and are well with it.
+fn ready(
+    outcome: &Outcome,
+    progress: &Progress,
+    observed: &Observed,
+    progressing: &Finding,
+    degraded: &Finding,
+) -> Finding {
     let not = |(_, reason, message): &Finding| (Status::False, *reason, message.clone());
     match outcome {
         Outcome::Applied => {}
-        Outcome::Removing(_) => return not(progressing),
+        Outcome::Removing(_) => return (Status::False, REMOVING, progressing.2.clone()),
         Outcome::Refused(_) | Outcome::Failed(_) => return not(degraded),
     }
+    let Rollout { desired, ready, .. } = observed.rollout.clone().unwrap_or_default();
+    let machines = observed.machines.iter().flatten();
+    let lacking: Vec<String> = machines
+        .clone()
+        .filter_map(|node| Some(format!("{}: {}", node.name, node.lacks(&progress.built)?)))
+        .collect();
+    let well = machines.count() - lacking.len();
     match progressing {
         (Status::True, ..) | (_, ROLLED_BACK | STUCK, _) => not(progressing),
-        _ if *desired == 0 => (Status::False, "NoNodes", "no node runs the daemon".into()),
-        _ if ready < desired => (
+        _ if desired == 0 => (Status::False, "NoNodes", "no node runs the daemon".into()),
+        _ if ready < desired || number(well) < desired => (
             Status::False,
             "NodesNotReady",
-            format!("{ready} of {desired} nodes are ready"),
+            with_names(
+                format!("{} of {desired} nodes are well", ready.min(number(well))),
+                &lacking,
+            ),
         ),
         _ if degraded.0 == Status::True => not(degraded),
         _ => (Status::True, "Ready", format!("{desired} nodes are ready")),
     }
 }
 
-/// Whether as many nodes are served as a rollout may leave.
-fn available(outcome: &Outcome, set: &Rollout, pace: &RolloutSpec) -> Finding {
+/// Whether policy is enforced on each node that is up and is to run the daemon: by a daemon that is well, of whatever
+/// revision; or, while the rollout replaces one that was well, by what it has left in the kernel.
+fn available(outcome: &Outcome, progress: &Progress, observed: &Observed) -> Finding {
     if let Outcome::Removing(why) = outcome {
         return (Status::False, REMOVING, why.clone());
     }
-    let Rollout { desired, ready, .. } = set;
-    let message = format!("{ready} of {desired} nodes are ready");
-    if *desired == 0 {
-        (Status::False, "NoNodes", "no node runs the daemon".into())
-    } else if *ready > 0 && *ready >= desired - share(&pace.max_unavailable, *desired) {
-        (Status::True, "EnoughNodesReady", message)
-    } else {
-        (Status::False, "TooFewNodesReady", message)
+    let desired = observed.rollout.as_ref().map_or(0, |set| set.desired);
+    if desired == 0 {
+        return (Status::False, "NoNodes", "no node runs the daemon".into());
     }
+    let Some(machines) = &observed.machines else {
+        let why = "a Pod of the daemon or its Node cannot be read";
+        return (Status::Unknown, "Unreadable", why.into());
+    };
+    let RolloutStatus { replacing, excused, .. } = &progress.rollout;
+    let is_replaced = |node: &str| {
+        replacing.iter().any(|entry| entry.node == *node) && !excused.iter().any(|excused| *excused == *node)
+    };
+    let (down, up): (Vec<&plan::Node>, Vec<&plan::Node>) = machines.iter().partition(|node| node.down_since.is_some());
+    let (enforced, not): (Vec<&plan::Node>, Vec<&plan::Node>) = up
+        .into_iter()
+        .partition(|node| node.was_well() || is_replaced(&node.name));
+    let without_pod = replacing.iter().filter(|entry| {
+        let has_pod = machines.iter().any(|node| node.name == entry.node);
+        !has_pod && observed.existing.contains(&entry.node) && is_replaced(&entry.node)
+    });
+    let enforced = enforced.len() + without_pod.count();
+    let due = (desired - number(down.len())).max(0);
+    let counts = format!("policy is enforced on {enforced} of {due} nodes that are up");
+    if due > 0 && number(enforced) >= due {
+        return (Status::True, "Enforced", counts);
+    }
+    let not: Vec<String> = not.into_iter().map(|node| node.name.clone()).collect();
+    (Status::False, "NotEnforced", with_names(counts, &not))
+}
+
+fn with_names(counts: String, names: &[String]) -> String {
+    if names.is_empty() {
+        counts
+    } else {
+        format!("{counts}; {}", listed(names))
+    }
+}
+
+fn number(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
 }
 
 fn progressing(outcome: &Outcome, progress: &Progress, set: &Rollout, updated: i32) -> Finding {
     if let Outcome::Removing(why) = outcome {
-        return (
-            Status::True,
-            REMOVING,
-            format!("{updated} of {} nodes are clean; {why}", set.desired),
-        );
+        let message = format!("{updated} of {} nodes are clean; {why}", set.desired);
+        return match &progress.step {
+            Step::Stuck { .. } => (Status::False, REMOVAL_STUCK, message),
+            _ => (Status::True, REMOVING, message),
+        };
     }
     let counts = format!("{updated} of {} nodes are updated", set.desired);
+    if let (Outcome::Refused(_) | Outcome::Failed(_), Step::Wait { why, .. }) = (outcome, &progress.step) {
+        return (Status::False, "Halted", format!("{counts}; {why}"));
+    }
     if let Some(failed) = &progress.rollout.failed {
         let taken_back = taken_back(failed);
         return match &progress.step {
@@ -237,6 +289,7 @@ fn degraded(outcome: &Outcome, progress: &Progress, nodes: &Nodes) -> Finding {
         (Outcome::Applied, Some(failed), _) => (Status::True, ROLLED_BACK, taken_back(failed)),
         (Outcome::Applied, None, Step::GiveUp { node, why }) => (Status::True, STUCK, format!("{node}: {why}")),
         (Outcome::Applied, None, Step::Stuck { why }) => (Status::True, STUCK, why.clone()),
+        (Outcome::Removing(why), _, Step::Stuck { .. }) => (Status::True, REMOVAL_STUCK, why.clone()),
         (Outcome::Applied, ..) if nodes.degraded() > 0 => (Status::True, "NodesDegraded", nodes.degraded_message()),
         (Outcome::Applied | Outcome::Removing(_), ..) => (Status::False, "AsExpected", String::new()),
     }
@@ -249,7 +302,9 @@ fn stalled(outcome: &Outcome, progressing: &Finding, degraded: &Finding) -> Find
         Outcome::Refused(_) | Outcome::Failed(_) => return degraded.clone(),
     }
     match progressing {
-        (Status::False, reason @ (ROLLED_BACK | STUCK), message) => (Status::True, reason, message.clone()),
+        (Status::False, reason @ (ROLLED_BACK | STUCK | REMOVAL_STUCK), message) => {
+            (Status::True, reason, message.clone())
+        }
         _ => (Status::False, "AsExpected", String::new()),
     }
 }
@@ -265,130 +320,4 @@ fn taken_back(failed: &FailedRollout) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use wardline_crds::DataplaneSpec;
-
-    use super::super::plan::Node;
-    use super::*;
-
-    fn rollout(current: bool, desired: i32, ready: i32) -> Rollout {
-        Rollout {
-            current,
-            desired,
-            ready,
-            ..Rollout::default()
-        }
-    }
-
-    /// So many nodes with what the spec asks for.
-    fn machines(updated: usize) -> Vec<Node> {
-        let mut node = Node::default();
-        node.pod.revision = "new".into();
-        vec![node; updated]
-    }
-
-    fn summary(status: &DataplaneStatus) -> String {
-        let words: Vec<String> = status
-            .conditions
-            .iter()
-            .map(|c| format!("{}={}/{}", c.type_, c.status, c.reason))
-            .collect();
-        let DataplaneNodeCounts {
-            desired,
-            updated,
-            ready,
-            ..
-        } = status.nodes;
-        format!("{desired} {updated} {ready} {}", words.join(" "))
-    }
-
-    fn dataplane() -> Dataplane {
-        let mut dataplane = Dataplane::new("default", DataplaneSpec::default());
-        dataplane.metadata.generation = Some(4);
-        dataplane
-    }
-
-    fn at(step: Step) -> Progress {
-        Progress {
-            rollout: RolloutStatus::default(),
-            built: "new".into(),
-            step,
-        }
-    }
-
-    fn give_up() -> Step {
-        Step::GiveUp {
-            node: "node2".into(),
-            why: "it crashes".into(),
-        }
-    }
-
-    fn back(step: Step) -> Progress {
-        let mut progress = at(step);
-        progress.rollout.failed = Some(FailedRollout {
-            generation: 4,
-            revision: "new".into(),
-            node: "node2".into(),
-            message: "it crashes".into(),
-        });
-        progress
-    }
-
-    #[test]
-    #[rustfmt::skip]
-    fn a_rollout_step_by_step() {
-        let refused = Outcome::Refused("failed to validate".into());
-        let failed = Outcome::Failed("failed to apply".into());
-        let applied = Outcome::Applied;
-        let wait = || Step::waiting("node1: its pod is not ready");
-        for (what, outcome, progress, set, updated, expected) in [
-            ("just applied", &applied, at(wait()), rollout(false, 0, 0), 0,
-             "0 0 0 Ready=False/RollingOut Available=False/NoNodes Stalled=False/AsExpected Progressing=True/RollingOut Degraded=False/AsExpected"),
-            ("pods start", &applied, at(wait()), rollout(true, 3, 1), 3,
-             "3 3 1 Ready=False/RollingOut Available=False/TooFewNodesReady Stalled=False/AsExpected Progressing=True/RollingOut Degraded=False/AsExpected"),
-            ("all ready", &applied, at(Step::Done), rollout(true, 3, 3), 3,
-             "3 3 3 Ready=True/Ready Available=True/EnoughNodesReady Stalled=False/AsExpected Progressing=False/RolledOut Degraded=False/AsExpected"),
-            ("a node goes down", &applied, at(Step::Done), rollout(true, 3, 2), 3,
-             "3 3 2 Ready=False/NodesNotReady Available=True/EnoughNodesReady Stalled=False/AsExpected Progressing=False/RolledOut Degraded=False/AsExpected"),
-            ("a change, not seen yet", &applied, at(wait()), rollout(false, 3, 3), 3,
-             "3 0 3 Ready=False/RollingOut Available=True/EnoughNodesReady Stalled=False/AsExpected Progressing=True/RollingOut Degraded=False/AsExpected"),
-            ("a change, half way", &applied, at(wait()), rollout(true, 3, 2), 2,
-             "3 2 2 Ready=False/RollingOut Available=True/EnoughNodesReady Stalled=False/AsExpected Progressing=True/RollingOut Degraded=False/AsExpected"),
-            ("on the way back", &applied, back(wait()), rollout(true, 3, 2), 0,
-             "3 0 2 Ready=False/RollingBack Available=True/EnoughNodesReady Stalled=False/AsExpected Progressing=True/RollingBack Degraded=True/RolledBack"),
-            ("back", &applied, back(Step::Done), rollout(true, 3, 3), 0,
-             "3 0 3 Ready=False/RolledBack Available=True/EnoughNodesReady Stalled=True/RolledBack Progressing=False/RolledBack Degraded=True/RolledBack"),
-            ("nothing to go back to", &applied, at(give_up()), rollout(true, 3, 0), 3,
-             "3 3 0 Ready=False/RolloutStuck Available=False/TooFewNodesReady Stalled=True/RolloutStuck Progressing=False/RolloutStuck Degraded=True/RolloutStuck"),
-            ("no node matches", &applied, at(Step::Done), rollout(true, 0, 0), 0,
-             "0 0 0 Ready=False/NoNodes Available=False/NoNodes Stalled=False/AsExpected Progressing=False/RolledOut Degraded=False/AsExpected"),
-            ("refused, the old one is in force", &refused, at(Step::Done), rollout(true, 3, 3), 3,
-             "3 3 3 Ready=False/InvalidDataplane Available=True/EnoughNodesReady Stalled=True/InvalidDataplane Progressing=False/RolledOut Degraded=True/InvalidDataplane"),
-            ("the API server refuses", &failed, at(Step::Done), rollout(true, 3, 3), 3,
-             "3 3 3 Ready=False/ApplyFailed Available=True/EnoughNodesReady Stalled=True/ApplyFailed Progressing=False/RolledOut Degraded=True/ApplyFailed"),
-        ] {
-            let observed = Observed { rollout: Some(set), machines: Some(machines(updated)), ..Observed::default() };
-            let status = compute(&dataplane(), outcome, &progress, &observed, Timestamp::UNIX_EPOCH);
-            assert_eq!(summary(&status), expected, "{what}");
-            assert_eq!(status.observed_generation, 4);
-        }
-    }
-
-    #[test]
-    fn nothing_new_gives_the_same_status() {
-        let observed = Observed {
-            rollout: Some(rollout(true, 2, 2)),
-            machines: Some(machines(2)),
-            ..Observed::default()
-        };
-        let later = Timestamp::UNIX_EPOCH + k8s_openapi::jiff::SignedDuration::from_secs(60);
-        let mut dataplane = dataplane();
-        let mut compute = |now| {
-            let progress = at(Step::Done);
-            let status = compute(&dataplane, &Outcome::Applied, &progress, &observed, now);
-            dataplane.status = Some(status.clone());
-            status
-        };
-        assert_eq!(compute(Timestamp::UNIX_EPOCH), compute(later));
-    }
-}
+mod tests;

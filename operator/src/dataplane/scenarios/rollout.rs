@@ -133,7 +133,7 @@ async fn a_change_that_a_node_is_not_well_with_is_taken_back_and_not_tried_again
         let status = patched_status(&sent);
         assert_eq!(condition(&status, "Ready"), "False/RolledBack");
         assert_eq!(condition(&status, "Stalled"), "True/RolledBack");
-        assert_eq!(condition(&status, "Available"), "True/EnoughNodesReady");
+        assert_eq!(condition(&status, "Available"), "True/Enforced");
         let templates = sent
             .iter()
             .filter(|sent| sent.path.ends_with("/daemonsets/wardline-node"));
