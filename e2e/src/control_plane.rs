@@ -41,13 +41,17 @@ pub async fn start(layout: &Layout) -> Result<Client> {
 
 /// A client with the administrator's rights.
 pub async fn admin_client(layout: &Layout) -> Result<Client> {
+    Client::try_from(admin_config(layout).await?).context("failed to build a client for the lab")
+}
+
+/// What a client with the administrator's rights is made of.
+pub async fn admin_config(layout: &Layout) -> Result<kube::Config> {
     let path = layout.kubeconfig();
     let config = Kubeconfig::read_from(&path)
         .with_context(|| format!("failed to read {}: is the lab up? `make lab` starts it", path.display()))?;
-    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
+    kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default())
         .await
-        .context("failed to use the lab's kubeconfig")?;
-    Client::try_from(config).context("failed to build a client for the lab")
+        .context("failed to use the lab's kubeconfig")
 }
 
 /// Waits for a component, and fails at once with its log if it ends meanwhile.

@@ -43,6 +43,7 @@ pub mod monitoring;
 pub mod namespace;
 pub mod network;
 pub mod node;
+pub mod operators;
 pub mod pki;
 pub mod pod_network;
 pub mod preflight;

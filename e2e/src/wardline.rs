@@ -179,7 +179,8 @@ async fn restart(lab: &Lab) -> Result<()> {
         let new = all
             .iter()
             .all(|pod| pod.metadata.deletion_timestamp.is_none() && is_ready(pod));
-        Ok((new && all.len() > NODES.len()).then_some(()))
+        // A daemon and an operator on each node.
+        Ok((new && all.len() >= 2 * NODES.len()).then_some(()))
     })
     .await
 }

@@ -15,6 +15,7 @@ mod live;
 mod monitoring;
 mod node_port;
 mod observe;
+mod operator;
 mod removal;
 mod reuse;
 mod rewritten;

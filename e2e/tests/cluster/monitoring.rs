@@ -22,7 +22,7 @@ use crate::WEB_TAKES_FRIENDS;
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// The daemons of both nodes, and the operator wherever it runs.
+/// The daemons of both nodes, and the operators, one a node.
 async fn targets(lab: &Lab) -> Result<Vec<Target>> {
     let mut targets: Vec<Target> = NODES
         .iter()
@@ -42,7 +42,7 @@ async fn targets(lab: &Lab) -> Result<Vec<Target>> {
             address: format!("{}:9472", status.host_ip.context("the operator has no node yet")?),
         });
     }
-    ensure!(targets.len() == NODES.len() + 1, "{targets:?}");
+    ensure!(targets.len() == 2 * NODES.len(), "{targets:?}");
     Ok(targets)
 }
 
@@ -116,7 +116,7 @@ async fn metrics_are_as_the_conventions_of_prometheus_ask() -> Result<()> {
 
 const IMAGES: &str = "operator.image.repository=wardline/operator,daemon.image.repository=wardline/node";
 
-fn rendered(values: &str) -> Result<Vec<Value>> {
+pub(crate) fn rendered(values: &str) -> Result<Vec<Value>> {
     rendered_with(&[IMAGES, values])
 }
 
@@ -133,7 +133,7 @@ fn rendered_with(values: &[&str]) -> Result<Vec<Value>> {
     objects.collect()
 }
 
-fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
+pub(crate) fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == *kind).collect()
 }
 

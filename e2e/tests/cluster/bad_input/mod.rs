@@ -9,19 +9,17 @@ mod singletons;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, ListParams};
 use serde_json::Value;
-use wardline_e2e::cluster::{Lab, LabNode, SYSTEM_NAMESPACE};
+use wardline_e2e::cluster::{Lab, LabNode};
+use wardline_e2e::operators;
 use wardline_e2e::progress::wait_until;
 
 /// A DataplaneNode is written at most every ten seconds, and the operator looks at most once a second.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// The port of the operator's metrics, on its node's address.
-const OPERATOR_METRICS: u16 = 9472;
 
 /// An object that cannot be used, as it is named.
 #[derive(Debug, Clone, Copy)]
@@ -132,18 +130,15 @@ pub(crate) fn condition<'a>(status: &'a Value, type_: &str) -> [&'a str; 3] {
 /// Waits until both daemons and the operator count that many objects of a kind that cannot be used.
 async fn until_counted(lab: &Lab, kind: &str, expected: usize) -> Result<()> {
     let label = format!("kind=\"{kind}\"");
-    let operator = operator(lab).await?;
     let what = format!("{expected} invalid {kind} in the metrics");
     wait_until(&what, PATIENCE, async || {
         for node in lab.nodes() {
             let counted = node.metrics().await?.sum("wardline_invalid_objects", &[&label]);
             check_count(node.spec.name, counted.unwrap_or(0.0), expected)?;
         }
-        let request = http::Request::get("/metrics").body(Vec::new())?;
-        let metrics = operator.request_text(request).await?;
-        let sample = format!("wardline_operator_invalid_objects{{{label}}} ");
-        let counted = metrics.lines().find_map(|line| line.strip_prefix(&sample));
-        check_count("the operator", counted.unwrap_or("0").parse()?, expected)?;
+        let metrics = operators::leader(lab).await?.metrics().await?;
+        let counted = metrics.sum("wardline_operator_invalid_objects", &[&label]);
+        check_count("the operator", counted.unwrap_or(0.0), expected)?;
         Ok(Some(()))
     })
     .await
@@ -153,19 +148,6 @@ async fn until_counted(lab: &Lab, kind: &str, expected: usize) -> Result<()> {
 fn check_count(who: &str, counted: f64, expected: usize) -> Result<()> {
     ensure!((counted - expected as f64).abs() < 0.5, "{who} counts {counted}");
     Ok(())
-}
-
-/// A client of the operator's metrics.
-async fn operator(lab: &Lab) -> Result<Client> {
-    let pods: Api<Pod> = Api::namespaced(lab.client().clone(), SYSTEM_NAMESPACE);
-    let operators = ListParams::default().labels("app.kubernetes.io/name=wardline-operator");
-    let found = pods
-        .list(&operators)
-        .await
-        .context("failed to list the operator's pods")?;
-    let address = found.items.into_iter().find_map(|pod| pod.status?.host_ip);
-    let address = address.context("failed to find the operator: no pod of it has an address")?;
-    plain_client(&format!("http://{address}:{OPERATOR_METRICS}"))
 }
 
 /// kube's client, for servers that are not the API server.
