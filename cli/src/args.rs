@@ -15,14 +15,14 @@ use wardline_policy::model::{ObjectName, Protocol};
 
 use crate::logs::{self, LogsArgs};
 use crate::observe::{self, ObserveArgs};
-
-const EXIT_CODES: &str = "\
-Exit codes: 0 all is well, or allowed; 1 problems found, or denied; 2 wrong usage, or the command failed.";
+use crate::status::{self, StatusArgs};
+use crate::sysdump::{self, SysdumpArgs};
 
 const EXAMPLES: &str = "\
 Examples:
-  # how Wardline is in this cluster
+  # how Wardline is in this cluster, and how it becomes
   wardline status
+  wardline status --watch
 
   # who is denied what, now, on all nodes
   wardline observe --follow --verdict deny
@@ -32,6 +32,9 @@ Examples:
 
   # in a pipeline, before anything is applied
   kustomize build . | wardline policy check -f -
+
+  # what whoever is asked for help wants to see, in one archive
+  wardline sysdump
 
 Exit codes: 0 all is well, or allowed; 1 problems found, or denied; 2 wrong usage, or the command failed.";
 
@@ -65,10 +68,6 @@ pub struct Cli {
 
     #[command(flatten)]
     pub cluster: ClusterArgs,
-
-    /// How results are written
-    #[arg(short, long, global = true, default_value = "table")]
-    pub output: Format,
 }
 
 /// Which cluster is asked.
@@ -81,6 +80,48 @@ pub struct ClusterArgs {
     /// Context of the kubeconfig
     #[arg(long, global = true, value_name = "NAME", help_heading = "Cluster")]
     pub context: Option<String>,
+
+    /// Ask as another user, such as system:serviceaccount:NAMESPACE:NAME
+    #[arg(long = "as", global = true, value_name = "USER", help_heading = "Cluster")]
+    pub as_user: Option<String>,
+
+    /// Ask as one of another group; may be given several times
+    #[arg(
+        long = "as-group",
+        global = true,
+        value_name = "GROUP",
+        requires = "as_user",
+        help_heading = "Cluster"
+    )]
+    pub as_groups: Vec<String>,
+}
+
+impl ClusterArgs {
+    /// Whether it is said which cluster is meant.
+    pub(crate) fn is_named(&self) -> bool {
+        self.kubeconfig.is_some() || self.context.is_some() || self.as_user.is_some()
+    }
+}
+
+/// How results are written.
+#[derive(Args, Debug, Clone, Copy)]
+pub struct FormatArgs {
+    /// How results are written
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// Where Wardline runs.
+#[derive(Args, Debug, Clone)]
+pub struct SystemArgs {
+    /// Namespace of the operator and the daemons
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = "wardline-system",
+        help_heading = "Cluster"
+    )]
+    pub wardline_namespace: String,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +130,7 @@ pub enum Format {
     Table,
     /// For programs: one JSON object; of observe and logs, one a record
     Json,
-    /// A table with all that is known; observe and logs only
+    /// A table with all that is known; status, observe and logs only
     Wide,
     /// A line each without columns; observe and logs only
     Compact,
@@ -98,8 +139,8 @@ pub enum Format {
 #[derive(Subcommand, Debug, Clone)]
 pub enum Command {
     /// Shows the Dataplane, the NetworkLogging and each node, and what is wrong with them
-    #[command(after_help = EXIT_CODES)]
-    Status,
+    #[command(after_help = status::EXAMPLES)]
+    Status(StatusArgs),
     /// Shows what policies allow and deny, as it happens
     #[command(after_help = observe::EXAMPLES)]
     Observe(ObserveArgs),
@@ -109,6 +150,9 @@ pub enum Command {
     /// Checks and evaluates NetworkPolicies
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Packs what whoever is asked for help wants to see into one archive, without secrets
+    #[command(after_help = sysdump::EXAMPLES)]
+    Sysdump(SysdumpArgs),
     /// Prints a script that completes commands, such as for `source <(wardline completion bash)`
     Completion { shell: Shell },
 }
@@ -139,6 +183,9 @@ pub struct CheckArgs {
 
     #[command(flatten)]
     pub file_args: FileArgs,
+
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 #[derive(Args, Debug, Clone)]
@@ -166,6 +213,9 @@ pub struct EvalArgs {
 
     #[command(flatten)]
     pub file_args: FileArgs,
+
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 /// One end of a connection.
@@ -319,6 +369,11 @@ mod tests {
             ),
             ("wardline policy eval --to a/c --port 80", "--from"),
             ("wardline status -o yaml", "yaml"),
+            ("wardline status --watch --wait", "--wait"),
+            ("wardline status --wait=soon", "soon"),
+            ("wardline status --timeout 5m", "--wait"),
+            ("wardline status --as-group ops", "--as"),
+            ("wardline sysdump --size-limit 5x", "5x"),
         ] {
             let error = Cli::try_parse_from(arguments.split(' ')).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{arguments}");

@@ -3,86 +3,21 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod api_server;
 mod shell;
 
-use std::io::{BufRead as _, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use api_server::{Answer, Exec, STDERR, STDOUT, kubeconfig};
 use serde_json::{Value, json};
 use shell::wardline;
-use tungstenite::protocol::Role;
-use tungstenite::{Message, WebSocket, handshake};
-
-/// Channels of the exec protocol.
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const STATUS: u8 = 3;
 
 /// Told: what each exec asked for.
-fn api_server(serve_exec: fn(&str, &mut Exec)) -> (String, mpsc::Receiver<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let (asked, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let asked = asked.clone();
-            // Whoever asks may go at any time.
-            std::thread::spawn(move || serve(stream.unwrap(), &asked, serve_exec));
-        }
-    });
-    (address, told)
-}
-
-struct Exec(WebSocket<TcpStream>);
-
-impl Exec {
-    fn send(&mut self, channel: u8, text: &str) {
-        let message = [&[channel], text.as_bytes()].concat();
-        self.0.send(Message::Binary(message.into())).unwrap();
-    }
-}
-
-fn serve(stream: TcpStream, asked: &mpsc::Sender<String>, serve_exec: fn(&str, &mut Exec)) -> Option<()> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    loop {
-        let (mut request, mut key) = (String::new(), String::new());
-        reader.read_line(&mut request).ok().filter(|read| *read > 0)?;
-        loop {
-            let mut header = String::new();
-            reader.read_line(&mut header).ok()?;
-            match header.trim().split_once(": ") {
-                Some((name, value)) if name.eq_ignore_ascii_case("sec-websocket-key") => value.clone_into(&mut key),
-                Some(_) => {}
-                None => break,
-            }
-        }
-        let path = request.split_whitespace().nth(1)?.to_owned();
-        if let Some((pod, query)) = path.split_once("/exec?") {
-            asked.send(format!("{pod} {query}")).ok()?;
-            let accept = handshake::derive_accept_key(key.as_bytes());
-            write!(
-                &stream,
-                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-                 Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
-            )
-            .ok()?;
-            let mut exec = Exec(WebSocket::from_raw_socket(stream, Role::Server, None));
-            serve_exec(pod.rsplit('/').next()?, &mut exec);
-            exec.0.close(None).ok()?;
-            while exec.0.read().is_ok() {}
-            return None;
-        }
-        let body = list(&path).to_string();
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        (&stream).write_all((head + &body).as_bytes()).ok()?;
-    }
+fn start(serve_exec: fn(&str, &mut Exec)) -> (String, mpsc::Receiver<String>) {
+    api_server::start(|path| Answer::Json(list(path)), serve_exec)
 }
 
 /// Three daemons, of which one has not started, and a node without any.
@@ -109,18 +44,6 @@ fn list(path: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items})
 }
 
-fn kubeconfig(directory: &Path, server: &str) -> PathBuf {
-    let config = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": server}}],
-        "users": [{"name": "test", "user": {}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-    });
-    let path = directory.join("kubeconfig");
-    std::fs::write(&path, config.to_string()).unwrap();
-    path
-}
-
 fn hello(node: &str) -> String {
     format!(
         "{{\"observer\":\"hello\",\"node_name\":\"{node}\",\"logging\":{{\"allow\":true,\"deny\":true}},\"log\":\"/l\",\
@@ -139,13 +62,9 @@ fn record(node: &str, second: u8) -> String {
     format!("{record}\n")
 }
 
-fn ends_well(exec: &mut Exec) {
-    exec.send(STATUS, r#"{"metadata":{},"status":"Success"}"#);
-}
-
 #[test]
 fn nodes_are_merged_and_those_that_do_not_answer_are_named() {
-    let (server, asked) = api_server(|pod, exec| {
+    let (server, asked) = start(|pod, exec| {
         if pod == "a" {
             exec.send(STDOUT, &(hello("node1") + &record("node1", 1)));
             // Lines are what a line feed ends, not what one message holds.
@@ -155,7 +74,7 @@ fn nodes_are_merged_and_those_that_do_not_answer_are_named() {
         } else {
             exec.send(STDOUT, &(hello("node2") + &record("node2", 2) + &record("node2", 4)));
         }
-        ends_well(exec);
+        exec.ends_well();
     });
     let directory = tempfile::tempdir().unwrap();
     let config = kubeconfig(directory.path(), &server);
@@ -203,13 +122,13 @@ fn nodes_are_merged_and_those_that_do_not_answer_are_named() {
 
 #[test]
 fn a_daemon_that_ends_is_asked_again_for_what_came_since() {
-    let (server, asked) = api_server(|pod, exec| {
+    let (server, asked) = start(|pod, exec| {
         if pod == "b" {
             exec.send(
                 STDERR,
                 "wardline-node: failed to reach the daemon at /run/wardline/observe.sock: gone\n",
             );
-            exec.send(STATUS, r#"{"metadata":{},"status":"Failure","message":"exit code 1"}"#);
+            exec.fails("exit code 1");
             return;
         }
         exec.send(STDOUT, &(hello("node1") + &record("node1", 5)));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use wardline_record::filter::Filter;
 
+use crate::args::FormatArgs;
 use crate::records::{Color, When};
 
 pub(crate) const EXAMPLES: &str = "\
@@ -50,4 +51,7 @@ pub struct LogsArgs {
 
     #[command(flatten)]
     pub filter: Filter,
+
+    #[command(flatten)]
+    pub format: FormatArgs,
 }

@@ -36,12 +36,8 @@ enum Sink<'a> {
     Summary(Summary, &'a mut dyn Write),
 }
 
-pub(crate) fn run(
-    args: &LogsArgs,
-    format: Format,
-    input: &mut dyn BufRead,
-    out: &mut dyn Write,
-) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &LogsArgs, input: &mut dyn BufRead, out: &mut dyn Write) -> anyhow::Result<Outcome> {
+    let format = args.format.output;
     let mut sink = if args.summary {
         Sink::Summary(Summary::default(), out)
     } else {

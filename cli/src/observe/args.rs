@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use wardline_record::filter::Filter;
 
+use crate::args::{FormatArgs, SystemArgs};
 use crate::records::Color;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -39,18 +40,15 @@ pub struct ObserveArgs {
     pub color: Color,
 
     /// Ask the daemon of this machine by its socket, and no cluster
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kubeconfig", "context", "as_user"])]
     pub socket: Option<PathBuf>,
 
-    /// Namespace of the daemons
-    #[arg(
-        long,
-        value_name = "NAMESPACE",
-        default_value = "wardline-system",
-        help_heading = "Cluster"
-    )]
-    pub wardline_namespace: String,
+    #[command(flatten)]
+    pub system: SystemArgs,
 
     #[command(flatten)]
     pub filter: Filter,
+
+    #[command(flatten)]
+    pub format: FormatArgs,
 }

@@ -14,11 +14,8 @@ use tokio::task::JoinSet;
 use wardline_crds::DataplaneNode;
 
 use super::{ObserveArgs, Session, Told, WAITING};
+use crate::daemons::{CONTAINER, DAEMONS, PROGRAM};
 
-/// How the operator labels the daemons' pods.
-const DAEMONS: &str = "app.kubernetes.io/name=wardline-node";
-const CONTAINER: &str = "wardline-node";
-const PROGRAM: &str = "/wardline-node";
 /// How long a node may take to say that it is there.
 const ANSWER: Duration = Duration::from_secs(20);
 /// How often it is looked for nodes that have come, and those that went are tried again.
@@ -40,12 +37,15 @@ struct Nodes {
 /// # Errors
 /// When the daemons' pods cannot be listed.
 pub(super) async fn start(client: Client, args: ObserveArgs) -> anyhow::Result<mpsc::Receiver<Told>> {
-    let pods = Api::namespaced(client.clone(), &args.wardline_namespace);
-    let nodes = find(&client, &pods, &args)
-        .await
-        .with_context(|| format!("failed to list the daemons in namespace {}", args.wardline_namespace))?;
+    let pods = Api::namespaced(client.clone(), &args.system.wardline_namespace);
+    let nodes = find(&client, &pods, &args).await.with_context(|| {
+        format!(
+            "failed to list the daemons in namespace {}",
+            args.system.wardline_namespace
+        )
+    })?;
     if nodes.daemons.is_empty() && nodes.problems.is_empty() {
-        anyhow::bail!("no daemon runs in namespace {}", args.wardline_namespace);
+        anyhow::bail!("no daemon runs in namespace {}", args.system.wardline_namespace);
     }
     let (sender, told) = mpsc::channel(WAITING);
     tokio::spawn(keep(client, pods, args, nodes, sender));

@@ -28,7 +28,7 @@ pub(crate) use self::args::EXAMPLES;
 pub use self::args::ObserveArgs;
 use self::merge::Merge;
 use crate::Outcome;
-use crate::args::{ClusterArgs, Format};
+use crate::args::ClusterArgs;
 use crate::cluster::Cluster;
 use crate::records::{Renderer, Shown};
 
@@ -87,14 +87,9 @@ impl Session {
     }
 }
 
-pub(crate) fn run(
-    args: &ObserveArgs,
-    cluster: &ClusterArgs,
-    format: Format,
-    out: &mut dyn Write,
-) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &ObserveArgs, cluster: &ClusterArgs, out: &mut dyn Write) -> anyhow::Result<Outcome> {
     let screen = Screen {
-        renderer: Renderer::new(format, args.color.is_on()),
+        renderer: Renderer::new(args.format.output, args.color.is_on()),
         out,
         args,
         problems: HashMap::new(),
@@ -122,7 +117,7 @@ fn local_socket<'a>(args: &'a ObserveArgs, cluster: &ClusterArgs) -> Option<&'a 
     if let Some(socket) = &args.socket {
         return Some(socket);
     }
-    let is_cluster_named = cluster.kubeconfig.is_some() || cluster.context.is_some() || !args.filter.nodes.is_empty();
+    let is_cluster_named = cluster.is_named() || !args.filter.nodes.is_empty();
     let default = Path::new(DEFAULT_SOCKET);
     if is_cluster_named || !default.exists() {
         return None;

@@ -35,14 +35,9 @@ struct Finding {
     cause: Option<String>,
 }
 
-pub(crate) fn run(
-    args: &CheckArgs,
-    format: Format,
-    input: &mut dyn BufRead,
-    out: &mut Vec<u8>,
-) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &CheckArgs, input: &mut dyn BufRead, out: &mut Vec<u8>) -> anyhow::Result<Outcome> {
     let report = check(manifests::read(&args.files, &args.file_args, input)?);
-    match format {
+    match args.format.output {
         Format::Table | Format::Wide | Format::Compact => render(out, &report)?,
         Format::Json => output::json(out, &report)?,
     }

@@ -21,9 +21,12 @@ mod reuse;
 mod rewritten;
 mod rollout;
 mod services;
+mod status;
 mod stopped;
+mod sysdump;
 mod upgrade;
 mod upstream;
+mod wardline;
 mod workloads;
 
 use wardline_e2e::records::Record;

@@ -32,7 +32,6 @@ use crate::{Outcome, output};
 pub(crate) fn run(
     args: &EvalArgs,
     cluster: &ClusterArgs,
-    format: Format,
     input: &mut dyn BufRead,
     out: &mut Vec<u8>,
 ) -> anyhow::Result<Outcome> {
@@ -42,7 +41,7 @@ pub(crate) fn run(
     } else {
         of_files(&question, manifests::read(&args.files, &args.file_args, input)?)?
     };
-    match format {
+    match args.format.output {
         Format::Table | Format::Wide | Format::Compact => render::text(out, &answer)?,
         Format::Json => output::json(out, &answer)?,
     }
