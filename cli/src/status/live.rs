@@ -169,6 +169,8 @@ fn is_so(report: &Report, awaited: Awaited) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
     use crate::status::report::Rollout;
 
@@ -207,6 +209,32 @@ mod tests {
             problems: vec![],
             notes: vec![],
         }
+    }
+
+    #[test]
+    fn a_screen_is_cleared_once_and_then_drawn_over() {
+        let cli = crate::Cli::parse_from(["wardline", "status", "--watch", "--color", "always"]);
+        let crate::Command::Status(args) = cli.command else {
+            unreachable!("it is asked for a status")
+        };
+        let found = Found {
+            report: report(),
+            now: "2026-01-01T00:03:00Z".parse().unwrap(),
+        };
+        let drawn = |trouble, is_first| {
+            let mut out = Vec::new();
+            redraw(&args, &found, trouble, is_first, &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let head = "2026-01-01T00:03:00Z, every 2 s\u{1b}[K\n";
+        assert!(drawn(None, true).starts_with(&format!("\u{1b}[2J\u{1b}[H{head}")));
+        let again = drawn(Some("it is down"), false);
+        let trouble = "as it was then: it is down\u{1b}[K\n\u{1b}[K\nKIND";
+        assert!(again.starts_with(&format!("\u{1b}[H{head}{trouble}")), "{again:?}");
+        assert!(
+            again.ends_with("\u{1b}[32mall is well\u{1b}[0m\u{1b}[K\n\u{1b}[J"),
+            "{again:?}"
+        );
     }
 
     /// What each condition needs, and no other.
