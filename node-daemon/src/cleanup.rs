@@ -163,10 +163,10 @@ impl Cleanup {
     }
 
     fn write_records(&self) -> Result<()> {
-        for pins in PinPaths::others(&self.bpffs).context("failed to look for maps of other versions")? {
-            self.write_account(Accounts::of_other_version(&pins)?)?;
-        }
         let pins = PinPaths::new(&self.bpffs);
+        for others in pins.others().context("failed to look for maps of other versions")? {
+            self.write_account(Accounts::of_other_version(&others)?)?;
+        }
         if pins.are_there() {
             self.write_account(Accounts::open(&pins)?)?;
         }

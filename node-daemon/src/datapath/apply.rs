@@ -14,7 +14,6 @@ use super::peers::{Moves, Peers};
 use super::tables::{LoadedTable, RuleEntries};
 use super::{Applied, ApplyError, Datapath, Loaded};
 use crate::index::Desired;
-use crate::mapping::wait_for_programs;
 use crate::names::PodName;
 
 /// Former generations of the peer maps that may wait for being tidied.
@@ -180,7 +179,7 @@ impl Datapath {
             } else if let Some(entry) = self.endpoints.inherited(*ifindex, spec, &self.names) {
                 taken.insert(entry.slot);
                 // What is in force for it stays where it is, in the maps of another version.
-                if tables.is_none() && self.former_pods.contains(&entry.uid) {
+                if tables.is_none() && self.takeover.is_waiting(entry.uid) {
                     plan.left.push(entry.uid);
                     continue;
                 }
@@ -343,12 +342,8 @@ impl Datapath {
         }
         // Known as live before their first packet, or a sweep takes their first connections for left over.
         self.publish_live(self.endpoints.uids().chain(plan.uids()).collect());
-        let uids = plan.inherited.iter().map(|(_, new)| new.uid);
-        let passing: HashSet<u32> = uids.filter(|uid| self.former_pods.contains(uid)).collect();
-        // What changes while the table is read for the first time is little to be read for the second.
-        for _ in 0..2 {
-            self.pass_flows(&passing)?;
-        }
+        let inherited = plan.inherited.iter().map(|(_, new)| new.uid);
+        let passing = self.takeover.pass_flows(inherited)?;
         for (ifindex, new) in plan.new.into_iter().chain(plan.inherited) {
             for (direction, table) in Direction::ALL.into_iter().zip(new.tables.iter().flatten()) {
                 applied.changed |= set_slot(self, slot_of(new.slot, direction), table.as_ref());
@@ -358,45 +353,11 @@ impl Datapath {
                 applied.failed.insert(pod, error.to_string());
             }
         }
-        self.pass_last_flows(&passing)?;
-        self.finish_taking_over()?;
+        self.takeover.pass_last_flows(&passing)?;
+        self.takeover.finish(&self.endpoints)?;
         applied.failed.extend(plan.refused);
         applied.managed = self.endpoints.managed.len();
         Ok(applied)
-    }
-
-    fn pass_flows(&mut self, of: &HashSet<u32>) -> Result<(), MapError> {
-        for former in self.former.iter_mut().filter(|_| !of.is_empty()) {
-            former.pass_flows(&self.flows, of)?;
-        }
-        Ok(())
-    }
-
-    fn pass_last_flows(&self, of: &HashSet<u32>) -> Result<(), MapError> {
-        for former in self.former.iter().filter(|_| !of.is_empty()) {
-            let last = former.pass_last_flows(&self.flows, of)?;
-            tracing::info!(
-                pods = of.len(),
-                last_connections = last,
-                "took over pods from another version"
-            );
-        }
-        Ok(())
-    }
-
-    /// When the last pod is ours, other versions' programs see no packets any more.
-    fn finish_taking_over(&mut self) -> Result<(), ApplyError> {
-        if self.former.is_empty() || self.endpoints.has_unmanaged(&self.former_pods)? {
-            return Ok(());
-        }
-        for former in &self.former {
-            former.detach_left_over().map_err(ApplyError::TakeOver)?;
-        }
-        wait_for_programs().map_err(ApplyError::Grace)?;
-        self.former.clear();
-        self.former_pods.clear();
-        self.taking_over.pods_are_ours();
-        Ok(())
     }
 
     /// A change was refused: pods that are new must not start open all the same. They get their tables where those are

@@ -10,23 +10,26 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use libbpf_rs::MapHandle;
+use wardline_bpf::WardlineSkel;
 use wardline_bpf::abi::{
     Affinity, AffinityKey, Backend, BackendKey, ConntrackEntry, ConntrackKey, Endpoint, IdCounters, Service,
     ServiceKey, Usage,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::LoadError;
-use super::endpoints::{EntryMaps, Inheritance};
+use super::accounts::Accounts;
+use super::endpoints::{Endpoints, EntryMaps, Inheritance};
 use super::ids::Ids;
 use super::layout::{Conversion, Conversions};
 use super::load::{self, PinPaths};
 use super::map::{MapError, TypedMap};
+use super::{ApplyError, LoadError};
+use crate::mapping::{Mapping, wait_for_programs};
 
 /// How far other versions' maps are taken over, for all threads to see.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +49,7 @@ impl TakingOver {
         self.0.load(Ordering::Acquire) >= DONE
     }
 
-    pub(super) fn pods_are_ours(&self) {
+    fn pods_are_ours(&self) {
         self.0.fetch_max(OURS_JUDGE, Ordering::AcqRel);
     }
 
@@ -55,16 +58,124 @@ impl TakingOver {
     }
 }
 
+/// All that is taken over, until the last pod is ours.
+#[derive(Debug)]
+pub(super) struct Takeover {
+    flows: Flows,
+    /// The oldest first.
+    former: Vec<Former>,
+    /// Uids of the pods that other versions' programs judge, or did when this life began.
+    pods: HashSet<u32>,
+    progress: TakingOver,
+}
+
+impl Takeover {
+    /// Takes over what does not change while others judge. `entries`, `words` and `ids` are ours.
+    pub(super) fn begin(
+        paths: &PinPaths,
+        skel: &WardlineSkel<'_>,
+        entries: &EntryMaps,
+        words: &Mapping,
+        ids: &mut Ids,
+    ) -> Result<Self, LoadError> {
+        let handle = |map: &libbpf_rs::Map<'_>| MapHandle::try_from(map).map_err(LoadError::load);
+        let to = Inheritance {
+            words,
+            usages: &TypedMap::new(handle(&skel.maps.usages)?)?,
+        };
+        let former = Former::find(paths)?;
+        let mut pods = HashSet::new();
+        for one in &former {
+            one.pass_ids(ids)?;
+            pods.extend(one.pass_endpoints(entries, &to)?);
+            one.pass_services(handle(&skel.maps.services)?, handle(&skel.maps.backends)?)?;
+        }
+        let progress = TakingOver::default();
+        if former.is_empty() {
+            progress.done();
+        }
+        Ok(Self {
+            flows: Flows {
+                connections: TypedMap::new(handle(&skel.maps.conntrack)?)?,
+                affinities: TypedMap::new(handle(&skel.maps.affinities)?)?,
+            },
+            former,
+            pods,
+            progress,
+        })
+    }
+
+    /// Where others have pinned their links.
+    pub(super) fn links(&self) -> Vec<PathBuf> {
+        self.former.iter().map(|one| one.paths.links.clone()).collect()
+    }
+
+    /// What others counted, and where it goes when that is written.
+    pub(super) fn accounts(&self) -> Result<Vec<(Accounts, PinPaths)>, LoadError> {
+        let account = |one: &Former| Ok((Accounts::of_other_version(&one.paths)?, one.paths.clone()));
+        self.former.iter().map(account).collect()
+    }
+
+    pub(super) fn progress(&self) -> TakingOver {
+        self.progress.clone()
+    }
+
+    /// Whether an endpoint may still be judged by another version's programs.
+    pub(super) fn is_waiting(&self, uid: u32) -> bool {
+        self.pods.contains(&uid)
+    }
+
+    /// Takes over the connections of those endpoints that wait, and returns them: their programs are replaced next.
+    pub(super) fn pass_flows(&mut self, of: impl Iterator<Item = u32>) -> Result<HashSet<u32>, MapError> {
+        let passing: HashSet<u32> = of.filter(|uid| self.pods.contains(uid)).collect();
+        for former in self.former.iter_mut().filter(|_| !passing.is_empty()) {
+            // What changes while the table is read for the first time is little to be read for the second.
+            for _ in 0..2 {
+                former.pass_flows(&self.flows, &passing)?;
+            }
+        }
+        Ok(passing)
+    }
+
+    /// And those that came while programs were replaced.
+    pub(super) fn pass_last_flows(&self, of: &HashSet<u32>) -> Result<(), MapError> {
+        for former in self.former.iter().filter(|_| !of.is_empty()) {
+            let last = former.pass_last_flows(&self.flows, of)?;
+            tracing::info!(
+                pods = of.len(),
+                last_connections = last,
+                "took over pods from another version"
+            );
+        }
+        Ok(())
+    }
+
+    /// When the last pod is ours, other versions' programs see no packets any more.
+    pub(super) fn finish(&mut self, endpoints: &Endpoints) -> Result<(), ApplyError> {
+        if self.former.is_empty() || endpoints.has_unmanaged(&self.pods)? {
+            return Ok(());
+        }
+        for former in &self.former {
+            former.detach_left_over().map_err(ApplyError::TakeOver)?;
+        }
+        wait_for_programs().map_err(ApplyError::Grace)?;
+        self.former.clear();
+        self.pods.clear();
+        self.progress.pods_are_ours();
+        Ok(())
+    }
+}
+
 /// What packets themselves leave in the maps.
 #[derive(Debug)]
-pub(super) struct Flows {
-    pub(super) connections: TypedMap<ConntrackKey, ConntrackEntry>,
-    pub(super) affinities: TypedMap<AffinityKey, Affinity>,
+struct Flows {
+    connections: TypedMap<ConntrackKey, ConntrackEntry>,
+    affinities: TypedMap<AffinityKey, Affinity>,
 }
 
 /// The maps of another version.
 #[derive(Debug)]
-pub(super) struct Former {
+struct Former {
     paths: PinPaths,
     conversions: Conversions,
     flows: Flows,
@@ -73,16 +184,17 @@ pub(super) struct Former {
 }
 
 impl Former {
-    /// All that there are, the oldest first.
-    pub(super) fn find(bpffs: &Path) -> Result<Vec<Self>, LoadError> {
-        let others = PinPaths::others(bpffs).map_err(|cause| LoadError::Pins {
-            path: bpffs.to_owned(),
+    /// All that there are beside ours, the oldest first.
+    fn find(ours: &PinPaths) -> Result<Vec<Self>, LoadError> {
+        let others = ours.others().map_err(|cause| LoadError::Pins {
+            path: ours.version().to_owned(),
             cause,
         })?;
         others.into_iter().map(Self::open).collect()
     }
 
     fn open(paths: PinPaths) -> Result<Self, LoadError> {
+        tracing::info!(maps = %paths.maps.display(), "taking over from another version");
         let conversions = Conversions::of(&paths)?;
         let flows = Flows {
             connections: table(&paths, &conversions, "conntrack", "conntrack_key", "conntrack_entry")?,
@@ -94,10 +206,6 @@ impl Former {
             flows,
             taken: HashMap::new(),
         })
-    }
-
-    pub(super) fn paths(&self) -> &PinPaths {
-        &self.paths
     }
 
     fn array<V>(&self, map: &str, value: Conversion) -> Result<TypedMap<u32, V>, LoadError>
@@ -113,13 +221,13 @@ impl Former {
     }
 
     /// Ids that were given out there mean the same here.
-    pub(super) fn pass_ids(&self, ids: &mut Ids) -> Result<(), LoadError> {
+    fn pass_ids(&self, ids: &mut Ids) -> Result<(), LoadError> {
         let counters: TypedMap<u32, IdCounters> = self.array("ids", self.conversions.of_struct("id_counters")?)?;
         Ok(ids.pass(&counters.get(&0)?.unwrap_or_default())?)
     }
 
     /// Takes over who is at which interface. Returns the uids of those whose programs are still this version's.
-    pub(super) fn pass_endpoints(&self, entries: &EntryMaps, to: &Inheritance<'_>) -> Result<HashSet<u32>, LoadError> {
+    fn pass_endpoints(&self, entries: &EntryMaps, to: &Inheritance<'_>) -> Result<HashSet<u32>, LoadError> {
         let endpoints: TypedMap<u32, Endpoint> = self.array("endpoints", self.conversions.of_struct("endpoint")?)?;
         let words: TypedMap<u32, u64> = self.array("policy_words", Conversion::same(size_of::<u64>()))?;
         let usages: TypedMap<u32, Usage> = self.array("usages", self.conversions.of_struct("usage")?)?;
@@ -138,7 +246,7 @@ impl Former {
     }
 
     /// Takes over fronts of Services and their backends.
-    pub(super) fn pass_services(&self, services: MapHandle, backends: MapHandle) -> Result<(), LoadError> {
+    fn pass_services(&self, services: MapHandle, backends: MapHandle) -> Result<(), LoadError> {
         let Self { paths, conversions, .. } = self;
         let former = table::<BackendKey, Backend>(paths, conversions, "backends", "backend_key", "backend")?;
         copy(&former, &TypedMap::new(backends)?)?;
@@ -148,7 +256,7 @@ impl Former {
 
     /// Takes over the connections of these endpoints, whose programs are about to be replaced. What was taken before is
     /// taken again where it changed.
-    pub(super) fn pass_flows(&mut self, to: &Flows, of: &HashSet<u32>) -> Result<(), MapError> {
+    fn pass_flows(&mut self, to: &Flows, of: &HashSet<u32>) -> Result<(), MapError> {
         copy(&self.flows.affinities, &to.affinities)?;
         // Of an earlier time when this version judged them, or of a life that was killed in the middle of this.
         let mut known = HashMap::new();
@@ -171,7 +279,7 @@ impl Former {
     }
 
     /// Takes over the connections that began while programs were replaced: who saw their first packet knows best.
-    pub(super) fn pass_last_flows(&self, to: &Flows, of: &HashSet<u32>) -> Result<usize, MapError> {
+    fn pass_last_flows(&self, to: &Flows, of: &HashSet<u32>) -> Result<usize, MapError> {
         let mut new = Vec::new();
         self.flows.connections.for_each(|key, entry| {
             if of.contains(&key.endpoint) && !self.taken.contains_key(&key) {
@@ -183,7 +291,7 @@ impl Former {
     }
 
     /// The pods are all ours.
-    pub(super) fn detach_left_over(&self) -> io::Result<()> {
+    fn detach_left_over(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.paths.links)? {
             super::attach::take_link(&entry?.path())?;
         }

@@ -57,7 +57,7 @@ impl Datapath {
         let in_force = self.endpoints.in_force()?;
         // Without the mirror it is not known which attributions the tables in force have; nor what another version counted is
         // about.
-        if self.loaded.generation == 0 || !self.taking_over.is_done() {
+        if self.loaded.generation == 0 || !self.takeover.progress().is_done() {
             return Ok(());
         }
         let mut tables: HashSet<u32> = self.loaded.tables.values().map(|table| table.id).collect();

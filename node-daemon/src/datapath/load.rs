@@ -50,10 +50,10 @@ impl PinPaths {
     }
 
     /// Those of other versions that have made tables, the oldest first.
-    pub fn others(bpffs: &Path) -> io::Result<Vec<Self>> {
-        let ours = Self::new(bpffs);
+    pub fn others(&self) -> io::Result<Vec<Self>> {
         let mut others = BTreeMap::new();
-        let entries = match fs::read_dir(Self::root(bpffs)) {
+        let root = self.version().parent().unwrap_or(self.version());
+        let entries = match fs::read_dir(root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
@@ -61,7 +61,7 @@ impl PinPaths {
             let paths = Self::of(&entry?.path());
             let name = paths.version().file_name().and_then(|name| name.to_str());
             let version: Option<u32> = name.and_then(|name| name.strip_prefix('v')?.parse().ok());
-            if let Some(version) = version.filter(|_| paths.version() != ours.version() && paths.are_there()) {
+            if let Some(version) = version.filter(|_| paths.version() != self.version() && paths.are_there()) {
                 others.insert(version, paths);
             }
         }

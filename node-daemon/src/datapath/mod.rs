@@ -33,9 +33,9 @@ mod shares;
 mod tables;
 mod translated;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -55,9 +55,9 @@ use self::attach::{Attacher, Place};
 pub use self::conntrack::ConntrackSweeper;
 use self::conntrack::LiveEndpoints;
 pub use self::departures::DepartureSweeper;
-use self::endpoints::{EndpointError, Endpoints, EntryMaps, Inheritance};
+use self::endpoints::{EndpointError, Endpoints, EntryMaps};
+use self::former::Takeover;
 pub use self::former::TakingOver;
-use self::former::{Flows, Former};
 use self::ids::Ids;
 use self::layout::Layout;
 pub use self::layout::LayoutError;
@@ -125,12 +125,6 @@ pub enum ApplyError {
 #[error(transparent)]
 pub struct HandOverError(#[from] EndpointError);
 
-/// The mount point of the file system that the pins are in.
-fn bpffs(paths: &PinPaths) -> &Path {
-    let root = paths.version().parent().and_then(Path::parent);
-    root.unwrap_or(paths.version())
-}
-
 /// What an apply did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -165,12 +159,7 @@ pub struct Datapath {
     names: Arc<Names>,
     loaded: Loaded,
     live: LiveEndpoints,
-    flows: Flows,
-    /// Of other versions, until all of their pods are ours.
-    former: Vec<Former>,
-    /// Uids of those pods.
-    former_pods: HashSet<u32>,
-    taking_over: TakingOver,
+    takeover: Takeover,
 }
 
 /// The mirror of what the kernel holds for policy.
@@ -231,22 +220,11 @@ impl Datapath {
             timeouts,
             load::quotas(skel)?,
         )?;
-        let former = Former::find(bpffs(paths))?;
         let entries = EntryMaps {
             hash: TypedMap::new(handle(&skel.maps.endpoints)?)?,
             near: TypedMap::new(handle(&skel.maps.near_endpoints)?)?,
         };
-        let mut former_pods = HashSet::new();
-        for one in &former {
-            tracing::info!(maps = %one.paths().maps.display(), "taking over from another version");
-            one.pass_ids(&mut ids)?;
-            let to = Inheritance {
-                words: &words,
-                usages: &TypedMap::new(handle(&skel.maps.usages)?)?,
-            };
-            former_pods.extend(one.pass_endpoints(&entries, &to)?);
-            one.pass_services(handle(&skel.maps.services)?, handle(&skel.maps.backends)?)?;
-        }
+        let takeover = Takeover::begin(paths, skel, &entries, &words, &mut ids)?;
         let departures = Arc::default();
         let services = services::Services::open(
             handle(&skel.maps.services)?,
@@ -267,7 +245,7 @@ impl Datapath {
                 [&skel.progs.pod_ingress, &skel.progs.pod_egress],
                 kind,
                 paths.links.clone(),
-                former.iter().map(|one| one.paths().links.clone()).collect(),
+                takeover.links(),
             ),
             peer_maps: PeerMaps {
                 exact: TypedMap::new(handle(&skel.maps.peers)?)?,
@@ -290,33 +268,20 @@ impl Datapath {
                 ..Loaded::default()
             },
             live,
-            flows: Flows {
-                connections: TypedMap::new(handle(&skel.maps.conntrack)?)?,
-                affinities: TypedMap::new(handle(&skel.maps.affinities)?)?,
-            },
-            former,
-            former_pods,
-            taking_over: TakingOver::default(),
+            takeover,
         };
         datapath.set_enforcement(config);
-        let former = datapath.former.iter().map(|one| {
-            let paths = one.paths();
-            Ok((Accounts::of_other_version(paths)?, paths.clone()))
-        });
-        let former = former.collect::<Result<_, LoadError>>()?;
-        let taking_over = datapath.taking_over.clone();
-        if datapath.former.is_empty() {
-            taking_over.done();
-        }
+        let former = datapath.takeover.accounts()?;
+        let taking_over = datapath.takeover.progress();
         Ok((
             datapath,
             Handles {
-                former,
-                taking_over,
                 accounts,
                 conntrack,
                 departures,
                 kept_limits,
+                former,
+                taking_over,
             },
         ))
     }

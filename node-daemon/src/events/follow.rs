@@ -65,7 +65,7 @@ pub fn follow(
             .name("events-watch".into())
             .spawn_scoped(scope, watch)?;
         write(log, succession, metrics, cancel, knows_names, |health| {
-            pulse.beat(health, &tell)
+            pulse.beat(health, &tell);
         })
     })
 }

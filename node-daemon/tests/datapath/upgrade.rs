@@ -16,7 +16,7 @@ use crate::{A, B, Edge, NODE, SERVER, admit, objects, socket};
 fn becomes_another_version(node: &Node) -> PinPaths {
     let ours = node.bpffs.join("wardline/v1");
     fs::rename(&ours, node.bpffs.join("wardline/v0")).unwrap();
-    let others = PinPaths::others(&node.bpffs).unwrap();
+    let others = PinPaths::new(&node.bpffs).others().unwrap();
     assert_eq!(others.len(), 1);
     others.into_iter().next().unwrap()
 }
