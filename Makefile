@@ -170,6 +170,7 @@ cluster-sections: tool
 		hack/section.sh 'CRDs in an API server' cargo test --quiet --package wardline-crds --features apiserver-tests --test cel || status=1
 		hack/section.sh 'on the cluster' cargo test --quiet --package wardline-e2e --features cluster-tests --test cluster -- $(CLUSTER_TESTS) || status=1
 		hack/section.sh 'benchmark runs' $(LAB) bench --quick --output target/bench-quick.json || status=1
+		hack/section.sh 'no privilege too many' $(LAB) audit || status=1
 	} || status=1
 	hack/section.sh 'nothing is left' $(LAB) down || status=1
 	exit $$status

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! etcd, the API server, the controller manager and the scheduler, as processes of this machine.
 
+use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kube::Client;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use http::header::{HeaderValue, USER_AGENT};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
 
+use crate::audit;
 use crate::layout::{API_SERVER, CONTROL_PLANE, ETCD, ETCD_PEER, Layout, POD_CIDR, POD_CIDR6, SERVICE_CIDRS};
 use crate::process::{self, Recorded};
 use crate::progress::{step, wait_until};
@@ -24,6 +27,8 @@ pub async fn start(layout: &Layout) -> Result<Client> {
         Ok(Some(()))
     })
     .await?;
+    let policy = layout.audit_policy();
+    fs::write(&policy, audit::POLICY).with_context(|| format!("failed to write {}", policy.display()))?;
     let server = process::start(layout, "kube-apiserver", &api_server(layout))?;
     let client = admin_client(layout).await?;
     wait_for(&server, "the API server", Duration::from_secs(90), async || {
@@ -42,6 +47,17 @@ pub async fn start(layout: &Layout) -> Result<Client> {
 /// A client with the administrator's rights.
 pub async fn admin_client(layout: &Layout) -> Result<Client> {
     Client::try_from(admin_config(layout).await?).context("failed to build a client for the lab")
+}
+
+/// A client with the rights of a token, which calls itself `agent`.
+pub async fn token_client(layout: &Layout, token: &str, agent: &'static str) -> Result<Client> {
+    let mut config = admin_config(layout).await?;
+    config.auth_info = AuthInfo {
+        token: Some(token.to_owned().into()),
+        ..AuthInfo::default()
+    };
+    config.headers.push((USER_AGENT, HeaderValue::from_static(agent)));
+    Client::try_from(config).context("failed to build a client with a token")
 }
 
 /// What a client with the administrator's rights is made of.
@@ -117,6 +133,11 @@ fn api_server(layout: &Layout) -> Command {
     flag("kubelet-client-key", pki("kubelet-client.key"));
     flag("kubelet-certificate-authority", pki("ca.crt"));
     flag("kubelet-preferred-address-types", "InternalIP".to_owned());
+    flag("audit-policy-file", layout.audit_policy().display().to_string());
+    flag("audit-log-path", layout.audit_log().display().to_string());
+    // No request waits for the file, which is never rotated: all of a run is compared at its end.
+    flag("audit-log-mode", "batch".to_owned());
+    flag("audit-log-maxsize", "100000".to_owned());
     command
 }
 

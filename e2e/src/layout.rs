@@ -211,6 +211,16 @@ impl Layout {
         self.lab().join("log").join(format!("{name}.log"))
     }
 
+    /// What the API server writes down.
+    pub fn audit_policy(&self) -> PathBuf {
+        self.run().join("audit-policy.yaml")
+    }
+
+    /// The requests that Wardline made, a JSON object a line; kept until the next cluster comes up.
+    pub fn audit_log(&self) -> PathBuf {
+        self.lab().join("log/audit.jsonl")
+    }
+
     /// etcd's data.
     pub fn etcd(&self) -> PathBuf {
         self.lab().join("etcd")

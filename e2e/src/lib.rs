@@ -19,6 +19,7 @@
 //! [`up`] starts the cluster from it and [`down`] ends it. Tests, the demo and the benchmark use [`cluster::Lab`], which talks to the
 //! running cluster only.
 
+pub mod audit;
 pub mod bench;
 pub mod chart;
 pub mod cluster;

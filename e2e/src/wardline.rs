@@ -135,6 +135,11 @@ pub fn uninstall(lab: &Lab) -> Result<String> {
     output_of(helm(lab).args(["uninstall", RELEASE, "--wait", "--timeout=5m"]))
 }
 
+/// What the chart makes only for as long as its hooks run, as YAML documents.
+pub fn hooks(lab: &Lab) -> Result<String> {
+    output_of(helm(lab).args(["get", "hooks", RELEASE]))
+}
+
 async fn all_ready(lab: &Lab) -> Result<()> {
     if let Err(error) = wait_ready(lab).await {
         return Err(error).context(evidence::collect(lab, SYSTEM_NAMESPACE).await);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{bench, chart, conformance, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
+use wardline_e2e::{audit, bench, chart, conformance, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
@@ -71,6 +71,8 @@ enum Cmd {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         values: Vec<String>,
     },
+    /// Compare what Wardline may do with what it did since the cluster came up, and look for tokens in its logs
+    Audit,
     /// Show what runs: processes, nodes, and Wardline on them
     Status,
     /// Run a command in a node's network, mount and process namespaces
@@ -136,6 +138,7 @@ fn run(command: Cmd) -> Result<()> {
         | Cmd::Demo(_)
         | Cmd::Bench { .. }
         | Cmd::Conformance { .. }
+        | Cmd::Audit
         | Cmd::Status) => tokio::runtime::Runtime::new()
             .context("failed to start a runtime")?
             .block_on(run_async(&layout, command)),
@@ -161,6 +164,7 @@ async fn run_async(layout: &Layout, command: Cmd) -> Result<()> {
             conformance: options,
             images,
         } => conformance::conformance(layout, &images, &options).await,
+        Cmd::Audit => audit::check(&Lab::connect().await?).await,
         Cmd::Status => status::show(layout).await,
         Cmd::Chart { .. }
         | Cmd::Down

@@ -2,6 +2,7 @@
 //! Input that cannot be used: it changes nothing that is in force, it is named wherever one would look, and everything
 //! else goes on.
 
+mod kinds;
 mod limits;
 mod policies;
 mod singletons;
