@@ -22,6 +22,7 @@ mod rewritten;
 mod rollout;
 mod services;
 mod status;
+mod stolen_token;
 mod stopped;
 mod sysdump;
 mod upgrade;
