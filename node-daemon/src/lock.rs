@@ -2,6 +2,7 @@
 //! One daemon a node: two would take the kernel from each other.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -13,7 +14,14 @@ const FILE: &str = "lock";
 pub fn take(directory: &Path) -> Result<Flock<File>> {
     std::fs::create_dir_all(directory).with_context(|| format!("failed to make {}", directory.display()))?;
     let path = directory.join(FILE);
-    let file = File::create(&path).with_context(|| format!("failed to open {}", path.display()))?;
+    // Whoever may open it may lock it, and keep the daemon from starting.
+    let file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    let file = file.with_context(|| format!("failed to open {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
         anyhow!(
             "failed to lock {}: {error}: a Wardline daemon runs on this node",

@@ -16,6 +16,7 @@ mod monitoring;
 mod node_port;
 mod observe;
 mod operator;
+mod privilege;
 mod removal;
 mod reuse;
 mod rewritten;
