@@ -91,11 +91,6 @@ pub fn test(lab: &Lab) -> Result<String> {
     output_of(helm(lab).args(["test", RELEASE, "--timeout=3m"]))
 }
 
-/// The hooks of the release, as they are in the cluster.
-pub fn hooks(lab: &Lab) -> Result<String> {
-    output_of(helm(lab).args(["get", "hooks", RELEASE]))
-}
-
 /// The administrator's kubectl.
 pub fn kubectl(lab: &Lab) -> Command {
     let mut command = Command::new(lab.layout().bin("kubectl"));

@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use wardline_e2e::cluster::Lab;
 use wardline_e2e::layout::{Layout, NODES};
-use wardline_e2e::{audit, bench, chart, conformance, demo, down, gobuild, images, kube_proxy, node, status, up, wardline};
+use wardline_e2e::{
+    audit, bench, chart, conformance, demo, down, gobuild, images, kube_proxy, node, status, up, wardline,
+};
 
 const EXAMPLES: &str = "Examples:
   lab up                                     # two nodes, ready after about half a minute
