@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use http::header::{HeaderValue, USER_AGENT};
-use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::Client;
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 
 use crate::audit;
 use crate::layout::{API_SERVER, CONTROL_PLANE, ETCD, ETCD_PEER, Layout, POD_CIDR, POD_CIDR6, SERVICE_CIDRS};
