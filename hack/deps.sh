@@ -10,7 +10,7 @@ packages=(
     # the lab
     busybox-static containerd containernetworking-plugins conntrack iproute2 iptables nftables openssl procps runc util-linux
     # the tests
-    e2fsprogs ethtool iputils-ping tcpdump
+    e2fsprogs ethtool iputils-ping jq tcpdump
 )
 missing=()
 for package in "${packages[@]}"; do

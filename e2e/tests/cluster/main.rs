@@ -7,6 +7,7 @@ mod away;
 mod bad_input;
 mod chart;
 mod daemon;
+mod documented;
 mod exact;
 mod families;
 mod first_packet;
