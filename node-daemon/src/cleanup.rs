@@ -165,7 +165,10 @@ impl Cleanup {
     fn write_records(&self) -> Result<()> {
         let pins = PinPaths::new(&self.bpffs);
         for others in pins.others().context("failed to look for maps of other versions")? {
-            self.write_account(Accounts::of_other_version(&others)?)?;
+            let account = Accounts::of_other_version(&others).map_err(anyhow::Error::from);
+            if let Err(error) = account.and_then(|account| self.write_account(account)) {
+                eprintln!("the last records in {} are lost: {error:#}", others.maps.display());
+            }
         }
         if pins.are_there() {
             self.write_account(Accounts::open(&pins)?)?;

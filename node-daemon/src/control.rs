@@ -408,6 +408,11 @@ impl Control {
                 let unattached = applied.failed.iter().filter(is_inherited);
                 state.unattached = unattached.map(|(pod, cause)| (pod.clone(), cause.clone())).collect();
                 state.unmanaged.extend(applied.failed);
+                let others = self.datapath.judged_by_others();
+                if others > 0 {
+                    let problem = format!("{others} pods are still judged by the programs of another version");
+                    state.problems.push(problem);
+                }
                 if applied.changed || state.last_applied.is_none() {
                     state.last_applied = Some(std::time::SystemTime::now());
                 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use libbpf_rs::{MapCore, MapHandle};
 use wardline_bpf::abi::{self, DenyEntry, DenyKey, DenyShare, Event, IdCounters, Ledger, Reason, Verdict};
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::FromBytes as _;
 
 use super::LoadError;
 use super::layout::{Conversion, Conversions};
@@ -60,7 +60,7 @@ pub struct Closed {
     pub ring_full: [u64; DIRECTIONS],
     /// Denies that found no room in the table, by direction.
     pub overflow: [u64; DIRECTIONS],
-    /// In the order of their keys, so that reading again gives the same order.
+    /// In the order of their keys as the map has them, so that reading again gives the same order, to another version too.
     pub denies: Vec<(DenyKey, DenyEntry)>,
 }
 
@@ -187,7 +187,7 @@ impl Accounts {
         })?;
         closed
             .denies
-            .sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+            .sort_by_cached_key(|(key, _)| self.denies.key_bytes(key).into_owned());
         Ok(closed)
     }
 

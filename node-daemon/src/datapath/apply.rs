@@ -178,11 +178,6 @@ impl Datapath {
                 }
             } else if let Some(entry) = self.endpoints.inherited(*ifindex, spec, &self.names) {
                 taken.insert(entry.slot);
-                // What is in force for it stays where it is, in the maps of another version.
-                if tables.is_none() && self.takeover.is_waiting(entry.uid) {
-                    plan.left.push(entry.uid);
-                    continue;
-                }
                 let new = NewEndpoint {
                     spec: spec.clone(),
                     uid: entry.uid,
@@ -354,6 +349,9 @@ impl Datapath {
             }
         }
         self.takeover.pass_last_flows(&passing)?;
+        if !passing.is_empty() {
+            self.services.note_left(self.takeover.flows())?;
+        }
         self.takeover.finish(&self.endpoints)?;
         applied.failed.extend(plan.refused);
         applied.managed = self.endpoints.managed.len();

@@ -79,6 +79,25 @@ impl Departures {
         });
     }
 
+    /// Notes what nobody came to tidy so far. The two say whether the front, by id, and the UDP front have the backend.
+    pub(super) fn inherit(
+        &self,
+        affinities: &TypedMap<AffinityKey, Affinity>,
+        connections: &Connections,
+        has_choice: impl Fn(u32, &SocketAddr) -> bool,
+        has_way: impl Fn(&Way) -> bool,
+    ) -> Result<(), MapError> {
+        let mut left = Noted::default();
+        affinities.for_each(|key, affinity| {
+            left.choices.insert((key.service, SocketAddr::from(affinity.backend)));
+        })?;
+        left.choices.retain(|(service, backend)| !has_choice(*service, backend));
+        left.ways = translated::datagram_ways(connections)?;
+        left.ways.retain(|way| !has_way(way));
+        self.add(left);
+        Ok(())
+    }
+
     fn add(&self, more: Noted) {
         let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
         let before = noted.len();
@@ -112,24 +131,6 @@ impl DepartureSweeper {
             affinities: TypedMap::new(affinities)?,
             connections: TypedMap::new(connections)?,
         })
-    }
-
-    /// Notes what an earlier life did not come to tidy. The two say whether the front, by id, and the UDP front have
-    /// the backend; ask before Services change.
-    pub(super) fn inherit(
-        &self,
-        has_choice: impl Fn(u32, &SocketAddr) -> bool,
-        has_way: impl Fn(&Way) -> bool,
-    ) -> Result<(), MapError> {
-        let mut left = Noted::default();
-        self.affinities.for_each(|key, affinity| {
-            left.choices.insert((key.service, SocketAddr::from(affinity.backend)));
-        })?;
-        left.choices.retain(|(service, backend)| !has_choice(*service, backend));
-        left.ways = translated::datagram_ways(&self.connections)?;
-        left.ways.retain(|way| !has_way(way));
-        self.departures.add(left);
-        Ok(())
     }
 
     /// Waits until there is something to do.

@@ -110,7 +110,11 @@ impl Inheritance<'_> {
         match &known {
             Some(known) if known.uid > endpoint.uid => return Ok(false),
             // Of a life that was killed when it had got so far, or of a time before.
-            Some(known) if known.uid == endpoint.uid => return Ok(true),
+            Some(known) if known.uid == endpoint.uid => {
+                let flags = known.flags | (endpoint.flags & abi::ENDPOINT_HANDOVER);
+                entries.set(ifindex, abi::Endpoint { flags, ..*known })?;
+                return Ok(true);
+            }
             _ => {}
         }
         let mut slots = HashSet::new();

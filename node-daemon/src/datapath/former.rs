@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use libbpf_rs::MapHandle;
 use wardline_bpf::WardlineSkel;
 use wardline_bpf::abi::{
-    Affinity, AffinityKey, Backend, BackendKey, ConntrackEntry, ConntrackKey, Endpoint, IdCounters, Service,
+    self, Affinity, AffinityKey, Backend, BackendKey, ConntrackEntry, ConntrackKey, Endpoint, IdCounters, Service,
     ServiceKey, Usage,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -34,6 +34,9 @@ use crate::mapping::{Mapping, wait_for_programs};
 /// How far other versions' maps are taken over, for all threads to see.
 #[derive(Clone, Debug, Default)]
 pub struct TakingOver(Arc<AtomicU8>);
+
+/// Of directories that are removed.
+const GONE: &str = "gone";
 
 const OURS_JUDGE: u8 = 1;
 const DONE: u8 = 2;
@@ -88,7 +91,10 @@ impl Takeover {
         for one in &former {
             one.pass_ids(ids)?;
             pods.extend(one.pass_endpoints(entries, &to)?);
-            one.pass_services(handle(&skel.maps.services)?, handle(&skel.maps.backends)?)?;
+            if let Err(error) = one.pass_services(handle(&skel.maps.services)?, handle(&skel.maps.backends)?) {
+                // They are written anew when the cluster is known.
+                tracing::warn!(%error, "failed to take over Services from another version");
+            }
         }
         let progress = TakingOver::default();
         if former.is_empty() {
@@ -120,19 +126,30 @@ impl Takeover {
         self.progress.clone()
     }
 
-    /// Whether an endpoint may still be judged by another version's programs.
-    pub(super) fn is_waiting(&self, uid: u32) -> bool {
-        self.pods.contains(&uid)
+    /// How many pods other versions' programs may still judge.
+    pub(super) fn waiting(&self) -> usize {
+        self.pods.len()
     }
 
     /// Takes over the connections of those endpoints that wait, and returns them: their programs are replaced next.
     pub(super) fn pass_flows(&mut self, of: impl Iterator<Item = u32>) -> Result<HashSet<u32>, MapError> {
         let passing: HashSet<u32> = of.filter(|uid| self.pods.contains(uid)).collect();
-        for former in self.former.iter_mut().filter(|_| !passing.is_empty()) {
+        if passing.is_empty() {
+            return Ok(passing);
+        }
+        // Of an earlier time when this version judged them, or of a life that was killed in the middle of this.
+        let mut known = HashMap::new();
+        self.flows
+            .connections
+            .for_each(|key, entry| _ = known.insert(key, entry.last_seen))?;
+        // The newest first: what an older version has of a connection does not take its place.
+        for former in self.former.iter_mut().rev() {
             // What changes while the table is read for the first time is little to be read for the second.
             for _ in 0..2 {
-                former.pass_flows(&self.flows, &passing)?;
+                former.pass_flows(&self.flows, &known, &passing)?;
             }
+            copy(&former.flows.affinities, &self.flows.affinities)?;
+            known.extend(former.taken.iter().map(|(key, entry)| (*key, entry.last_seen)));
         }
         Ok(passing)
     }
@@ -148,6 +165,11 @@ impl Takeover {
             );
         }
         Ok(())
+    }
+
+    /// What packets left in our maps, and what was taken over.
+    pub(super) fn flows(&self) -> &Flows {
+        &self.flows
     }
 
     /// When the last pod is ours, other versions' programs see no packets any more.
@@ -168,9 +190,9 @@ impl Takeover {
 
 /// What packets themselves leave in the maps.
 #[derive(Debug)]
-struct Flows {
-    connections: TypedMap<ConntrackKey, ConntrackEntry>,
-    affinities: TypedMap<AffinityKey, Affinity>,
+pub(super) struct Flows {
+    pub(super) connections: TypedMap<ConntrackKey, ConntrackEntry>,
+    pub(super) affinities: TypedMap<AffinityKey, Affinity>,
 }
 
 /// The maps of another version.
@@ -186,7 +208,8 @@ struct Former {
 impl Former {
     /// All that there are beside ours, the oldest first.
     fn find(ours: &PinPaths) -> Result<Vec<Self>, LoadError> {
-        let others = ours.others().map_err(|cause| LoadError::Pins {
+        let others = ours.remove_gone().and_then(|()| ours.others());
+        let others = others.map_err(|cause| LoadError::Pins {
             path: ours.version().to_owned(),
             cause,
         })?;
@@ -256,29 +279,29 @@ impl Former {
 
     /// Takes over the connections of these endpoints, whose programs are about to be replaced. What was taken before is
     /// taken again where it changed.
-    fn pass_flows(&mut self, to: &Flows, of: &HashSet<u32>) -> Result<(), MapError> {
-        copy(&self.flows.affinities, &to.affinities)?;
-        // Of an earlier time when this version judged them, or of a life that was killed in the middle of this.
-        let mut known = HashMap::new();
-        if self.taken.is_empty() {
-            to.connections
-                .for_each(|key, entry| _ = known.insert(key, entry.last_seen))?;
-        }
+    /// `known` tells of our own entries when they were seen last, in ticks: older ones do not take their place.
+    fn pass_flows(
+        &mut self,
+        to: &Flows,
+        known: &HashMap<ConntrackKey, u32>,
+        of: &HashSet<u32>,
+    ) -> Result<(), MapError> {
         let mut changed = Vec::new();
         self.flows.connections.for_each(|key, entry| {
-            let is_older = known.get(&key).is_some_and(|seen| *seen > entry.last_seen);
-            if of.contains(&key.endpoint) && !is_older && self.taken.get(&key) != Some(&entry) {
+            if of.contains(&key.endpoint) && self.taken.get(&key) != Some(&entry) {
                 changed.push((key, entry));
             }
         })?;
         for (key, entry) in changed {
-            to.connections.set(&key, &entry)?;
+            if known.get(&key).is_none_or(|seen| *seen < entry.last_seen) {
+                to.connections.set(&key, &entry)?;
+            }
             self.taken.insert(key, entry);
         }
         Ok(())
     }
 
-    /// Takes over the connections that began while programs were replaced: who saw their first packet knows best.
+    /// Takes over the connections that began while programs were replaced.
     fn pass_last_flows(&self, to: &Flows, of: &HashSet<u32>) -> Result<usize, MapError> {
         let mut new = Vec::new();
         self.flows.connections.for_each(|key, entry| {
@@ -286,7 +309,12 @@ impl Former {
                 new.push((key, entry));
             }
         })?;
-        new.iter().try_for_each(|(key, entry)| to.connections.set(key, entry))?;
+        for (key, entry) in &new {
+            let ours = to.connections.get(key)?;
+            if ours.is_none_or(|ours| knows_better(entry, &ours)) {
+                to.connections.set(key, entry)?;
+            }
+        }
         Ok(new.len())
     }
 
@@ -314,6 +342,14 @@ where
     Ok(TypedMap::of_other_layout(load::pinned(paths, map)?, key, value)?)
 }
 
+/// Whether the other version saw more of how a connection began than ours did, which may have met only its answer; so may
+/// the other, where one direction's program was replaced before the other's.
+fn knows_better(theirs: &ConntrackEntry, ours: &ConntrackEntry) -> bool {
+    let is_guess = |entry: &ConntrackEntry| u32::from(entry.flags) & abi::CONNTRACK_MIDSTREAM != 0;
+    let is_egress = |entry: &ConntrackEntry| entry.initiator == u8::from(abi::Direction::Egress);
+    !is_guess(theirs) && (is_guess(ours) || !is_egress(ours))
+}
+
 /// Copies what is not there.
 fn copy<K, V>(from: &TypedMap<K, V>, to: &TypedMap<K, V>) -> Result<(), MapError>
 where
@@ -326,9 +362,26 @@ where
 }
 
 impl PinPaths {
-    /// Removes the maps of a version that is done with.
+    /// Removes the maps of a version that is done with. First they are no version's any more, so that nobody takes over what is
+    /// half gone.
     pub fn remove(&self) -> io::Result<()> {
-        std::fs::remove_dir_all(self.version())
+        let gone = self.version().with_extension(GONE);
+        std::fs::rename(self.version(), &gone)?;
+        std::fs::remove_dir_all(gone)
+    }
+
+    /// Removes what a life left that was killed while it removed.
+    fn remove_gone(&self) -> io::Result<()> {
+        let Some(root) = self.version().parent() else {
+            return Ok(());
+        };
+        for entry in std::fs::read_dir(root)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == GONE) {
+                std::fs::remove_dir_all(path)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -49,7 +49,7 @@ impl PinPaths {
         self.maps.parent().unwrap_or(&self.maps)
     }
 
-    /// Those of other versions that have made tables, the oldest first.
+    /// Those of other versions that have made all their tables, the oldest first.
     pub fn others(&self) -> io::Result<Vec<Self>> {
         let mut others = BTreeMap::new();
         let root = self.version().parent().unwrap_or(self.version());
@@ -75,7 +75,8 @@ impl PinPaths {
 
     /// Whether a daemon has made tables of this layout.
     pub fn are_there(&self) -> bool {
-        self.maps.join("settings").exists()
+        // Made last, and before any program judges a packet.
+        self.maps.join("ledger").exists()
     }
 
     pub(super) fn create(&self) -> io::Result<()> {

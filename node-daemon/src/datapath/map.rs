@@ -82,7 +82,7 @@ where
     }
 
     /// As they stand in the map.
-    fn key_bytes<'a>(&self, key: &'a K) -> Cow<'a, [u8]> {
+    pub(super) fn key_bytes<'a>(&self, key: &'a K) -> Cow<'a, [u8]> {
         match &self.conversions {
             None => Cow::Borrowed(key.as_bytes()),
             Some([conversion, _]) => Cow::Owned(conversion.to_theirs(key.as_bytes())),

@@ -236,7 +236,7 @@ impl Datapath {
             handle(&skel.maps.affinities)?,
             handle(&skel.maps.conntrack)?,
         )?;
-        services.leave_to(&departures)?;
+        services.note_left(takeover.flows())?;
         let endpoints = Endpoints::new(entries, words, usages()?);
         ids.hold_tables(endpoints.in_force()?.tables);
         let datapath = Self {
@@ -284,6 +284,11 @@ impl Datapath {
                 taking_over,
             },
         ))
+    }
+
+    /// How many pods the programs of another version may still judge.
+    pub fn judged_by_others(&self) -> usize {
+        self.takeover.waiting()
     }
 
     /// Pods whose programs are not the first at their hook.

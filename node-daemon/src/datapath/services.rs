@@ -18,7 +18,8 @@ use wardline_bpf::abi::{self, Address, ServiceKey};
 use wardline_policy::model::Protocol;
 
 use super::backend_lists::{BackendLists, LetGo, count};
-use super::departures::{Departed, DepartureSweeper, Departures};
+use super::departures::{Departed, Departures};
+use super::former::Flows;
 use super::ids::Ids;
 use super::map::{MapError, TypedMap};
 use super::shares::{Need, Shares, full};
@@ -66,8 +67,8 @@ impl Services {
         })
     }
 
-    /// Has what leads to backends that left in an earlier life tidied away; to be called before anything changes.
-    pub(super) fn leave_to(&self, departures: &DepartureSweeper) -> Result<(), MapError> {
+    /// Has what leads to backends that left in an earlier life, or another version, tidied away.
+    pub(super) fn note_left(&self, flows: &Flows) -> Result<(), MapError> {
         let translated = || self.loaded.iter().filter(|(_, front)| is_translated(front));
         let lists: HashMap<u32, u32> = translated().map(|(_, front)| (front.id, front.list)).collect();
         let has = |list: u32, backend: &SocketAddr| self.lists.backends(list).binary_search(backend).is_ok();
@@ -80,7 +81,8 @@ impl Services {
             let front = self.loaded.get(&key).filter(|front| is_translated(front));
             front.is_some_and(|front| has(front.list, &way.backend))
         };
-        departures.inherit(has_choice, has_way)
+        self.departures
+            .inherit(&flows.affinities, &flows.connections, has_choice, has_way)
     }
 
     pub(super) fn counts(&self) -> ServiceCounts {

@@ -15,15 +15,20 @@ fn allow_reason(reason: Reason) -> Option<&'static str> {
     matches!(reason, Reason::Midstream | Reason::Spoofed).then(|| reason.as_str())
 }
 
+/// As records spell it. A newer version may have counted under one that is not known here.
+fn name(reason: Result<Reason, UnknownValue>) -> &'static str {
+    reason.map_or("unknown", Reason::as_str)
+}
+
 pub(super) fn event(event: &Event, clock: &Clock) -> Result<Observed, UnknownValue> {
-    let (time, reason) = (clock.wall(event.time), Reason::try_from(event.reason)?);
+    let (time, reason) = (clock.wall(event.time), Reason::try_from(event.reason));
     let (reason, verdict) = match abi::Verdict::try_from(event.verdict)? {
         abi::Verdict::Allow => {
             let verdict = Verdict::Allow {
                 attribution: event.decided_by,
                 only_annotated: event.log_mode == u8::from(abi::LogMode::Delegated),
             };
-            (allow_reason(reason), verdict)
+            (reason.ok().and_then(allow_reason), verdict)
         }
         abi::Verdict::Deny => {
             let verdict = Verdict::Deny {
@@ -31,7 +36,7 @@ pub(super) fn event(event: &Event, clock: &Clock) -> Result<Observed, UnknownVal
                 count: 1,
                 last: time,
             };
-            (Some(reason.as_str()), verdict)
+            (Some(name(reason)), verdict)
         }
     };
     Ok(Observed {
@@ -66,7 +71,7 @@ pub(super) fn deny(key: &DenyKey, entry: &DenyEntry, clock: &Clock) -> Result<Ob
         remote_port,
         service: service(entry.service, entry.service_port),
         time: clock.wall(entry.first),
-        reason: Some(Reason::try_from(key.reason)?.as_str()),
+        reason: Some(name(Reason::try_from(key.reason))),
         // The packet path reads a coarse clock for the last one, which may lie behind the first by a tick.
         verdict: Verdict::Deny {
             table: key.table,

@@ -265,7 +265,10 @@ impl Attacher {
         let ingress = match attach(Direction::Ingress) {
             Ok(ingress) => ingress,
             Err(error) => {
-                detach(egress, ifindex, Direction::Egress);
+                // Of a pod that is guarded already the program only took another's place, and stays.
+                if !matches!(arrival, Arrival::Known { .. }) {
+                    detach(egress, ifindex, Direction::Egress);
+                }
                 return Err(error);
             }
         };

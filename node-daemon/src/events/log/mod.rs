@@ -162,8 +162,7 @@ impl PolicyLog {
     }
 
     /// Goes on with another account.
-    fn go_on_with(&mut self, accounts: Accounts) -> Result<(), LogError> {
-        let past = Past::of(&accounts, &self.file, self.aggregation)?;
+    fn go_on_with(&mut self, accounts: Accounts, past: Past) {
         self.accounts = accounts;
         self.ring = past.ring;
         self.ledger = past.ledger;
@@ -175,7 +174,6 @@ impl PolicyLog {
         self.began = clock::wall();
         self.imbalance = None;
         self.recovering = true;
-        Ok(())
     }
 
     /// Hands what is written to observers too.

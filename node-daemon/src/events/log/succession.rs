@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::{LogError, PolicyLog};
+use super::{LogError, Past, PolicyLog};
 use crate::datapath::{Accounts, Ledger, PinPaths, TakingOver, add};
 
 /// The accounts that come after the one that is written.
@@ -58,22 +58,41 @@ impl Succession {
         log.end_account()?;
         let ledger = next.ledger()?;
         if ledger.former != log.accounts.epoch() {
-            next.store_ledger(&going_on(&ledger, log.ledger(), log.accounts.epoch()))?;
+            // One that went on with this one's totals has them already.
+            let is_in_it = log.ledger().former == next.epoch();
+            let own = if is_in_it { without_totals(&ledger) } else { ledger };
+            next.store_ledger(&going_on(&own, log.ledger(), log.accounts.epoch()))?;
         }
+        let past = Past::of(next, &log.file, log.aggregation)?;
         let Some(next) = self.accounts.pop_front() else {
             return Ok(());
         };
-        log.go_on_with(next)?;
+        log.go_on_with(next, past);
         if self.accounts.is_empty() {
             for paths in self.former.drain(..) {
                 if let Err(error) = paths.remove() {
                     tracing::warn!(%error, maps = %paths.maps.display(), "failed to remove the maps of another version");
+                    break;
                 }
             }
             self.taking_over.done();
             tracing::info!("all that another version judged is written; its maps are gone");
         }
         Ok(())
+    }
+}
+
+/// What a ledger says of where its account stands, and nothing of what it counted.
+fn without_totals(ledger: &Ledger) -> Ledger {
+    Ledger {
+        ring_position: ledger.ring_position,
+        closed_generation: ledger.closed_generation,
+        is_writing: ledger.is_writing,
+        closings: ledger.closings,
+        told: ledger.told,
+        file: ledger.file,
+        told_kind: ledger.told_kind,
+        ..Ledger::default()
     }
 }
 
