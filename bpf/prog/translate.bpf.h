@@ -80,9 +80,9 @@ static __always_inline bool is_of_service(const struct conntrack_entry *entry, c
 
 /*
  * The word of an alias that says nothing by itself, and no slot's: of a connection whose handshake is not over, and of a
- * flow that is denied, and passes since policy is only watched.
+ * flow that is denied, and passes since policy is only watched. Not 0: a pod that was never isolated has that.
  */
-enum { ALIAS_ALWAYS_ASKS = 0 };
+static const __u64 ALIAS_ALWAYS_ASKS = ~0ULL;
 
 static __always_inline __u64 alias_word(const struct endpoint *endpoint, const struct flow *flow)
 {

@@ -7,22 +7,26 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::{MapCore as _, MapFlags};
+use wardline_bpf::abi::{self, ConntrackEntry, ConntrackState};
 use wardline_crds::ServicesMode;
+use wardline_crds::config::DaemonConfig;
+use zerocopy::FromBytes as _;
 
 use crate::wire::{
-    Cluster, Family, PORT, Plugin, SILENCE, inside, listener, on_a_cluster, run, udp_client, udp_server,
+    Cluster, Family, PORT, Plugin, SILENCE, inside, listener, on_a_cluster, run, udp_client, udp_server, with_config,
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
-const CLIENT: u8 = 2;
+pub const CLIENT: u8 = 2;
 /// By the last part of their pods' addresses.
-const A: u8 = 3;
-const B: u8 = 4;
+pub const A: u8 = 3;
+pub const B: u8 = 4;
 /// Clients that are always tried, and those within which both of two backends must have been chosen.
 const FEW: usize = 4;
 const MANY: usize = 64;
 
-fn front(family: Family, port: u16) -> SocketAddr {
+pub fn front(family: Family, port: u16) -> SocketAddr {
     let address = match family {
         Family::V4 => "10.96.0.10",
         Family::V6 => "fd00:96::10",
@@ -32,7 +36,7 @@ fn front(family: Family, port: u16) -> SocketAddr {
 
 /// What becomes of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
+pub enum Outcome {
     /// Served, by which pod.
     By(u8),
     /// Told at once that nobody is there.
@@ -42,7 +46,7 @@ enum Outcome {
 
 use Outcome::{By, Refused, Silence};
 
-struct Backend {
+pub struct Backend {
     host: u8,
     tcp: TcpListener,
     udp: UdpSocket,
@@ -60,29 +64,33 @@ impl Backend {
     }
 }
 
-struct World<'a, 'b> {
-    cluster: &'a mut Cluster<'b>,
-    backends: Vec<Backend>,
+pub struct World<'a, 'b> {
+    pub cluster: &'a mut Cluster<'b>,
+    pub backends: Vec<Backend>,
 }
 
 /// A client and two pods that serve, on a node joined by each plugin. Nothing is in force yet.
 fn with_two_backends(test: impl Fn(&mut World<'_, '_>) + Sync) {
     for plugin in [Plugin::Ptp, Plugin::Bridge] {
-        on_a_cluster(plugin, |cluster| {
-            for (name, host) in [("client", CLIENT), ("a", A), ("b", B)] {
-                cluster.pod(name, host);
-            }
-            let backends = [("a", A), ("b", B)]
-                .map(|(name, host)| Backend::start(name, host))
-                .into();
-            test(&mut World { cluster, backends });
-        });
+        with_two_backends_on(plugin, DaemonConfig::default(), &test);
     }
+}
+
+pub fn with_two_backends_on(plugin: Plugin, config: DaemonConfig, test: impl Fn(&mut World<'_, '_>) + Sync) {
+    with_config(plugin, config, |cluster| {
+        for (name, host) in [("client", CLIENT), ("a", A), ("b", B)] {
+            cluster.pod(name, host);
+        }
+        let backends = [("a", A), ("b", B)]
+            .map(|(name, host)| Backend::start(name, host))
+            .into();
+        test(&mut World { cluster, backends });
+    });
 }
 
 impl World<'_, '_> {
     /// The Service `web`, port 80 of TCP and 53 of UDP, with these backends; `more` are further fields of its spec.
-    fn serve(&mut self, more: &str, hosts: &[u8]) {
+    pub fn serve(&mut self, more: &str, hosts: &[u8]) {
         let service = format!(
             "{{spec: {{clusterIPs: [10.96.0.10, 'fd00:96::10'], {more} ports: [
                 {{name: http, port: 80, targetPort: web}}, {{name: dns, port: 53, protocol: UDP}}]}}}}"
@@ -105,7 +113,7 @@ impl World<'_, '_> {
     }
 
     #[track_caller]
-    fn tcp(&self, client: &str, to: SocketAddr) -> Outcome {
+    pub fn tcp(&self, client: &str, to: SocketAddr) -> Outcome {
         match inside(client, || TcpStream::connect_timeout(&to, SILENCE)) {
             Ok(mut stream) => {
                 assert_eq!(stream.peer_addr().unwrap(), to);
@@ -121,7 +129,7 @@ impl World<'_, '_> {
     }
 
     #[track_caller]
-    fn accept(&self) -> (TcpStream, u8) {
+    pub fn accept(&self) -> (TcpStream, u8) {
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
             for backend in &self.backends {
@@ -134,12 +142,12 @@ impl World<'_, '_> {
         panic!("no backend has the connection");
     }
 
-    fn udp(&self, client: &str, to: SocketAddr) -> Outcome {
+    pub fn udp(&self, client: &str, to: SocketAddr) -> Outcome {
         self.ask(&udp_client(client, to))
     }
 
     /// A connected socket hears of its peer only.
-    fn ask(&self, socket: &UdpSocket) -> Outcome {
+    pub fn ask(&self, socket: &UdpSocket) -> Outcome {
         socket.set_nonblocking(true).unwrap();
         if let Err(error) = socket.send(b"?") {
             return outcome(&error);
@@ -212,6 +220,20 @@ fn clients_are_given_each_backend_and_policy_judges_the_one_they_got() {
         world.cluster.no_policy("p");
         world.cluster.apply();
         world.expect("client", &[By(A), By(B)]);
+    });
+}
+
+#[test]
+fn a_connection_is_open_when_its_handshake_is_over_whatever_comes_after() {
+    with_two_backends(|world| {
+        world.serve("", &[A]);
+        let _open = Family::BOTH.map(|family| inside("client", || TcpStream::connect(front(family, 80)).unwrap()));
+        let map = world.cluster.life().map("conntrack");
+        let entries = map.keys().map(|key| map.lookup(&key, MapFlags::ANY).unwrap().unwrap());
+        let entries = entries.map(|entry| ConntrackEntry::read_from_bytes(&entry).unwrap());
+        let translated = entries.filter(|entry| u32::from(entry.flags) & abi::CONNTRACK_TRANSLATED != 0);
+        let states: Vec<u8> = translated.map(|entry| entry.state).collect();
+        assert_eq!(states, [u8::from(ConntrackState::Open); 2]);
     });
 }
 
