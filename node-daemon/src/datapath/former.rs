@@ -35,8 +35,8 @@ use crate::mapping::{Mapping, wait_for_programs};
 #[derive(Clone, Debug, Default)]
 pub struct TakingOver(Arc<AtomicU8>);
 
-/// Of directories that are removed.
-const GONE: &str = "gone";
+/// Behind the names of directories that are removed.
+const GONE: &str = "-gone";
 
 const OURS_JUDGE: u8 = 1;
 const DONE: u8 = 2;
@@ -365,7 +365,9 @@ impl PinPaths {
     /// Removes the maps of a version that is done with. First they are no version's any more, so that nobody takes over what is
     /// half gone.
     pub fn remove(&self) -> io::Result<()> {
-        let gone = self.version().with_extension(GONE);
+        // Names in a bpf file system have no dots.
+        let mut gone = self.version().as_os_str().to_owned();
+        gone.push(GONE);
         std::fs::rename(self.version(), &gone)?;
         std::fs::remove_dir_all(gone)
     }
@@ -377,7 +379,7 @@ impl PinPaths {
         };
         for entry in std::fs::read_dir(root)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == GONE) {
+            if path.as_os_str().as_encoded_bytes().ends_with(GONE.as_bytes()) {
                 std::fs::remove_dir_all(path)?;
             }
         }
