@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What is applied once more stays as it is: plain manifests, by either kind of apply, and the chart.
+//! What is applied once more stays as it is: plain manifests, and the chart.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,12 +31,11 @@ pub async fn installed_by_manifests(lab: &Lab, values: &[String]) -> Result<()> 
     let mut applied = objects(folder.path())?;
     applied.extend(owned());
 
-    wardline::install_manifests(lab, folder.path(), &[]).await?;
-    unchanged(lab, &applied, "kubectl apply", || apply(lab, folder.path(), &[])).await?;
-    // Fields that client-side apply has set become those of server-side apply.
-    apply(lab, folder.path(), &["--server-side"])?;
+    // The definitions are there already, by Helm, which leaves them.
+    let server_side = ["--server-side", "--force-conflicts"];
+    wardline::install_manifests(lab, folder.path(), &server_side).await?;
     unchanged(lab, &applied, "kubectl apply --server-side", || {
-        apply(lab, folder.path(), &["--server-side"])
+        apply(lab, folder.path(), &server_side)
     })
     .await?;
     is_healthy_to_argo_cd(lab).await?;

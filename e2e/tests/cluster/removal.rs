@@ -46,9 +46,10 @@ async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
         }
         // Whatever came of it, others need it. Nothing is there now: that is where the other way to install begins.
         let installed = applied_twice::installed_by_manifests(lab, &values).await;
-        wardline::install_chart(lab, &values).await?;
+        let reinstalled = wardline::install_chart(lab, &values).await;
         gone?;
         installed?;
+        reinstalled?;
         namespace.until_reach("friend2", "web", true).await?;
         namespace.until_reach("foe2", "web", false).await
     })
