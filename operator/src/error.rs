@@ -58,6 +58,11 @@ impl Error {
         matches!(self, Self::Api { source: kube::Error::Api(status), .. } if status.code == 404)
     }
 
+    /// Whether the API server will say the same again until somebody acts.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self.category(), Category::Rejected | Category::Forbidden)
+    }
+
     pub(crate) fn category(&self) -> Category {
         match self {
             Self::Api {

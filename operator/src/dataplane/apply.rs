@@ -158,9 +158,9 @@ pub(super) async fn replace(context: &Context, pods: &[Target]) -> Result<(), Er
 }
 
 /// Deletes ConfigMaps that no pod has mounted for [`ORPHANED`], and that no pod will: the DaemonSet's controller knows the
-/// present template, so it makes no pod of an older one. Those in `kept` are gone back to, perhaps. Returns whether some
-/// are to be looked at again.
-pub(super) async fn delete_orphans(context: &Context, kept: &[String], observed: &Observed) -> Result<bool, Error> {
+/// present template, so it makes no pod of an older one. Those in `kept` are gone back to, perhaps. One that
+/// cannot be deleted harms nobody, and is tried again after as long. Returns whether some are to be looked at again.
+pub(super) async fn delete_orphans(context: &Context, kept: &[String], observed: &Observed) -> bool {
     let namespace = &context.args.namespace;
     let api: Api<ConfigMap> = Api::namespaced(context.client.clone(), namespace);
     let found: Vec<&String> = orphans(kept, observed).collect();
@@ -175,14 +175,20 @@ pub(super) async fn delete_orphans(context: &Context, kept: &[String], observed:
             }
         }
     }
-    for name in &due {
+    let mut is_left = due.len() < found.len();
+    for name in due {
         match api.delete(name, &DeleteParams::default()).await {
             Ok(_) => tracing::info!(name, "deleted ConfigMap that no pod uses"),
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(Error::api("delete", format!("ConfigMap {namespace}/{name}"))(error)),
+            Err(error) => {
+                let error = Error::api("delete", format!("ConfigMap {namespace}/{name}"))(error);
+                tracing::warn!(%error, "a ConfigMap that no pod uses is left; trying again");
+                lock(&context.orphans).insert(name.clone(), Instant::now());
+                is_left = true;
+            }
         }
     }
-    Ok(due.len() < found.len())
+    is_left
 }
 
 fn orphans<'a>(kept: &'a [String], observed: &'a Observed) -> impl Iterator<Item = &'a String> {

@@ -38,7 +38,7 @@ use wardline_crds::{Dataplane, FailedRollout, RolloutStatus};
 
 use crate::context::{Context, lock};
 use crate::controller::Done;
-use crate::error::{Category, Error};
+use crate::error::Error;
 use crate::undecodable::{self, Words};
 
 pub(crate) use apply::Applied;
@@ -46,7 +46,7 @@ use build::Built;
 pub(crate) use build::SELECTOR;
 use dereference::Observed;
 pub(crate) use dereference::{Rollout, rollout};
-use plan::{Plan, Step, Way};
+use plan::{Plan, Step, Target, Way};
 use update_status::{Outcome, Progress};
 use validate::Valid;
 pub(crate) use validate::check;
@@ -83,22 +83,22 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
         }
     };
     let built = build::build(&valid)?;
-    if !removal::hold(&context, dataplane).await? {
-        return Ok(Done::Ok);
+    match removal::hold(&context, dataplane).await {
+        Ok(true) => {}
+        Ok(false) => return Ok(Done::Ok),
+        Err(error) => {
+            let progress = Progress::standing(known(&context, dataplane), &observed);
+            tell(&context, dataplane, &error, &progress, &observed).await;
+            return Err(error);
+        }
     }
     // What it holds while it waits is large.
     let rolled_out = Box::pin(roll_out(&context, dataplane, &valid, &built, &mut observed));
     let mut progress = match rolled_out.await {
         Ok(progress) => progress,
         Err(error) => {
-            // An API server that is away or busy is no fault of the object; a refusal stays until somebody acts.
-            if matches!(error.category(), Category::Rejected | Category::Forbidden) {
-                let outcome = Outcome::Failed(error.to_string());
-                let progress = Progress::standing(known(&context, dataplane), &observed);
-                if let Err(error) = update_status::update(&context, dataplane, &outcome, &progress, &observed).await {
-                    tracing::warn!(%error, "failed to say why the DaemonSet was not applied");
-                }
-            }
+            let progress = Progress::standing(known(&context, dataplane), &observed);
+            tell(&context, dataplane, &error, &progress, &observed).await;
             return Err(error);
         }
     };
@@ -106,9 +106,10 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
     if progress.step == Step::Done && is_somewhere {
         progress.rollout.good_revision.clone_from(&progress.rollout.revision);
     }
-    update_status::update(&context, dataplane, &Outcome::Applied, &progress, &observed).await?;
     if let Step::Replace { pods, .. } = &progress.step {
-        apply::replace(&context, pods).await?;
+        replace(&context, dataplane, pods, &progress, &observed).await?;
+    } else {
+        update_status::update(&context, dataplane, &Outcome::Applied, &progress, &observed).await?;
     }
     let RolloutStatus {
         revision,
@@ -116,12 +117,52 @@ pub(crate) async fn reconcile(object: Arc<DeserializeGuard<Dataplane>>, context:
         ..
     } = &progress.rollout;
     let kept = [&built.revision.name, revision, good_revision].map(|name| build::config_map_of(name));
-    let has_orphans = apply::delete_orphans(&context, &kept, &observed).await?;
+    let has_orphans = apply::delete_orphans(&context, &kept, &observed).await;
     Ok(match progress.step {
         Step::Wait { again: Some(after), .. } => Done::Again(after),
         _ if has_orphans => Done::Again(apply::ORPHANED),
         _ => Done::Ok,
     })
+}
+
+/// Says whose turn it is, then deletes their pods. While that was refused before, it is said until it works.
+async fn replace(
+    context: &Context,
+    dataplane: &Dataplane,
+    pods: &[Target],
+    progress: &Progress,
+    observed: &Observed,
+) -> Result<(), Error> {
+    let halted = Progress {
+        step: Step::waiting("the rollout is halted, for a pod could not be deleted"),
+        ..progress.clone()
+    };
+    let refused = update_status::apply_failure(dataplane);
+    let (outcome, said) = match &refused {
+        Some(why) => (Outcome::Failed(why.clone()), &halted),
+        None => (Outcome::Applied, progress),
+    };
+    update_status::update(context, dataplane, &outcome, said, observed).await?;
+    if let Err(error) = apply::replace(context, pods).await {
+        tell(context, dataplane, &error, &halted, observed).await;
+        return Err(error);
+    }
+    if refused.is_some() {
+        update_status::update(context, dataplane, &Outcome::Applied, progress, observed).await?;
+    }
+    Ok(())
+}
+
+/// Says in the status that the API server refused something, which stays so until somebody acts. That it is away or busy
+/// is no fault of the object.
+async fn tell(context: &Context, dataplane: &Dataplane, error: &Error, progress: &Progress, observed: &Observed) {
+    if !error.is_refusal() {
+        return;
+    }
+    let outcome = Outcome::Failed(error.to_string());
+    if let Err(error) = update_status::update(context, dataplane, &outcome, progress, observed).await {
+        tracing::warn!(%error, "failed to say what the API server refused");
+    }
 }
 
 /// What is known of the rollout: the copy of the object may be older than what was written last.

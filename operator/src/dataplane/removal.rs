@@ -53,11 +53,24 @@ pub(super) async fn hold(context: &Context, dataplane: &Dataplane) -> Result<boo
 /// One step towards the end.
 pub(super) async fn remove(context: &Context, object: &DeserializeGuard<Dataplane>) -> Result<Done, Error> {
     let observed = super::dereference::dereference(context);
+    let result = advance(context, object, &observed).await;
+    if let Err(error) = &result
+        && error.is_refusal()
+    {
+        let step = Step::Stuck { why: error.to_string() };
+        if let Err(error) = tell(context, object, &step, &observed).await {
+            tracing::warn!(%error, "failed to say why the removal is stuck");
+        }
+    }
+    result
+}
+
+async fn advance(context: &Context, object: &DeserializeGuard<Dataplane>, observed: &Observed) -> Result<Done, Error> {
     let holds = |ours: &str| object.finalizers().iter().any(|held| held == ours);
     let (finalizer, step) = if holds(NODES) {
-        (NODES, clean_nodes(context, object, &observed).await?)
+        (NODES, clean_nodes(context, object, observed).await?)
     } else if holds(DAEMONS) {
-        (DAEMONS, take_down(context, &observed).await?)
+        (DAEMONS, take_down(context, observed).await?)
     } else {
         return Ok(Done::Ok);
     };
@@ -68,10 +81,11 @@ pub(super) async fn remove(context: &Context, object: &DeserializeGuard<Dataplan
     match step {
         Step::Done => release(context, object, finalizer).await?,
         step => {
-            tell(context, object, &step, &observed).await?;
+            // Told when it is done, so that a refusal is not taken back with each attempt.
             if let Step::Replace { pods, .. } = &step {
                 apply::replace(context, pods).await?;
             }
+            tell(context, object, &step, observed).await?;
         }
     }
     Ok(done)

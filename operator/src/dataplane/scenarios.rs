@@ -348,6 +348,34 @@ async fn config_maps_that_no_pod_mounts_are_deleted() {
     assert_eq!(deleted, ["DELETE configmaps/wardline-node-older"]);
 }
 
+#[tokio::test]
+async fn a_config_map_that_may_not_be_deleted_stops_nothing_and_is_tried_again() {
+    let api = FakeApi::default()
+        .answer("/daemonsets/wardline-node", 200, rolled_out(2, 1))
+        .answer(
+            "/configmaps/wardline-node-older",
+            403,
+            failure(403, "no right to delete"),
+        );
+    let caches = Cached {
+        config_maps: vec![cached("wardline-node-older")],
+        ..fleet(&[("node1", "old")])
+    };
+    let context = api.context(caches.caches());
+    let long_ago = Instant::now().checked_sub(2 * ORPHANED).unwrap();
+    lock(&context.orphans).insert("wardline-node-older".into(), long_ago);
+    let done = reconcile(dataplane(&json!({}), &Value::Null), Arc::clone(&context))
+        .await
+        .unwrap();
+    assert!(
+        api.summaries()
+            .contains(&"DELETE configmaps/wardline-node-older".to_owned())
+    );
+    assert!(matches!(done, Done::Again(_)), "{done:?}");
+    let tried = lock(&context.orphans)["wardline-node-older"];
+    assert!(tried > long_ago, "not with each look");
+}
+
 fn replaced(sent: &[Sent]) -> Vec<String> {
     let pods = sent
         .iter()

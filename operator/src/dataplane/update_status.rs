@@ -3,7 +3,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
-use wardline_crds::condition::{NewCondition, Status, set_condition};
+use wardline_crds::condition::{NewCondition, Status, find, set_condition};
 use wardline_crds::{Dataplane, DataplaneNodeCounts, DataplaneStatus, FailedRollout, RolloutStatus};
 
 use super::Rollout;
@@ -19,6 +19,7 @@ use crate::status;
 /// Reasons that stand in several conditions.
 const ROLLED_BACK: &str = "RolledBack";
 const STUCK: &str = "RolloutStuck";
+const APPLY_FAILED: &str = "ApplyFailed";
 const REMOVING: &str = "Removing";
 const REMOVAL_STUCK: &str = "RemovalStuck";
 
@@ -285,7 +286,7 @@ fn progressing(outcome: &Outcome, progress: &Progress, set: &Rollout, updated: i
 fn degraded(outcome: &Outcome, progress: &Progress, nodes: &Nodes) -> Finding {
     match (outcome, &progress.rollout.failed, &progress.step) {
         (Outcome::Refused(message), ..) => (Status::True, "InvalidDataplane", message.clone()),
-        (Outcome::Failed(message), ..) => (Status::True, "ApplyFailed", message.clone()),
+        (Outcome::Failed(message), ..) => (Status::True, APPLY_FAILED, message.clone()),
         (Outcome::Applied, Some(failed), _) => (Status::True, ROLLED_BACK, taken_back(failed)),
         (Outcome::Applied, None, Step::GiveUp { node, why }) => (Status::True, STUCK, format!("{node}: {why}")),
         (Outcome::Applied, None, Step::Stuck { why }) => (Status::True, STUCK, why.clone()),
@@ -307,6 +308,13 @@ fn stalled(outcome: &Outcome, progressing: &Finding, degraded: &Finding) -> Find
         }
         _ => (Status::False, "AsExpected", String::new()),
     }
+}
+
+/// What the API server refused, by the status as it stands.
+pub(super) fn apply_failure(dataplane: &Dataplane) -> Option<String> {
+    let conditions = &dataplane.status.as_ref()?.conditions;
+    let degraded = find(conditions, "Degraded").filter(|found| found.reason == APPLY_FAILED)?;
+    Some(degraded.message.clone())
 }
 
 fn taken_back(failed: &FailedRollout) -> String {

@@ -50,6 +50,57 @@ async fn it_is_held_before_anything_comes_to_the_nodes() {
         (done, api.summaries()),
         (Done::Ok, vec!["PATCH dataplanes/default".to_owned()])
     );
+    // Where there is no right to hold it, nothing is done, and it says so.
+    let api = FakeApi::default().answer("/dataplanes/default", 403, failure(403, "no right to patch"));
+    reconcile(object(), api.context(Cached::default().caches()))
+        .await
+        .unwrap_err();
+    let status = patched_status(&api.take());
+    assert_eq!(condition(&status, "Stalled"), "True/ApplyFailed");
+    assert_eq!(
+        condition_message(&status, "Degraded"),
+        "failed to set the finalizers of Dataplane default: no right to patch"
+    );
+}
+
+#[tokio::test]
+async fn a_removal_that_is_refused_says_why_it_is_stuck() {
+    let refused = |path| {
+        FakeApi::default()
+            .answer(path, 403, failure(403, "no right to"))
+            .answer("/daemonsets/wardline-node", 200, daemon_set_of("removal", 1))
+    };
+    for (path, finalizers, revision, what) in [
+        (
+            "/pods/pod-node1",
+            &FINALIZERS[..],
+            "good",
+            "delete Pod wardline-system/pod-node1",
+        ),
+        (
+            "/dataplanes/default",
+            &FINALIZERS[..],
+            "removal",
+            "set the finalizers of Dataplane default",
+        ),
+        (
+            "/daemonsets/wardline-node",
+            &FINALIZERS[1..],
+            "removal",
+            "delete DaemonSet wardline-node",
+        ),
+    ] {
+        let api = refused(path);
+        let context = api.context(fleet(&[("node1", revision)]).caches());
+        let error = reconcile(deleted(finalizers), context).await.unwrap_err();
+        assert_eq!(error.category(), Category::Forbidden, "{what}");
+        let status = patched_status(&api.take());
+        assert_eq!(condition(&status, "Stalled"), "True/RemovalStuck", "{what}");
+        assert_eq!(
+            condition_message(&status, "Degraded"),
+            format!("failed to {what}: no right to")
+        );
+    }
 }
 
 /// A DaemonSet whose pods are of that revision.

@@ -206,3 +206,48 @@ async fn nobody_is_replaced_before_the_template_is_known() {
         .unwrap();
     assert_eq!(replaced(&api.take()), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_pod_that_may_not_be_deleted_is_told_until_it_can() {
+    let refusing = || {
+        FakeApi::default()
+            .answer("/daemonsets/wardline-node", 200, rolled_out(1, 1))
+            .answer("/pods/pod-node1", 403, failure(403, "no right to delete"))
+    };
+    let step = async |api: FakeApi, status: &Value| {
+        let context = api.context(fleet(&[("node1", "old")]).caches());
+        let result = reconcile(dataplane(&json!({}), status), context).await;
+        (result, api.take())
+    };
+    let (result, sent) = step(
+        refusing(),
+        &json!({"rollout": {"revision": "old", "goodRevision": "old"}}),
+    )
+    .await;
+    assert_eq!(result.unwrap_err().category(), Category::Forbidden);
+    let status = patched_status(&sent);
+    assert_eq!(condition(&status, "Stalled"), "True/ApplyFailed");
+    assert_eq!(condition(&status, "Progressing"), "False/Halted");
+    let message = condition_message(&status, "Degraded");
+    assert_eq!(
+        message,
+        "failed to delete Pod wardline-system/pod-node1: no right to delete"
+    );
+
+    // Still: nobody is told that it is well in between.
+    let (result, sent) = step(refusing(), &status).await;
+    result.unwrap_err();
+    let statuses = sent.iter().filter(|sent| sent.path.ends_with("/status"));
+    for sent in statuses {
+        assert_eq!(condition(&sent.body["status"], "Stalled"), "True/ApplyFailed");
+    }
+    assert!(!sent.iter().any(|sent| sent.summary() == "EVENT Recovered"), "{sent:?}");
+
+    let allowing = FakeApi::default().answer("/daemonsets/wardline-node", 200, rolled_out(1, 1));
+    let (result, sent) = step(allowing, &status).await;
+    result.unwrap();
+    assert_eq!(replaced(&sent), ["DELETE pods/pod-node1 node1-old"]);
+    let status = patched_status(&sent);
+    assert_eq!(condition(&status, "Stalled"), "False/AsExpected");
+    assert_eq!(condition(&status, "Progressing"), "True/RollingOut");
+}
