@@ -29,8 +29,8 @@ pub struct Args {
     #[arg(long, env = "POD_NAMESPACE", default_value = "wardline-system")]
     pub namespace: String,
 
-    /// Name of this replica in the lease and in Events
-    #[arg(long, env = "POD_NAME", default_value = "wardline-operator")]
+    /// Name of this replica in the lease and in Events [default: the host's name and the process's id]
+    #[arg(long, env = "POD_NAME", default_value_t = process_name(), hide_default_value = true)]
     pub pod_name: String,
 
     /// Image of the node daemon: REPOSITORY[:TAG][@DIGEST]; spec.daemon.image overrides its parts
@@ -64,6 +64,13 @@ pub struct Args {
     /// How messages are written
     #[arg(long, env = "WARDLINE_LOG_FORMAT", default_value = "json")]
     pub log_format: LogFormatArg,
+}
+
+/// A name that no other process has: whoever finds its own in the lease leads.
+fn process_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = Some(host.trim()).filter(|host| !host.is_empty());
+    format!("{}-{}", host.unwrap_or("wardline-operator"), std::process::id())
 }
 
 #[derive(Subcommand, Debug, Clone)]
@@ -160,6 +167,9 @@ mod tests {
         Args::command().debug_assert();
         let args = Args::try_parse_from(["wardline-operator", "--daemon-image", "r.example/w:1"]).unwrap();
         assert_eq!(args.daemon_image.to_string(), "r.example/w:1");
+        let id = format!("-{}", std::process::id());
+        let name = args.pod_name.strip_suffix(&id).unwrap();
+        assert!(!name.is_empty(), "two processes outside of pods both lead");
         assert!(Args::try_parse_from(["wardline-operator", "--daemon-image", ":1"]).is_err());
         let args = Args::try_parse_from(["wardline-operator", "remove", "--timeout-seconds", "5"]).unwrap();
         assert!(matches!(
