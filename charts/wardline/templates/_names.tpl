@@ -74,10 +74,12 @@ imagePullSecrets:
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.operator.tolerations }}
 tolerations:
+  - key: node-role.kubernetes.io/control-plane
+    operator: Exists
+  {{- with .Values.operator.tolerations }}
   {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- end }}
 securityContext:
   runAsNonRoot: true
   runAsUser: 65532
