@@ -95,30 +95,36 @@ async fn blocked(peer: &Peer) -> Result<()> {
 
 async fn status(patience: Duration) -> Result<()> {
     let client = Client::try_default().await.context("failed to find the API server")?;
+    wait_until_well(client, patience).await
+}
+
+async fn wait_until_well(client: Client, patience: Duration) -> Result<()> {
     let dataplanes: Api<Dataplane> = Api::all(client.clone());
     let nodes: Api<DataplaneNode> = Api::all(client);
     let began = Instant::now();
     loop {
-        let dataplane = dataplanes
-            .get("default")
-            .await
-            .context("failed to get Dataplane default")?;
-        let nodes = nodes
-            .list(&ListParams::default())
-            .await
-            .context("failed to list DataplaneNodes")?;
-        match is_well(&dataplane, &nodes.items) {
-            Ok(()) => {
-                println!(
-                    "Dataplane default is Ready; {} nodes are Ready and Verified",
-                    nodes.items.len()
-                );
+        match look(&dataplanes, &nodes).await {
+            Ok(count) => {
+                println!("Dataplane default is Ready; {count} nodes are Ready and Verified");
                 return Ok(());
             }
             Err(error) if began.elapsed() >= patience => bail!("{error:#}, after {} s", patience.as_secs()),
             Err(_) => sleep(PAUSE).await,
         }
     }
+}
+
+/// How many nodes are well.
+///
+/// # Errors
+/// When not all is well, or the API server does not say.
+async fn look(dataplanes: &Api<Dataplane>, nodes: &Api<DataplaneNode>) -> Result<usize> {
+    let dataplane = dataplanes.get("default").await;
+    let dataplane = dataplane.context("failed to get Dataplane default")?;
+    let nodes = nodes.list(&ListParams::default()).await;
+    let nodes = nodes.context("failed to list DataplaneNodes")?;
+    is_well(&dataplane, &nodes.items)?;
+    Ok(nodes.items.len())
 }
 
 /// # Errors
@@ -163,9 +169,12 @@ fn is_true(whose: &str, conditions: &[Condition], wanted: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use serde_json::json;
 
     use super::*;
+    use crate::testing::{FakeApi, Reply, list};
 
     fn conditions(all: &[(&str, &str)]) -> serde_json::Value {
         all.iter()
@@ -218,6 +227,29 @@ mod tests {
             assert!(error.contains(told), "{told}: {error}");
         }
         is_well(&dataplane(2, 1, "True"), &[node("True", "True")]).unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_is_away_for_a_moment_is_waited_for() {
+        let asked = AtomicUsize::new(0);
+        let api = FakeApi::default()
+            .reply("/dataplanes/default", move |_| {
+                if asked.fetch_add(1, Ordering::Relaxed) == 0 {
+                    return Reply::Reset;
+                }
+                Reply::Json(200, serde_json::to_value(dataplane(2, 1, "True")).unwrap())
+            })
+            .reply("/dataplanenodes", |_| {
+                Reply::Json(200, list(vec![serde_json::to_value(node("True", "True")).unwrap()]))
+            });
+        wait_until_well(api.client(), Duration::from_secs(60)).await.unwrap();
+
+        let api = FakeApi::default().reply("/dataplanes/default", |_| Reply::Reset);
+        let error = wait_until_well(api.client(), Duration::ZERO).await.unwrap_err();
+        assert!(
+            error.to_string().contains("failed to get Dataplane default"),
+            "{error:#}"
+        );
     }
 
     #[tokio::test]
