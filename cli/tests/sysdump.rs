@@ -122,6 +122,10 @@ fn workload(name: &str) -> Value {
     json!({"metadata": metadata(name), "spec": {"replicas": 1, "template": template}, "status": {"readyReplicas": 1}})
 }
 
+fn event(name: &str, reason: &str, about: &Value) -> Value {
+    json!({"metadata": metadata(name), "reason": reason, "message": "node1: it crashes", "involvedObject": about})
+}
+
 fn answer(path: &str) -> Answer {
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     if path.ends_with("/log") {
@@ -161,7 +165,7 @@ fn answer(path: &str) -> Answer {
             "metadata": metadata("node1"),
             "spec": {"podCIDRs": ["10.0.0.0/24"], "providerID": SECRET, "taints": [{"key": "t", "value": SECRET}]},
             "status": {
-                "nodeInfo": {"kernelVersion": "6.18.1"}, "images": [{"names": [SECRET]}],
+                "nodeInfo": {"kernelVersion": "6.18.1", "machineID": SECRET, "systemUUID": SECRET, "bootID": SECRET}, "images": [{"names": [SECRET]}],
                 "volumesAttached": [{"name": SECRET}], "config": {"error": SECRET},
                 "conditions": [{"type": "Ready", "status": "True", "message": SECRET}],
             },
@@ -183,10 +187,23 @@ fn answer(path: &str) -> Answer {
         "/apis/networking.k8s.io/v1/networkpolicies" => list(vec![
             json!({"metadata": metadata("web-takes"), "spec": {"podSelector": {"matchLabels": {"app": "web"}}}}),
         ]),
-        "/api/v1/events" | "/api/v1/namespaces/wardline-system/events" => list(vec![json!({
-            "metadata": metadata("event"), "reason": "RolledBack", "message": "node1: it crashes",
-            "involvedObject": {"kind": "Dataplane", "name": "default", "fieldPath": SECRET},
-        })]),
+        "/api/v1/events" | "/api/v1/namespaces/wardline-system/events" => list(vec![
+            event(
+                "about-ours",
+                "RolledBack",
+                &json!({"apiVersion": "wardline.io/v1alpha1", "kind": "Dataplane", "name": "default", "fieldPath": SECRET}),
+            ),
+            event(
+                "about-a-pod-of-ours",
+                "BackOff",
+                &json!({"apiVersion": "v1", "kind": "Pod", "name": "wardline-node-x"}),
+            ),
+            event(
+                "about-another",
+                SECRET,
+                &json!({"apiVersion": "v1", "kind": "Pod", "name": "guest"}),
+            ),
+        ]),
         path if path.ends_with("/proxy/metrics") => Answer::Text("wardline_log_stopped 0\n".into()),
         path if path.contains("wardline.io/v1alpha1") => list(vec![
             json!({"metadata": metadata("default"), "spec": {}, "status": {}, "data": SECRET}),
@@ -268,7 +285,7 @@ fn there_is_no_secret_in_it() {
         "web"
     );
     assert_eq!(read("nodes.json")[0]["status"]["nodeInfo"]["kernelVersion"], "6.18.1");
-    assert_eq!(read("events.json").as_array().unwrap().len(), 1, "each once");
+    assert_eq!(read("events.json").as_array().unwrap().len(), 2, "each once");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! The fields of each kind that go into the archive. docs/operations.md says the same in words.
 //!
 //! Whatever a field of free text may hold, somebody puts a password into: so there are no annotations, no environment, no
-//! arguments, no volumes, and of what users run no messages either.
+//! arguments, no volumes of users' pods, and of what users run no messages either.
 
 type Fields = &'static [&'static str];
 
@@ -125,7 +125,12 @@ pub(super) const NODE: Fields = &[
     "spec.taints[].effect",
     "status.addresses",
     "status.allocatable",
-    "status.nodeInfo",
+    "status.nodeInfo.architecture",
+    "status.nodeInfo.containerRuntimeVersion",
+    "status.nodeInfo.kernelVersion",
+    "status.nodeInfo.kubeletVersion",
+    "status.nodeInfo.osImage",
+    "status.nodeInfo.operatingSystem",
     "status.conditions[].type",
     "status.conditions[].status",
     "status.conditions[].reason",
@@ -167,7 +172,7 @@ pub(super) const ENDPOINT_SLICE: Fields = &[
 
 pub(super) const LEASE: Fields = &["spec"];
 
-/// Those about Wardline's own objects, and those that it writes.
+/// Those about Wardline's own objects.
 pub(super) const EVENT: Fields = &[
     "type",
     "reason",
@@ -181,6 +186,7 @@ pub(super) const EVENT: Fields = &[
     "reportingComponent",
     "reportingInstance",
     "source",
+    "involvedObject.apiVersion",
     "involvedObject.kind",
     "involvedObject.namespace",
     "involvedObject.name",

@@ -28,6 +28,8 @@ pub(super) struct Listed {
     /// Path and query at the API server; several where one query cannot say it.
     paths: Vec<String>,
     fields: &'static [&'static [&'static str]],
+    /// Of what these queries find.
+    is_wanted: fn(&Value) -> bool,
 }
 
 /// All lists, the most telling first.
@@ -37,6 +39,7 @@ pub(super) fn all(namespace: &str) -> Vec<Listed> {
         what,
         paths: vec![path.to_owned()],
         fields,
+        is_wanted: |_| true,
     };
     let within = |group: &str, plural: &str, query: &str| format!("{group}/namespaces/{namespace}/{plural}?{query}");
     let wardline = "/apis/wardline.io/v1alpha1";
@@ -96,13 +99,12 @@ pub(super) fn all(namespace: &str) -> Vec<Listed> {
         ),
         Listed {
             file: "events.json",
-            what: "Events about Wardline's objects, and those that it writes",
+            what: "Events about Wardline's objects",
             paths: vec![
                 within("/api/v1", "events", ""),
                 "/api/v1/events?fieldSelector=involvedObject.apiVersion%3Dwardline.io/v1alpha1".to_owned(),
-                "/api/v1/events?fieldSelector=reportingComponent%3Dwardline-operator".to_owned(),
-                "/api/v1/events?fieldSelector=reportingComponent%3Dwardline-node".to_owned(),
             ],
+            is_wanted: is_about_ours,
             fields: &[METADATA, EVENT],
         },
         listed("nodes.json", "Nodes", "/api/v1/nodes", &[METADATA, NODE]),
@@ -134,6 +136,15 @@ pub(super) fn all(namespace: &str) -> Vec<Listed> {
     ]
 }
 
+/// Whether an Event is about an object of Wardline: its message may be anything where it is about somebody else's.
+fn is_about_ours(event: &Value) -> bool {
+    let begins = |field: &str, with| {
+        let text = event["involvedObject"][field].as_str();
+        text.is_some_and(|text| text.starts_with(with))
+    };
+    begins("apiVersion", "wardline.io/") || begins("name", "wardline-")
+}
+
 impl Listed {
     /// What is left of all objects, as a JSON list; each once.
     pub(super) async fn read(&self, client: &Client) -> anyhow::Result<Vec<u8>> {
@@ -143,7 +154,7 @@ impl Listed {
         for path in &self.paths {
             pages(client, path, |object| {
                 let uid = object["metadata"]["uid"].as_str().map(str::to_owned);
-                if uid.is_none_or(|uid| seen.insert(uid)) {
+                if (self.is_wanted)(object) && uid.is_none_or(|uid| seen.insert(uid)) {
                     objects.push(reduction.of(object));
                 }
             })
