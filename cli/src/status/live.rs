@@ -4,7 +4,7 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kube::Client;
 use tokio::time::Instant;
 
@@ -114,15 +114,20 @@ fn append(args: &StatusArgs, found: &Found, out: &mut dyn Write) -> anyhow::Resu
 /// Looks until it is as waited for, or the time is over: what was seen last, and whether it was so.
 ///
 /// # Errors
-/// When whoever asks has no right to, or nothing could be seen when the time was over.
+/// When whoever asks has no right to, or nothing could be seen all the time.
 pub(super) async fn wait(client: &Client, args: &StatusArgs, awaited: Awaited) -> anyhow::Result<(Found, Outcome)> {
     let deadline = Instant::now() + args.timeout.0;
     let mut last = None;
+    let mut trouble = None;
     loop {
         match tokio::time::timeout_at(deadline, find(client, args, None)).await {
             Ok(Ok(found)) if is_so(&found.report, awaited) => return Ok((found, Outcome::Well)),
             Ok(Err(error)) if is_forbidden(&error) => return Err(error),
-            Ok(found) => last = Some(found),
+            Ok(Ok(found)) => {
+                last = Some(found);
+                trouble = None;
+            }
+            Ok(Err(error)) => trouble = Some(error),
             Err(_) => break,
         }
         let next = Instant::now() + args.interval.0.max(SHORTEST);
@@ -132,9 +137,16 @@ pub(super) async fn wait(client: &Client, args: &StatusArgs, awaited: Awaited) -
         tokio::time::sleep_until(next).await;
     }
     let late = format!("not within {} s", args.timeout.0.as_secs());
-    let found = last.with_context(|| format!("{late}: the API server does not answer"))?;
-    let found = found.with_context(|| late.clone())?;
-    eprintln!("wardline: {late}");
+    let Some(found) = last else {
+        return Err(match trouble {
+            Some(error) => error.context(late),
+            None => anyhow!("{late}: the API server does not answer"),
+        });
+    };
+    match trouble {
+        Some(error) => eprintln!("wardline: {late}; as it was then: {error:#}"),
+        None => eprintln!("wardline: {late}"),
+    }
     Ok((found, Outcome::Problems))
 }
 
