@@ -242,7 +242,7 @@ mod tests {
             .reply("/dataplanenodes", |_| {
                 Reply::Json(200, list(vec![serde_json::to_value(node("True", "True")).unwrap()]))
             });
-        wait_until_well(api.client(), Duration::from_secs(60)).await.unwrap();
+        wait_until_well(api.client(), Duration::from_mins(1)).await.unwrap();
 
         let api = FakeApi::default().reply("/dataplanes/default", |_| Reply::Reset);
         let error = wait_until_well(api.client(), Duration::ZERO).await.unwrap_err();
