@@ -174,6 +174,7 @@ fn rights_that_are_missing_are_told() {
 
 #[test]
 fn one_waits_until_it_is_so_or_the_time_is_over() {
+    static LOOKS: AtomicUsize = AtomicUsize::new(0);
     static ASKED: AtomicUsize = AtomicUsize::new(0);
     let later = |path: &str| {
         let is_lease = path.ends_with("/leases/wardline-operator");
@@ -208,7 +209,6 @@ fn one_waits_until_it_is_so_or_the_time_is_over() {
     assert_eq!(code, 2);
 
     // Seen once, not well, and nothing since.
-    static LOOKS: AtomicUsize = AtomicUsize::new(0);
     let down_since = |path: &str| match path {
         path if path.contains("/dataplanes") && LOOKS.fetch_add(1, Ordering::Relaxed) > 0 => {
             Answer::Refused(500, "it is down".into())
