@@ -222,6 +222,21 @@ fn one_waits_until_it_is_so_or_the_time_is_over() {
 }
 
 #[test]
+fn a_wait_whose_last_looks_fail_shows_the_one_before() {
+    static LOOKS: AtomicUsize = AtomicUsize::new(0);
+    let down_since = |path: &str| match path {
+        path if path.contains("/dataplanes") && LOOKS.fetch_add(1, Ordering::Relaxed) > 0 => {
+            Answer::Refused(500, "it is down".into())
+        }
+        path if path.ends_with("/leases/wardline-operator") => Answer::Refused(404, "there is none".into()),
+        path => all_well(path),
+    };
+    let (text, code) = status(down_since, "--wait --interval 0s --timeout 1s");
+    assert!(text.contains("there is no Lease") && code == 1, "{text}");
+    assert!(LOOKS.load(Ordering::Relaxed) > 1);
+}
+
+#[test]
 fn who_watches_on_a_pipe_is_told_of_changes_alone() {
     static LOOKED: AtomicUsize = AtomicUsize::new(0);
     let changes = |path: &str| {
