@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use axum::body::{Bytes, HttpBody};
 use http::header::RETRY_AFTER;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use kube::client::Body;
 use kube::{Client, Config};
 use thiserror::Error;
@@ -64,7 +64,9 @@ where
                     ?hold,
                     "the API server asks to be left alone"
                 );
-                *lock(&held_until) = Some(Instant::now() + hold);
+                let until = Some(Instant::now() + hold);
+                let mut held_until = lock(&held_until);
+                *held_until = until.max(*held_until);
             }
             Ok::<_, BoxError>(answer)
         }
@@ -72,10 +74,55 @@ where
     Client::new(service, "default")
 }
 
-/// RFC 9110, 10.2.3; API servers give seconds, never a date.
+/// RFC 9110, 10.2.3; API servers give seconds, never a date. What it says of anything but being busy or away is about one
+/// object, and no cause to leave all the others alone.
 fn retry_after<B>(answer: &Response<B>) -> Option<Duration> {
-    let is_refusal = answer.status().is_client_error() || answer.status().is_server_error();
-    let header = answer.headers().get(RETRY_AFTER).filter(|_| is_refusal)?;
+    let is_busy = matches!(
+        answer.status(),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+    );
+    let header = answer.headers().get(RETRY_AFTER).filter(|_| is_busy)?;
     let seconds = header.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_HOLD))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body as AnswerBody;
+    use tokio::join;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Asks for these at once, then for another; returns how many seconds all of it took. Answers to `/STATUS/HOLD/DELAY`
+    /// come after DELAY seconds.
+    async fn seconds(first: &str, second: &str) -> u64 {
+        let client = considerate(|request: Request<Body>| async move {
+            let path = request.uri().path().to_owned();
+            let numbers: Vec<u64> = path.split('/').skip(1).map(|part| part.parse().unwrap()).collect();
+            sleep(Duration::from_secs(numbers[2])).await;
+            let answer = Response::builder().status(u16::try_from(numbers[0])?);
+            Ok(answer.header(RETRY_AFTER, numbers[1]).body(AnswerBody::empty())?)
+        });
+        let ask = async |path: &str| {
+            let request = Request::get(path).body(Vec::new()).unwrap();
+            drop(client.request_text(request).await);
+        };
+        let began = Instant::now();
+        join!(ask(first), ask(second));
+        ask("/200/60/0").await;
+        began.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_server_is_left_alone_for_the_longest_that_it_asked_for() {
+        for (first, second, expected) in [
+            ("/429/60/1", "/503/1/2", 61),
+            ("/503/1/1", "/429/60/2", 62),
+            ("/503/600/0", "/200/1/0", 120),
+            ("/409/60/1", "/500/60/1", 1),
+        ] {
+            assert_eq!(seconds(first, second).await, expected, "{first} {second}");
+        }
+    }
 }
