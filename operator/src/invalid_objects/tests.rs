@@ -37,7 +37,8 @@ fn nodes(rows: &[Row<'_>]) -> Nodes {
 
 #[test]
 fn one_change_an_object_and_transition() {
-    let mut known = BTreeMap::new();
+    let mut memory = Memory::default();
+    let mut now = Instant::now();
     let steps: [(&str, &[Row<'_>], &[&str]); 11] = [
         ("nothing", &[("a", true, &[]), ("b", true, &[])], &[]),
         (
@@ -89,18 +90,88 @@ fn one_change_an_object_and_transition() {
         ),
     ];
     for (what, rows, expected) in steps {
-        let found: Vec<String> = changes(&mut known, &nodes(rows))
-            .into_iter()
-            .map(|(key, change)| match change {
-                Change::Invalid(message) => {
-                    format!("Invalid {} {}/{}: {message}", key.kind, key.namespace, key.name)
-                }
-                Change::Valid => format!("Valid {} {}/{}", key.kind, key.namespace, key.name),
-            })
-            .collect();
-        assert_eq!(found, expected, "{what}");
+        assert_eq!(changed(&mut memory, rows, now), expected, "{what}");
+        now += QUIET;
     }
-    assert!(known.is_empty());
+    assert!(memory.known.is_empty());
+}
+
+fn changed(memory: &mut Memory, rows: &[Row<'_>], now: Instant) -> Vec<String> {
+    let changes = memory.changes(&nodes(rows), now).into_iter();
+    changes
+        .map(|(key, change)| match change {
+            Change::Invalid { message, .. } => {
+                format!("Invalid {} {}/{}: {message}", key.kind, key.namespace, key.name)
+            }
+            Change::Valid => format!("Valid {} {}/{}", key.kind, key.namespace, key.name),
+        })
+        .collect()
+}
+
+#[test]
+fn a_node_that_words_it_anew_each_time_is_heard_once_a_minute() {
+    let mut memory = Memory::default();
+    let start = Instant::now();
+    let mut at = |seconds, text: &str| {
+        let invalid: &[&str] = if text.is_empty() { &[] } else { &[text] };
+        changed(
+            &mut memory,
+            &[("a", true, invalid)],
+            start + Duration::from_secs(seconds),
+        )
+    };
+    assert_eq!(at(0, "Pod x/y: one"), ["Invalid Pod x/y: one"]);
+    assert_eq!(at(1, "Pod x/y: two"), Vec::<String>::new());
+    assert_eq!(at(2, ""), ["Valid Pod x/y"], "good news does not wait");
+    assert_eq!(at(3, "Pod x/y: three"), Vec::<String>::new());
+    assert_eq!(
+        at(4, "Pod x/y: one"),
+        ["Invalid Pod x/y: one"],
+        "the same Event once more"
+    );
+    assert_eq!(at(63, "Pod x/y: four"), Vec::<String>::new());
+    assert_eq!(at(64, "Pod x/y: four"), ["Invalid Pod x/y: four"]);
+}
+
+#[test]
+fn what_is_not_a_name_is_ignored() {
+    let long = |length| "a".repeat(length);
+    for (namespace, name, is_name) in [
+        ("shop", "db", true),
+        ("shop", "db.v1-0", true),
+        ("shop", &long(253), true),
+        (&long(63), "db", true),
+        ("shop", &long(254), false),
+        (&long(64), "db", false),
+        ("shop", "", false),
+        ("", "db", false),
+        ("shop", "../../../secrets/db", false),
+        ("shop/pods", "db", false),
+        ("shop.x", "db", false),
+        ("shop", "db?watch=true", false),
+        ("shop", "Db", false),
+        ("shop", "-db", false),
+        ("shop", "db.", false),
+        ("shop", "db\n", false),
+        ("shop", "bücher", false),
+    ] {
+        let invalid = InvalidObject {
+            kind: "Pod".into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            message: "bad".into(),
+        };
+        let report = Report {
+            invalid: vec![invalid],
+            names_all: true,
+            ..Report::default()
+        };
+        let nodes = Nodes::from_reports(BTreeMap::from([("node1".to_owned(), report)]));
+        assert_eq!(named(&nodes).len() == 1, is_name, "{namespace}/{name}");
+        assert_eq!(nodes_without_names(&nodes).is_empty(), is_name, "{namespace}/{name}");
+    }
+    let elsewhere = nodes(&[("a", true, &["Node shop/n: a node is in no namespace"])]);
+    assert!(named(&elsewhere).is_empty());
 }
 
 #[test]
@@ -158,7 +229,7 @@ async fn an_event_is_about_the_object_itself() {
     let event = &sent[1].body;
     assert_eq!(
         (&event["type"], &event["note"]),
-        (&json!("Warning"), &json!("bad port"))
+        (&json!("Warning"), &json!("node1: bad port"))
     );
     let regarding = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": "shop",
         "name": "db", "uid": "u1"});
@@ -166,15 +237,46 @@ async fn an_event_is_about_the_object_itself() {
 }
 
 #[tokio::test]
-async fn without_the_object_there_is_no_event_and_without_its_metadata_there_is_one() {
-    for (code, expected) in [
-        (404, &["GET networkpolicies/db"][..]),
-        (403, &["GET networkpolicies/db", "EVENT InvalidNetworkPolicy"]),
-    ] {
+async fn what_is_not_there_or_cannot_be_asked_for_has_no_event() {
+    for code in [404, 403, 500] {
         let api = FakeApi::default().answer("/networkpolicies/db", code, failure(code, "no"));
         let sent = sent_for(&api, vec![node("node1", true, &[DB])]).await;
-        assert_eq!(sent.iter().map(Sent::summary).collect::<Vec<_>>(), expected, "{code}");
+        assert_eq!(
+            sent.iter().map(Sent::summary).collect::<Vec<_>>(),
+            ["GET networkpolicies/db"],
+            "{code}"
+        );
     }
+}
+
+#[test]
+fn what_could_not_be_said_is_tried_again_in_a_while() {
+    let mut memory = Memory::default();
+    let start = Instant::now();
+    let rows: &[Row<'_>] = &[("a", true, &["Pod x/y: bad"])];
+    assert_eq!(changed(&mut memory, rows, start), ["Invalid Pod x/y: bad"]);
+    let key = memory.known.keys().next().unwrap().clone();
+    memory.forget(&key);
+    assert_eq!(changed(&mut memory, rows, start), Vec::<String>::new());
+    assert_eq!(changed(&mut memory, rows, start + QUIET), ["Invalid Pod x/y: bad"]);
+    memory.forget(&key);
+    let gone: &[Row<'_>] = &[("a", true, &[])];
+    assert_eq!(
+        changed(&mut memory, gone, start + 2 * QUIET),
+        Vec::<String>::new(),
+        "nobody was told that it was wrong"
+    );
+}
+
+#[tokio::test]
+async fn a_note_is_cut() {
+    let metadata = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "db", "uid": "u1"}});
+    let api = FakeApi::default().answer("/networkpolicies/db", 200, metadata);
+    let long = format!("{DB}{}", "t".repeat(600));
+    let sent = sent_for(&api, vec![node("node1", true, &[&long])]).await;
+    let note = sent[1].body["note"].as_str().unwrap();
+    assert_eq!(note.chars().count(), LONGEST_NOTE);
+    assert!(note.starts_with("node1: bad portt"), "{note}");
 }
 
 #[test]
