@@ -75,8 +75,18 @@ impl Event {
 
     /// What it needed: two rights where an object was applied that was not there yet.
     pub fn uses(&self) -> Vec<Use> {
-        let code = self.response_status.as_ref().map_or(0, |answer| answer.code);
-        let Some(object) = self.object_ref.as_ref().filter(|_| code != 403) else {
+        let is_refused = self.code() == 403;
+        if is_refused { Vec::new() } else { self.needs() }
+    }
+
+    fn code(&self) -> u16 {
+        self.response_status.as_ref().map_or(0, |answer| answer.code)
+    }
+
+    /// The same, whether it was allowed or not.
+    pub fn needs(&self) -> Vec<Use> {
+        let code = self.code();
+        let Some(object) = &self.object_ref else {
             return Vec::new();
         };
         let made = (self.verb == "patch" && code == 201).then(|| "create".to_owned());

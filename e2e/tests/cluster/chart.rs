@@ -94,8 +94,17 @@ fn logging_schema(crd: &Value) -> Value {
     schema["properties"]["spec"]["properties"]["logging"]["properties"].clone()
 }
 
-/// Takes a field from the definition of the Dataplane, and gives another one a bound that it no longer has.
+/// Takes a field from the definition of the Dataplane, and gives another one a bound that it no longer has; takes an
+/// annotation from the other definitions.
 fn make_older(lab: &Lab) -> Result<()> {
+    let mut kubectl = wardline::kubectl(lab);
+    kubectl.args([
+        "annotate",
+        "crd",
+        "dataplanenodes.wardline.io",
+        "networkloggings.wardline.io",
+    ]);
+    wardline_e2e::command::output_of(kubectl.arg("helm.sh/resource-policy-"))?;
     let at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/logging/properties";
     let older = json!([
         {"op": "remove", "path": format!("{at}/stdout")},

@@ -46,7 +46,8 @@ async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
         }
         // Whatever came of it, others need it. Nothing is there now: that is where the other way to install begins.
         let installed = applied_twice::installed_by_manifests(lab, &values).await;
-        let reinstalled = wardline::install_chart(lab, &values).await;
+        wardline::upgrade_chart(lab, &values, &["--take-ownership", "--force-conflicts"])?;
+        let reinstalled = wardline::wait_ready(lab).await;
         gone?;
         installed?;
         reinstalled?;

@@ -116,7 +116,7 @@ async fn a_daemon_that_stands_still_is_named_and_waited_for() -> Result<()> {
             Ok(unwell(&screen.last()?).contains(&"node1").then_some(()))
         })
         .await?;
-        let (text, outcome) = run(lab, "status --wait --timeout 3s").await?;
+        let (text, outcome) = run(lab, "status --wait --timeout 15s").await?;
         ensure!(outcome == Outcome::Problems, "{text}");
         drop(stopped);
         let (text, outcome) = run(lab, WAIT).await?;
