@@ -48,7 +48,7 @@ const ELSEWHERE: [(&str, &str, &str); 17] = [
     ("kubectl apply --kustomize", "e2e/tests/chart/manifests.rs", "kustomize"),
     ("kubectl delete dataplane default", "operator/src/remove.rs", "delete"),
     (
-        "kubectl logs job/wardline-removal",
+        "kubectl logs --namespace wardline-system job/wardline-removal",
         "e2e/tests/cluster/removal.rs",
         "wardline::uninstall",
     ),

@@ -70,7 +70,7 @@ async fn told(namespace: &TestNamespace, all: &[(&str, Bad<'_>)], since: Timesta
         let object = lab.get(version, bad.kind, bad.namespace, bad.name).await?;
         let regarding = event.regarding.context("the Event regards nothing")?;
         ensure!(
-            regarding.uid == object.metadata.uid && event.note.as_deref() == Some(CAUSE),
+            regarding.uid == object.metadata.uid && event.note == Some(format!("{NODE}: {CAUSE}")),
             "the Event is not on {bad:?}: {regarding:?}"
         );
     }
