@@ -130,6 +130,9 @@ fn a_daemon_that_does_not_answer_is_named_and_holds_up_nobody() {
     assert!(text.contains(line) && text.ends_with("1 problem\n"), "{text}");
     assert_eq!(code, 1);
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    // Also where less time is given than it takes to know that.
+    let (text, code) = status(|path| well(path).unwrap_or(Answer::Never), "--wait --timeout 1s");
+    assert!(text.contains(line) && code == 1, "{text}");
 
     let refused = |path: &str| well(path).unwrap_or_else(|| Answer::Refused(503, "connection refused".into()));
     let (text, code) = status(refused, "");

@@ -120,7 +120,14 @@ pub(super) async fn wait(client: &Client, args: &StatusArgs, awaited: Awaited) -
     let mut last = None;
     let mut trouble = None;
     loop {
-        match tokio::time::timeout_at(deadline, find(client, args, None)).await {
+        let look = find(client, args, None);
+        // One look is finished, however short the time: a daemon that does not answer takes its own.
+        let seen = if last.is_none() && trouble.is_none() {
+            Ok(look.await)
+        } else {
+            tokio::time::timeout_at(deadline, look).await
+        };
+        match seen {
             Ok(Ok(found)) if is_so(&found.report, awaited) => return Ok((found, Outcome::Well)),
             Ok(Err(error)) if is_forbidden(&error) => return Err(error),
             Ok(Ok(found)) => {
