@@ -14,18 +14,23 @@ impl FromStr for Span {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unit = text.char_indices().last().ok_or(EXPECTED)?;
-        let seconds: u64 = match unit.1 {
-            's' => 1,
-            'm' => 60,
-            'h' => 3600,
-            'd' => 86_400,
-            _ => return Err(EXPECTED),
-        };
-        let number: u64 = text[..unit.0].parse().map_err(|_| EXPECTED)?;
+        let (number, seconds) = number_and_unit(text).ok_or(EXPECTED)?;
         let seconds = number.checked_mul(seconds).ok_or("this is too long")?;
         Ok(Self(Duration::from_secs(seconds)))
     }
+}
+
+/// The number, and how many seconds its unit has.
+pub(crate) fn number_and_unit(text: &str) -> Option<(u64, u64)> {
+    let (at, unit) = text.char_indices().last()?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return None,
+    };
+    Some((text[..at].parse().ok()?, seconds))
 }
 
 /// In its largest unit, as kubectl's AGE.

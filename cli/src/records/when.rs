@@ -6,6 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use wardline_record::Timestamp;
 
+use crate::span;
+
 /// A moment, or so long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct When(pub Timestamp);
@@ -28,15 +30,7 @@ fn parse(text: &str, now: u64) -> Result<u64, &'static str> {
             return Ok(time.0);
         }
     }
-    let unit = text.char_indices().last().ok_or(EXPECTED)?;
-    let seconds: u64 = match unit.1 {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(EXPECTED),
-    };
-    let number: u64 = text[..unit.0].parse().map_err(|_| EXPECTED)?;
+    let (number, seconds) = span::number_and_unit(text).ok_or(EXPECTED)?;
     Ok(now.saturating_sub(number.saturating_mul(seconds).saturating_mul(1_000_000_000)))
 }
 
