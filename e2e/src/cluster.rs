@@ -271,6 +271,30 @@ impl LabNode<'_> {
     }
 }
 
+impl<'a> LabNode<'a> {
+    /// Stops a process of the node until the result is dropped.
+    pub fn stop(self, pid: &str) -> Result<Stopped<'a>> {
+        self.run(&["busybox", "kill", "-STOP", pid])?;
+        Ok(Stopped {
+            node: self,
+            pid: pid.to_owned(),
+        })
+    }
+}
+
+/// A process that does not run until this is dropped.
+#[derive(Debug)]
+pub struct Stopped<'a> {
+    node: LabNode<'a>,
+    pid: String,
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        let _ = self.node.run(&["busybox", "kill", "-CONT", &self.pid]);
+    }
+}
+
 /// What is served at an address as metrics.
 pub async fn metrics_of(address: &str) -> Result<Metrics> {
     let text = tokio::time::timeout(Duration::from_secs(5), http_get(address, "/metrics"))

@@ -211,6 +211,24 @@ impl Running {
         })
     }
 
+    /// Starts one that sends to a server each `interval`; `how` is the command of `traffic`.
+    async fn paced(
+        pods: &Api<Pod>,
+        pod: &str,
+        name: String,
+        how: &str,
+        server: SocketAddr,
+        protocol: Protocol,
+        interval: Duration,
+    ) -> Result<Self> {
+        let (server, milliseconds) = (server.to_string(), interval.as_millis().to_string());
+        let mut command = vec!["/bin/traffic", how, &server, "--interval", &milliseconds];
+        if protocol == Protocol::Udp {
+            command.push("--udp");
+        }
+        Self::start(pods, pod, name, &command).await
+    }
+
     /// What it has said so far.
     pub(crate) fn events(&self) -> Vec<Said> {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -291,13 +309,8 @@ impl Held {
         protocol: Protocol,
         interval: Duration,
     ) -> Result<Self> {
-        let (server, milliseconds) = (server.to_string(), interval.as_millis().to_string());
-        let mut command = vec!["/bin/traffic", "hold", &server, "--interval", &milliseconds];
-        if protocol == Protocol::Udp {
-            command.push("--udp");
-        }
         let name = format!("{from} -> {server}");
-        let client = Running::start(pods, from, name, &command).await?;
+        let client = Running::paced(pods, from, name, "hold", server, protocol, interval).await?;
         let held = Self { client };
         held.until_echoes(1).await?;
         Ok(held)
@@ -383,13 +396,8 @@ impl Again {
         protocol: Protocol,
         interval: Duration,
     ) -> Result<Self> {
-        let (server, milliseconds) = (server.to_string(), interval.as_millis().to_string());
-        let mut command = vec!["/bin/traffic", "again", &server, "--interval", &milliseconds];
-        if protocol == Protocol::Udp {
-            command.push("--udp");
-        }
         let name = format!("{from} -> {server}, again and again");
-        let client = Running::start(pods, from, name, &command).await?;
+        let client = Running::paced(pods, from, name, "again", server, protocol, interval).await?;
         Ok(Self { client })
     }
 

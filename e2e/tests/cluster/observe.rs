@@ -2,17 +2,16 @@
 //! `wardline observe` from a laptop, and first denies as Events.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser as _;
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
-use wardline_cli::{Cli, Outcome};
+use wardline_cli::Outcome;
 use wardline_e2e::logging;
 use wardline_e2e::namespace::{TestNamespace, with_namespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
@@ -20,6 +19,7 @@ use wardline_e2e::records::Record;
 use wardline_e2e::traffic::Protocol;
 
 use crate::WEB_TAKES_FRIENDS;
+use crate::wardline::{Screen, command, run};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const CLIENTS: [(&str, &str); 4] = [
@@ -38,12 +38,6 @@ spec:
   egress: [{}]
 ";
 
-fn command(namespace: &TestNamespace, arguments: &str) -> Result<Cli> {
-    let kubeconfig = namespace.lab.layout().kubeconfig();
-    let arguments = format!("wardline observe --kubeconfig {} {arguments}", kubeconfig.display());
-    Cli::try_parse_from(arguments.split_whitespace()).context("failed to parse the command line")
-}
-
 /// The lines that are shown, but for those that tell of losses: whose they were nobody knows, so that they fit all.
 fn verdicts(shown: &[u8]) -> Vec<String> {
     let is_verdict = |line: &&str| !line.contains("\"disposition\":\"lost\"");
@@ -53,13 +47,8 @@ fn verdicts(shown: &[u8]) -> Vec<String> {
 
 /// `wardline observe`, which runs to its end.
 async fn observe(namespace: &TestNamespace, arguments: &str) -> Result<(Vec<String>, Outcome)> {
-    let cli = command(namespace, arguments)?;
-    let run = move || {
-        let mut out = Vec::new();
-        let outcome = wardline_cli::run(&cli, &mut io::empty(), &mut out)?;
-        anyhow::Ok((verdicts(&out), outcome))
-    };
-    tokio::task::spawn_blocking(run).await.context("it panicked")?
+    let (text, outcome) = run(&namespace.lab, &format!("observe {arguments}")).await?;
+    Ok((verdicts(text.as_bytes()), outcome))
 }
 
 /// `wardline observe --follow`, as a person watches it.
@@ -68,29 +57,10 @@ struct Watched {
     thread: JoinHandle<Result<Outcome>>,
 }
 
-#[derive(Clone, Default)]
-struct Screen {
-    shown: Arc<Mutex<Vec<u8>>>,
-    is_closed: Arc<AtomicBool>,
-}
-
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.is_closed.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 impl Watched {
     fn start(namespace: &TestNamespace, arguments: &str) -> Result<Self> {
-        let (cli, screen) = (command(namespace, arguments)?, Screen::default());
+        let cli = command(&namespace.lab, &format!("observe {arguments}"))?;
+        let screen = Screen::default();
         let mut out = screen.clone();
         let thread = std::thread::spawn(move || wardline_cli::run(&cli, &mut io::empty(), &mut out));
         Ok(Self { screen, thread })

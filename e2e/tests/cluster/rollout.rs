@@ -10,7 +10,7 @@ use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
-use wardline_e2e::cluster::{Lab, LabNode, SYSTEM_NAMESPACE};
+use wardline_e2e::cluster::{Lab, SYSTEM_NAMESPACE};
 use wardline_e2e::dataplane;
 use wardline_e2e::images;
 use wardline_e2e::layout::{CRASHING_IMAGE, OPEN_IMAGE};
@@ -163,7 +163,9 @@ async fn a_node_that_is_down_holds_up_no_change_and_gets_its_turn() -> Result<()
     with_namespace_alone("down", async |namespace: &TestNamespace| {
         let lab = &namespace.lab;
         let before = daemons(lab).await?;
-        let stopped = Stopped::kubelet(lab.node("node2")?)?;
+        let node = lab.node("node2")?;
+        let kubelet = node.run(&["busybox", "pidof", "kubelet"])?;
+        let stopped = node.stop(kubelet.trim())?;
         wait_until("node2 to be down", PATIENCE, async || {
             let node = lab.get("v1", "Node", "", "node2").await?;
             Ok((!is_true(&node.data["status"], "Ready")).then_some(()))
@@ -198,26 +200,6 @@ async fn a_node_that_is_down_holds_up_no_change_and_gets_its_turn() -> Result<()
         .await
     })
     .await
-}
-
-/// A process that does not run until this is dropped.
-struct Stopped<'a> {
-    node: LabNode<'a>,
-    pid: String,
-}
-
-impl<'a> Stopped<'a> {
-    fn kubelet(node: LabNode<'a>) -> Result<Self> {
-        let pid = node.run(&["busybox", "pidof", "kubelet"])?.trim().to_owned();
-        node.run(&["busybox", "kill", "-STOP", &pid])?;
-        Ok(Self { node, pid })
-    }
-}
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        let _ = self.node.run(&["busybox", "kill", "-CONT", &self.pid]);
-    }
 }
 
 async fn read_status(lab: &Lab) -> Result<Value> {

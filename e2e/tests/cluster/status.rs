@@ -1,62 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `wardline status`: who is well, who is gone, and when they are back.
 
-use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use wardline_cli::Outcome;
-use wardline_e2e::cluster::{Lab, LabNode, SYSTEM_NAMESPACE};
+use wardline_e2e::cluster::{Lab, SYSTEM_NAMESPACE};
 use wardline_e2e::namespace::{TestNamespace, with_namespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
 
-use crate::wardline::{account_with, command, run, says, without_account};
+use crate::wardline::{Screen, account_with, command, run, says, without_account};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const WAIT: &str = "status --wait --timeout 2m";
-
-/// A daemon that does not run until this is dropped; kubelet would kill it after a minute.
-struct Stopped<'a> {
-    node: LabNode<'a>,
-    pid: String,
-}
-
-impl<'a> Stopped<'a> {
-    fn daemon(node: LabNode<'a>) -> Result<Self> {
-        let pid = node.daemon_pid()?.to_string();
-        node.run(&["busybox", "kill", "-STOP", &pid])?;
-        Ok(Self { node, pid })
-    }
-}
-
-impl Drop for Stopped<'_> {
-    fn drop(&mut self) {
-        let _ = self.node.run(&["busybox", "kill", "-CONT", &self.pid]);
-    }
-}
-
-/// What somebody sees who watches, until they have seen enough.
-#[derive(Clone, Default)]
-struct Screen {
-    shown: Arc<Mutex<Vec<u8>>>,
-    is_closed: Arc<AtomicBool>,
-}
-
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.is_closed.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 impl Screen {
     /// The last object that was shown.
@@ -94,7 +54,9 @@ async fn a_daemon_that_stands_still_is_named_and_waited_for() -> Result<()> {
         let watching = std::thread::spawn(move || wardline_cli::run(&cli, &mut io::empty(), &mut out));
         wait_until("a first report", PATIENCE, async || Ok(screen.last().ok())).await?;
 
-        let stopped = Stopped::daemon(lab.node("node1")?)?;
+        let node = lab.node("node1")?;
+        // Kubelet would kill it after a minute.
+        let stopped = node.stop(&node.daemon_pid()?.to_string())?;
         let began = Instant::now();
         let (text, outcome) = run(lab, "status -o json").await?;
         let took = began.elapsed();

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `wardline`, as a person types it.
 
-use std::io;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser as _;
@@ -28,6 +30,26 @@ pub(crate) async fn run(lab: &Lab, arguments: &str) -> Result<(String, Outcome)>
         anyhow::Ok((String::from_utf8_lossy(&out).into_owned(), outcome))
     };
     tokio::task::spawn_blocking(run).await.context("it panicked")?
+}
+
+/// What somebody sees who watches, until they have seen enough.
+#[derive(Clone, Default)]
+pub(crate) struct Screen {
+    pub(crate) shown: Arc<Mutex<Vec<u8>>>,
+    pub(crate) is_closed: Arc<AtomicBool>,
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_closed.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A ServiceAccount of the test's namespace that has the rights of a file of docs/rbac, and no others: what `--as` takes.
