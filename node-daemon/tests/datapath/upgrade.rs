@@ -7,7 +7,7 @@ use std::fs;
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
 use wardline_node::datapath::PinPaths;
-use wardline_policy::model::Direction;
+use wardline_policy::model::{Direction, Objects};
 
 use crate::support::{Life, Node, on_each_node, programs_at};
 use crate::{A, B, Edge, NODE, SERVER, admit, objects, socket};
@@ -19,6 +19,18 @@ fn becomes_another_version(node: &Node) -> PinPaths {
     let others = PinPaths::new(&node.bpffs).others().unwrap();
     assert_eq!(others.len(), 1);
     others.into_iter().next().unwrap()
+}
+
+/// Another version has let A connect.
+fn another_version_has_run(node: &Node) -> Objects {
+    let mut objects = objects();
+    admit(&mut objects, 1, &["a", "b"]);
+    let mut life = node.start(&DaemonConfig::default());
+    life.apply(&node.desired(&objects, NODE));
+    assert!(Edge::of(node, &life).connect(A));
+    drop(life);
+    becomes_another_version(node);
+    objects
 }
 
 fn layouts(node: &Node) -> Vec<String> {
@@ -104,13 +116,7 @@ fn another_version_takes_over_connections_account_and_programs() {
 #[test]
 fn a_life_that_is_killed_while_it_takes_over_is_gone_on_with() {
     on_each_node(1, |node| {
-        let mut objects = objects();
-        admit(&mut objects, 1, &["a", "b"]);
-        let mut life = node.start(&DaemonConfig::default());
-        life.apply(&node.desired(&objects, NODE));
-        assert!(Edge::of(node, &life).connect(A));
-        drop(life);
-        becomes_another_version(node);
+        let objects = another_version_has_run(node);
         // Killed before the first change, and when its pods are its own but what was counted is not written.
         drop(node.start(&DaemonConfig::default()));
         let mut life = node.start(&DaemonConfig::default());
@@ -138,13 +144,7 @@ fn a_life_that_is_killed_while_it_takes_over_is_gone_on_with() {
 #[test]
 fn a_version_that_comes_back_before_the_next_one_had_all_pods_goes_on() {
     on_each_node(1, |node| {
-        let mut objects = objects();
-        admit(&mut objects, 1, &["a", "b"]);
-        let mut life = node.start(&DaemonConfig::default());
-        life.apply(&node.desired(&objects, NODE));
-        assert!(Edge::of(node, &life).connect(A));
-        drop(life);
-        becomes_another_version(node);
+        let objects = another_version_has_run(node);
         let mut life = node.start(&DaemonConfig::default());
         life.apply(&node.desired(&objects, NODE));
         assert!(Edge::of(node, &life).connect(B));
