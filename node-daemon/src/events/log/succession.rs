@@ -76,7 +76,7 @@ impl Succession {
                 }
             }
             self.taking_over.done();
-            tracing::info!("all that another version judged is written; its maps are gone");
+            tracing::info!("all that another version judged is written");
         }
         Ok(())
     }
