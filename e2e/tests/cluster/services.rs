@@ -45,8 +45,9 @@ spec:
 
 const CLIENTS: [&str; 2] = ["client1", "client2"];
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Within which each of two backends must have been given: it fails once in a million.
-const MANY: usize = 20;
+/// Within which each of two backends must have been given. An attempt that is dropped at the client's own edge leaves
+/// nothing behind, and each retransmission is given a backend anew: one in eight attempts finds no way.
+const MANY: usize = 120;
 const FEW: usize = 4;
 
 struct Shop<'a> {
