@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! entry of the CNI plugin     new pods start without it
-//! programs                    packets pass as they would without us
+//! programs                    packets pass as they would without us, connections to Services by kube-proxy's way
 //! records that are left       written, before the tables that hold them go
 //! pins                        and the tables with them
 //! binary of the CNI plugin    nobody calls it any more
@@ -130,10 +130,17 @@ impl Cleanup {
             println!("took the CNI plugin out of {}", list.display());
         }
         let kernel = InKernel::find(&self.bpffs)?;
-        kernel.detach()?;
+        let detached = kernel.detach()?;
         let programs = kernel.links.len() + kernel.filters.len();
         if programs > 0 {
             println!("detached {programs} programs");
+        }
+        if detached.connections > 0 {
+            let connections = detached.connections;
+            println!("{connections} connections to Services go on under the node's own connection tracking");
+        }
+        for error in detached.lost {
+            eprintln!("a pod's connections to Services are lost: {error}");
         }
         self.write_what_is_left();
         kernel.unpin()?;

@@ -19,6 +19,7 @@ pub mod control;
 pub mod datapath;
 pub mod deny_events;
 pub mod events;
+mod host_conntrack;
 pub mod index;
 pub mod interfaces;
 pub mod lock;

@@ -1,32 +1,86 @@
 // SPDX-License-Identifier: Apache-2.0
-//! rtnetlink: requests, one at a time, and notifications.
+//! Netlink: requests, one at a time, and notifications.
 
 use std::io;
+use std::marker::PhantomData;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, NetlinkSerializable,
 };
+use netlink_packet_netfilter::NetfilterMessage;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
 /// How often a dump is tried.
 const ATTEMPTS: usize = 5;
 
-/// A rtnetlink socket of the network namespace that the process is in.
-pub(crate) struct Netlink {
+/// A socket of the network namespace that the process is in, for messages of one family: rtnetlink, where nothing else
+/// is said.
+pub(crate) struct Netlink<M = RouteNetlinkMessage> {
     socket: Socket,
     sequence: u32,
+    messages: PhantomData<M>,
+}
+
+impl Netlink<NetfilterMessage> {
+    pub(crate) fn open_netfilter() -> io::Result<Self> {
+        Self::connect(NETLINK_NETFILTER)
+    }
+}
+
+impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
+    fn connect(family: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(family)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self::over(socket))
+    }
+
+    fn over(socket: Socket) -> Self {
+        Self {
+            socket,
+            sequence: 0,
+            messages: PhantomData,
+        }
+    }
+
+    /// A request that changes something, with `flags` (`NLM_F_*`) beside those of every request.
+    pub(crate) fn change(&mut self, request: M, flags: u16) -> io::Result<()> {
+        self.send(request, NLM_F_ACK | flags)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for message in messages::<M>(&datagram) {
+                let message = message?;
+                if message.header.sequence_number == self.sequence
+                    && let NetlinkPayload::Error(answer) = message.payload
+                {
+                    return answer.code.map_or(Ok(()), |_| Err(answer.to_io()));
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, request: M, flags: u16) -> io::Result<()> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
+        message.finalize();
+        let mut buffer = vec![0; message.buffer_len()];
+        message.serialize(&mut buffer);
+        self.socket.send(&buffer, 0).map(|_| ())
+    }
 }
 
 impl Netlink {
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
+        let netlink = Self::connect(NETLINK_ROUTE)?;
         // Without strict checking the kernel ignores the filters of a dump, the target namespace among them.
-        socket.set_netlink_get_strict_chk(true)?;
-        Ok(Self { socket, sequence: 0 })
+        netlink.socket.set_netlink_get_strict_chk(true)?;
+        Ok(netlink)
     }
 
     /// A socket that receives the notifications of `groups` (`RTNLGRP_*`).
@@ -36,7 +90,7 @@ impl Netlink {
         for group in groups {
             socket.add_membership(*group)?;
         }
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self::over(socket))
     }
 
     /// Waits for notifications. None is an overrun of the socket's buffer: some were missed.
@@ -51,22 +105,6 @@ impl Netlink {
         Ok(messages
             .ok()
             .map(|messages| messages.into_iter().filter_map(inner).collect()))
-    }
-
-    /// A request that changes something, with `flags` (`NLM_F_*`) beside those of every request.
-    pub(crate) fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.send(request, NLM_F_ACK | flags)?;
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            for message in messages(&datagram) {
-                let message = message?;
-                if message.header.sequence_number == self.sequence
-                    && let NetlinkPayload::Error(answer) = message.payload
-                {
-                    return answer.code.map_or(Ok(()), |_| Err(answer.to_io()));
-                }
-            }
-        }
     }
 
     /// All answers to one dump request, asked again when something changed in the middle of them.
@@ -103,28 +141,16 @@ impl Netlink {
             }
         }
     }
-
-    fn send(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.sequence += 1;
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut buffer = vec![0; message.buffer_len()];
-        message.serialize(&mut buffer);
-        self.socket.send(&buffer, 0).map(|_| ())
-    }
 }
 
 /// The messages of a datagram; the first that cannot be read is the last.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<RouteNetlinkMessage>>> + '_ {
+fn messages<M: NetlinkDeserializable>(datagram: &[u8]) -> impl Iterator<Item = io::Result<NetlinkMessage<M>>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         if rest.is_empty() {
             return None;
         }
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other);
+        let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other);
         // Messages are padded to four bytes.
         let length = message
             .as_ref()

@@ -3,22 +3,33 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use kube::api::DeleteParams;
 use libbpf_rs::query::{MapInfoIter, ProgInfoIter};
 use serde_json::Value;
 use wardline_e2e::cluster::{Lab, SYSTEM_NAMESPACE};
 use wardline_e2e::namespace::{TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::{step, wait_until};
-use wardline_e2e::traffic::Protocol;
+use wardline_e2e::traffic::{Attempt, Held, Protocol};
 use wardline_e2e::{footprint, logging, wardline};
 
 use crate::{WEB_TAKES_FRIENDS, applied_twice};
 
 /// How often held connections say something.
 const BEAT: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_mins(1);
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+";
 
 #[tokio::test]
 async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
@@ -32,9 +43,15 @@ async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
         namespace.ready().await?;
         namespace.apply(WEB_TAKES_FRIENDS).await?;
         namespace.until_reach("foe2", "web", false).await?;
+        namespace.apply(SERVICE).await?;
+        let service = namespace.lab.get("v1", "Service", &namespace.name, "web").await?;
+        let front = service.data["spec"]["clusterIP"].as_str().unwrap_or_default();
+        let front: IpAddr = front.parse().context("failed to read the Service's clusterIP")?;
         let mut held = Vec::new();
         for friend in ["friend1", "friend2"] {
             held.push(namespace.hold(friend, "web", Protocol::Tcp, BEAT).await?);
+            // No kube-proxy is there: that these go on is the node's own connection tracking alone.
+            held.push(hold_through_service(namespace, friend, SocketAddr::new(front, 80)).await?);
         }
         let values = wardline::values_in_use(lab)?;
         let printed = wardline::uninstall(lab)?;
@@ -55,6 +72,16 @@ async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
         namespace.until_reach("foe2", "web", false).await
     })
     .await
+}
+
+/// A connection to the Service, as soon as it is served.
+async fn hold_through_service(namespace: &TestNamespace, client: &str, front: SocketAddr) -> Result<Held> {
+    wait_until(&format!("{client} -> {front} to be served"), PATIENCE, async || {
+        let attempt = Attempt::make(&namespace.pods(), client, front, Protocol::Tcp).await?;
+        Ok(attempt.ok.then_some(()))
+    })
+    .await?;
+    Held::open(&namespace.pods(), client, front, Protocol::Tcp, BEAT).await
 }
 
 /// How the cluster is without it.

@@ -327,7 +327,8 @@ impl Former {
     }
 }
 
-fn table<K, V>(
+/// A map of another version.
+pub(super) fn table<K, V>(
     paths: &PinPaths,
     conversions: &Conversions,
     map: &str,

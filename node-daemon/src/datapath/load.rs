@@ -22,7 +22,7 @@ use super::quotas::Quotas;
 const DENY_EVENTS: u32 = abi::RING_BYTES / abi::EVENT_BYTES / 16;
 
 /// Where maps and links are pinned.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinPaths {
     pub maps: PathBuf,
     pub links: PathBuf,
@@ -47,6 +47,12 @@ impl PinPaths {
     /// The directory of this version.
     pub(super) fn version(&self) -> &Path {
         self.maps.parent().unwrap_or(&self.maps)
+    }
+
+    /// Whether they are this version's.
+    pub(super) fn are_ours(&self) -> bool {
+        let ours = format!("v{}", abi::ABI_VERSION);
+        self.version().file_name().is_some_and(|name| *name == *ours)
     }
 
     /// Those of other versions that have made all their tables, the oldest first.

@@ -28,17 +28,21 @@ pub(super) fn is_translated(entry: &ConntrackEntry) -> bool {
     has(entry, abi::CONNTRACK_TRANSLATED)
 }
 
+pub(super) fn is_hairpin(entry: &ConntrackEntry) -> bool {
+    has(entry, abi::CONNTRACK_HAIRPIN)
+}
+
 fn has(entry: &ConntrackEntry, flag: u32) -> bool {
     u32::from(entry.flags) & flag != 0
 }
 
-fn at(address: abi::Address, port: u16) -> SocketAddr {
+pub(super) fn at(address: abi::Address, port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::from(address), u16::from_be(port))
 }
 
 /// The alias of a translated flow's entry.
 pub(super) fn alias_of(key: &ConntrackKey, entry: &ConntrackEntry) -> ConntrackKey {
-    let pod_port = if has(entry, abi::CONNTRACK_HAIRPIN) {
+    let pod_port = if is_hairpin(entry) {
         key.remote_port
     } else {
         key.pod_port
@@ -53,7 +57,7 @@ pub(super) fn alias_of(key: &ConntrackKey, entry: &ConntrackEntry) -> ConntrackK
 
 /// The entry that an alias leads to.
 pub(super) fn entry_of(key: &ConntrackKey, alias: &ConntrackEntry) -> ConntrackKey {
-    if has(alias, abi::CONNTRACK_HAIRPIN) {
+    if is_hairpin(alias) {
         ConntrackKey {
             pod_port: alias.nat_port,
             remote_port: key.pod_port,
@@ -68,8 +72,8 @@ pub(super) fn entry_of(key: &ConntrackKey, alias: &ConntrackEntry) -> ConntrackK
     }
 }
 
-fn way(key: &ConntrackKey, entry: &ConntrackEntry) -> Way {
-    let backend = if has(entry, abi::CONNTRACK_HAIRPIN) {
+pub(super) fn way(key: &ConntrackKey, entry: &ConntrackEntry) -> Way {
+    let backend = if is_hairpin(entry) {
         at(key.pod, key.pod_port)
     } else {
         at(key.remote, key.remote_port)

@@ -11,6 +11,7 @@ mod flows;
 mod handover;
 mod host_ports;
 mod hostile;
+mod leaving;
 mod nodes;
 mod own_node;
 mod path_mtu;

@@ -19,7 +19,7 @@ use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use wardline_crds::ServicesMode;
 use wardline_crds::config::DaemonConfig;
-use wardline_node::datapath::Applied;
+use wardline_node::datapath::{Applied, Detached, InKernel};
 use wardline_node::index::{Event, Index, Logged, LoggingSpec, NamespaceInfo, PodInfo, PolicyInfo, Update};
 use wardline_node::interfaces;
 use wardline_node::services;
@@ -236,6 +236,12 @@ impl Cluster<'_> {
         for event in &self.told {
             self.index.apply(event.clone());
         }
+    }
+
+    /// The last life ends, and the programs are taken off.
+    pub fn leave(&mut self) -> Detached {
+        self.life = None;
+        InKernel::find(&self.node.bpffs).unwrap().detach().unwrap()
     }
 
     /// A pod on this node with both addresses, labelled `app: NAME`, and its interface.

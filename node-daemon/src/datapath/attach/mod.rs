@@ -204,6 +204,11 @@ pub(super) fn take_filter(ifindex: u32, direction: Direction) -> io::Result<()> 
     clsact::detach(ifindex, direction)
 }
 
+/// Where an endpoint's link is pinned, if it has one.
+pub(super) fn link_of(links: &Path, uid: u32, direction: Direction) -> PathBuf {
+    links.join(tcx::name(uid, direction))
+}
+
 /// Detaches the link that is pinned there.
 pub(super) fn take_link(pin: &Path) -> io::Result<()> {
     tcx::detach_pinned(pin)

@@ -116,7 +116,7 @@ impl Pins {
 }
 
 /// Of a pin.
-fn name(uid: u32, direction: Direction) -> String {
+pub(super) fn name(uid: u32, direction: Direction) -> String {
     let direction = match direction {
         Direction::Ingress => "ingress",
         Direction::Egress => "egress",
