@@ -31,7 +31,7 @@ fn main() -> Result<()> {
         println!("cargo::rerun-if-changed={folder}");
     }
     let header = header(&root, &out)?;
-    for name in ["wardline", "harness"] {
+    for name in ["wardline", "harness", "hold"] {
         build_skeleton(&root, &header, &out, name)?;
     }
     build_layout(&root, &header, &out)?;

@@ -24,7 +24,7 @@ use wardline_crds::config::DaemonConfig;
 
 use crate::args::CleanupArgs;
 use crate::cni::{Installed, Installer, PLUGIN_SOCKET};
-use crate::datapath::{Accounts, InKernel, PinPaths};
+use crate::datapath::{Accounts, HandedBack, InKernel, PinPaths};
 use crate::events::{FileOptions, LogFile, Origin, PolicyLog};
 use crate::lock;
 use crate::names::Names;
@@ -135,9 +135,12 @@ impl Cleanup {
         if programs > 0 {
             println!("detached {programs} programs");
         }
-        if detached.connections > 0 {
-            let connections = detached.connections;
+        let HandedBack { connections, untracked } = detached.handed_back;
+        if connections > 0 {
             println!("{connections} connections to Services go on under the node's own connection tracking");
+        }
+        if untracked > 0 {
+            println!("{untracked} more were idle, and the node's own connection tracking knows nothing of them");
         }
         for error in detached.lost {
             eprintln!("a pod's connections to Services are lost: {error}");

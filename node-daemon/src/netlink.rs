@@ -48,30 +48,62 @@ impl<M: NetlinkSerializable + NetlinkDeserializable> Netlink<M> {
 
     /// A request that changes something, with `flags` (`NLM_F_*`) beside those of every request.
     pub(crate) fn change(&mut self, request: M, flags: u16) -> io::Result<()> {
-        self.send(request, NLM_F_ACK | flags)?;
-        loop {
+        let answers = self.exchange([(request, flags)])?;
+        answers.into_iter().try_for_each(|answer| answer.map(|_| ()))
+    }
+
+    /// Requests that the kernel does one after the other, before it does anything else for us, and its answer to each:
+    /// what was asked for, or None where it has only done something. As many as their answers find room in the socket.
+    pub(crate) fn exchange(
+        &mut self,
+        requests: impl IntoIterator<Item = (M, u16)>,
+    ) -> io::Result<Vec<io::Result<Option<M>>>> {
+        let first = self.sequence.wrapping_add(1);
+        let mut buffer = Vec::new();
+        for (request, flags) in requests {
+            self.write(request, NLM_F_ACK | flags, &mut buffer);
+        }
+        self.socket.send(&buffer, 0)?;
+        let count = self.sequence.wrapping_add(1).wrapping_sub(first) as usize;
+        let mut answers: Vec<Option<M>> = (0..count).map(|_| None).collect();
+        let mut done = Vec::with_capacity(count);
+        while done.len() < count {
             let (datagram, _) = self.socket.recv_from_full()?;
             for message in messages::<M>(&datagram) {
                 let message = message?;
-                if message.header.sequence_number == self.sequence
-                    && let NetlinkPayload::Error(answer) = message.payload
-                {
-                    return answer.code.map_or(Ok(()), |_| Err(answer.to_io()));
+                let place = message.header.sequence_number.wrapping_sub(first) as usize;
+                let Some(answer) = answers.get_mut(place) else { continue };
+                match message.payload {
+                    // The last word on each request, in their order.
+                    NetlinkPayload::Error(error) => {
+                        let answer = answer.take();
+                        done.push(error.code.map_or(Ok(answer), |_| Err(error.to_io())));
+                    }
+                    NetlinkPayload::InnerMessage(inner) => *answer = Some(inner),
+                    _ => {}
                 }
             }
         }
+        Ok(done)
     }
 
     fn send(&mut self, request: M, flags: u16) -> io::Result<()> {
-        self.sequence += 1;
+        let mut buffer = Vec::new();
+        self.write(request, flags, &mut buffer);
+        self.socket.send(&buffer, 0).map(|_| ())
+    }
+
+    fn write(&mut self, request: M, flags: u16, buffer: &mut Vec<u8>) {
+        self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
         let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(request));
         message.finalize();
-        let mut buffer = vec![0; message.buffer_len()];
-        message.serialize(&mut buffer);
-        self.socket.send(&buffer, 0).map(|_| ())
+        let start = buffer.len();
+        // Each begins at a multiple of four bytes.
+        buffer.resize((start + message.buffer_len()).next_multiple_of(4), 0);
+        message.serialize(&mut buffer[start..]);
     }
 }
 

@@ -73,7 +73,16 @@ pub(crate) fn run(args: &SysdumpArgs, cluster: &ClusterArgs, out: &mut dyn Write
         .unwrap_or(Path::new("."));
     // Nobody else may read it, and nobody takes half of one for the whole.
     let mut file = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
-    let errors = cluster.block_on(dump.write(&name, &mut file))?;
+    let errors = cluster.block_on(async {
+        tokio::select! {
+            errors = dump.write(&name, &mut file) => errors,
+            // Half an archive goes away with its file.
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted.context("failed to wait for Ctrl-C")?;
+                anyhow::bail!("interrupted: nothing was written")
+            }
+        }
+    })?;
     file.persist_noclobber(&path).with_context(failed)?;
     let size = path.metadata().map(|metadata| metadata.len()).unwrap_or_default();
     let missing = match errors {

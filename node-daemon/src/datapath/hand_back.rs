@@ -7,22 +7,26 @@
 //! kube-proxy's  pod -> Service  --------------------------------rules----------->  the node knows pod -> Service -> backend
 //! ```
 //!
-//! Both have the same addresses and ports towards the backend, so one goes before the other comes, and no packet may be
-//! on its way meanwhile: of either it would make a connection of its own.
+//! Both have the same addresses and ports towards the backend, so one goes before the other comes, and the pod may send
+//! nothing meanwhile: of what it sends the node would make a connection of its own, with another backend or port.
 //!
 //! ```text
-//! endpoint's entry goes      its packets are dropped, for some tens of milliseconds
-//! grace period               none is on its way any more
+//! program of egress          another in its place, which drops all, for some tens of milliseconds
+//! grace period               nothing that the pod has sent is on its way any more
 //! entries of the node        one by one, ours in the place of the direct ones
 //! programs go                (by the caller)
 //! ```
+//!
+//! A pod that is cleaned a second time, after a kill in the middle, goes on where the first time has stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
-use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey, ConntrackState, Endpoint};
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use wardline_bpf::abi::{ConntrackEntry, ConntrackKey, Endpoint};
+use wardline_bpf::hold::HoldSkelBuilder;
 
 use super::LoadError;
 use super::former;
@@ -30,18 +34,12 @@ use super::layout::{Conversion, Conversions};
 use super::load::{self, PinPaths};
 use super::map::{MapError, TypedMap};
 use super::translated::{self, Connections};
-use crate::host_conntrack::{HostConntrack, Translated, Transport};
+use crate::host_conntrack::{HostConntrack, Outcome, Translated, Transport};
 use crate::mapping::wait_for_programs;
 
 /// IANA's numbers.
 const TCP: u8 = 6;
 const UDP: u8 = 17;
-
-/// Seconds, as the kernel's own settings are where nobody changed them (`net.netfilter.nf_conntrack_*_timeout_*`).
-const OPEN_TIMEOUT: u32 = 432_000;
-const CLOSING_TIMEOUT: u32 = 120;
-const UDP_TIMEOUT: u32 = 30;
-const UDP_STREAM_TIMEOUT: u32 = 120;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandBackError {
@@ -49,14 +47,15 @@ pub enum HandBackError {
     Load(#[from] LoadError),
     #[error(transparent)]
     Map(#[from] MapError),
-    #[error("failed to stop a pod's packets: {0}")]
-    Hold(libbpf_rs::Error),
+    #[error("failed to stop what a pod sends: {0}")]
+    Hold(io::Error),
     #[error("failed to wait for packet programs: {0}")]
     Grace(io::Error),
     #[error("failed to ask for the node's connection tracking: {0}")]
-    Open(io::Error),
-    #[error("failed to track {client} -> {front} -> {backend}: {cause}")]
-    Track {
+    Ask(io::Error),
+    #[error("{count} of them, the first is {client} -> {front} -> {backend}: {cause}")]
+    Refused {
+        count: usize,
         client: SocketAddr,
         front: SocketAddr,
         backend: SocketAddr,
@@ -64,15 +63,16 @@ pub enum HandBackError {
     },
 }
 
-/// The tables of one version, whose programs are about to go.
+/// What one version's tables know of pods and their connections to Services.
 #[derive(Debug)]
 pub(super) struct Translations {
     connections: Connections,
-    endpoints: TypedMap<u32, Endpoint>,
-    near_endpoints: MapHandle,
     /// Uids, by ifindex.
     pods: BTreeMap<u32, u32>,
 }
+
+/// A pod that is left, as the tables of each version know it.
+pub(super) type Known<'a> = [(&'a Translations, u32)];
 
 impl Translations {
     pub(super) fn open(paths: &PinPaths) -> Result<Self, HandBackError> {
@@ -89,79 +89,85 @@ impl Translations {
         };
         let mut pods = BTreeMap::new();
         endpoints.for_each(|ifindex, endpoint: Endpoint| _ = pods.insert(ifindex, endpoint.uid))?;
-        Ok(Self {
-            connections,
-            endpoints,
-            near_endpoints: load::pinned(paths, "near_endpoints")?,
-            pods,
-        })
+        Ok(Self { connections, pods })
     }
 
-    /// Uids of the endpoints, by ifindex.
+    /// Uids of the pods, by ifindex.
     pub(super) fn pods(&self) -> impl Iterator<Item = (u32, u32)> {
         self.pods.iter().map(|(ifindex, uid)| (*ifindex, *uid))
     }
+}
 
-    /// Hands an endpoint's connections to Services over to the node, and returns how many. Of one that has some, packets
-    /// are dropped from then on, until its programs go; of one that has none, they never are.
-    ///
-    /// # Errors
-    /// The programs can go all the same: then connections that were not handed over yet are lost.
-    pub(super) fn hand_back(&self, ifindex: u32, uid: u32) -> Result<usize, HandBackError> {
-        if self.connections_of(uid)?.is_empty() {
-            return Ok(0);
-        }
-        let mut host = HostConntrack::open().map_err(HandBackError::Open)?;
-        self.hold(ifindex)?;
-        wait_for_programs().map_err(HandBackError::Grace)?;
-        let connections = self.connections_of(uid)?;
-        for connection in &connections {
-            host.translate(connection).map_err(|cause| HandBackError::Track {
-                client: connection.client,
-                front: connection.front,
-                backend: connection.backend,
-                cause,
-            })?;
-        }
-        Ok(connections.len())
+/// How many connections were handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandedBack {
+    pub connections: usize,
+    /// Of which the node's own connection tracking knows nothing: where it tracks none, or they were idle for too long.
+    pub untracked: usize,
+}
+
+/// Hands a pod's connections to Services over to the node. Where it has some, `hold`
+/// puts the program that it is given in the place of those that judge what the pod sends.
+///
+/// # Errors
+/// The pod's programs can go all the same: then connections that were not handed over yet are lost.
+pub(super) fn hand_back(
+    pod: &Known<'_>,
+    hold: impl FnOnce(&libbpf_rs::Program<'_>) -> io::Result<()>,
+) -> Result<HandedBack, HandBackError> {
+    if connections_of(pod)?.is_empty() {
+        return Ok(HandedBack::default());
     }
-
-    /// Makes the endpoint unknown, whose packets are dropped then (`REASON_NO_ENDPOINT`).
-    fn hold(&self, ifindex: u32) -> Result<(), HandBackError> {
-        // An empty place is all zero, in any layout.
-        let place = (ifindex % abi::NEAR_ENDPOINTS).to_ne_bytes();
-        let empty = vec![0; self.near_endpoints.value_size() as usize];
-        self.near_endpoints
-            .update(&place, &empty, MapFlags::ANY)
-            .map_err(HandBackError::Hold)?;
-        Ok(self.endpoints.delete(&ifindex)?)
-    }
-
-    fn connections_of(&self, uid: u32) -> Result<Vec<Translated>, MapError> {
-        let mut found = Vec::new();
-        self.connections.for_each(|key, entry| {
-            if key.endpoint == uid {
-                found.extend(connection(&key, &entry));
-            }
-        })?;
-        Ok(found)
+    let mut host = HostConntrack::open().map_err(HandBackError::Ask)?;
+    let mut object = MaybeUninit::uninit();
+    let program = HoldSkelBuilder::default()
+        .open(&mut object)
+        .map_err(LoadError::open)?
+        .load()
+        .map_err(LoadError::load)?;
+    hold(&program.progs.hold).map_err(HandBackError::Hold)?;
+    wait_for_programs().map_err(HandBackError::Grace)?;
+    let Outcome {
+        translated: connections,
+        untracked,
+        refused,
+    } = host.translate(&connections_of(pod)?).map_err(HandBackError::Ask)?;
+    let count = refused.len();
+    match refused.into_iter().next() {
+        None => Ok(HandedBack { connections, untracked }),
+        Some((first, cause)) => Err(HandBackError::Refused {
+            count,
+            client: first.client,
+            front: first.front,
+            backend: first.backend,
+            cause,
+        }),
     }
 }
 
+/// Each once, in whatever versions' tables it is.
+fn connections_of(pod: &Known<'_>) -> Result<Vec<Translated>, MapError> {
+    let mut found = HashSet::new();
+    for (tables, uid) in pod {
+        tables.connections.for_each(|key, entry| {
+            if key.endpoint == *uid {
+                found.extend(connection(&key, &entry));
+            }
+        })?;
+    }
+    Ok(found.into_iter().collect())
+}
+
 /// What the node is to track. Nothing for
-/// - a handshake that is not over: the client's next attempt is given a backend by kube-proxy;
-/// - SCTP: the node would have to know its tags, which nobody has kept;
+/// - SCTP, of which the node would have to know more than addresses and ports: not tried;
 /// - a pod that reaches itself: its server knows the client by the Service's address, which no rule of kube-proxy's gives.
 fn connection(key: &ConntrackKey, entry: &ConntrackEntry) -> Option<Translated> {
-    let is = |state: ConntrackState| entry.state == u8::from(state);
-    if !translated::is_translated(entry) || translated::is_hairpin(entry) || is(ConntrackState::Denied) {
+    if !translated::is_translated(entry) || translated::is_hairpin(entry) {
         return None;
     }
-    let (transport, timeout) = match key.protocol {
-        TCP if is(ConntrackState::Open) => (Transport::Tcp, OPEN_TIMEOUT),
-        TCP if is(ConntrackState::Closing) => (Transport::Tcp, CLOSING_TIMEOUT),
-        UDP if is(ConntrackState::Stream) => (Transport::Udp, UDP_STREAM_TIMEOUT),
-        UDP => (Transport::Udp, UDP_TIMEOUT),
+    let transport = match key.protocol {
+        TCP => Transport::Tcp,
+        UDP => Transport::Udp,
         _ => return None,
     };
     let way = translated::way(key, entry);
@@ -170,7 +176,5 @@ fn connection(key: &ConntrackKey, entry: &ConntrackEntry) -> Option<Translated> 
         client: translated::at(key.pod, key.pod_port),
         front: way.front,
         backend: way.backend,
-        is_answered: !is(ConntrackState::Opening),
-        timeout,
     })
 }

@@ -59,7 +59,7 @@ pub use self::departures::DepartureSweeper;
 use self::endpoints::{EndpointError, Endpoints, EntryMaps};
 use self::former::Takeover;
 pub use self::former::TakingOver;
-pub use self::hand_back::HandBackError;
+pub use self::hand_back::{HandBackError, HandedBack};
 use self::ids::Ids;
 use self::layout::Layout;
 pub use self::layout::LayoutError;

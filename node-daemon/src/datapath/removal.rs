@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Takes our programs and pins off a node on which no daemon runs, those of other layouts too.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use wardline_policy::model::Direction;
 
 use super::attach;
-use super::hand_back::{HandBackError, Translations};
+use super::hand_back::{HandBackError, HandedBack, Translations, hand_back};
 use super::load::PinPaths;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub struct InKernel {
     /// Pins of links, of every layout.
     pub links: Vec<PathBuf>,
     pub filters: Vec<(u32, Direction)>,
-    /// Whose tables are all there, ours first.
+    /// Whose tables are all there.
     layouts: Vec<PinPaths>,
     /// The directory of all pins, where it is there.
     pub pins: Option<PathBuf>,
@@ -45,9 +45,8 @@ pub struct InKernel {
 /// What came of taking programs off.
 #[derive(Debug, Default)]
 pub struct Detached {
-    /// Connections to Services that go on under the node's own connection tracking.
-    pub connections: usize,
-    /// Why others do not: one for each pod.
+    pub handed_back: HandedBack,
+    /// Why other connections to Services end: one for each pod.
     pub lost: Vec<HandBackError>,
 }
 
@@ -73,44 +72,52 @@ impl InKernel {
     /// Takes the programs off, pod by pod: from then on packets pass as they would without us. Tables stay.
     pub fn detach(&self) -> Result<Detached, RemovalError> {
         let mut detached = Detached::default();
-        let mut done = BTreeSet::new();
+        let mut tables = Vec::new();
         for layout in &self.layouts {
             match Translations::open(layout) {
-                Ok(translations) => self.detach_pods(layout, &translations, &mut done, &mut detached)?,
+                Ok(opened) => tables.push((layout, opened)),
                 Err(error) => detached.lost.push(error),
             }
         }
-        // What no table knows.
-        self.detach_where(|_| true, |_| true)?;
-        Ok(detached)
-    }
-
-    /// The pods of a layout whose interfaces are not `done`.
-    fn detach_pods(
-        &self,
-        layout: &PinPaths,
-        translations: &Translations,
-        done: &mut BTreeSet<u32>,
-        detached: &mut Detached,
-    ) -> Result<(), RemovalError> {
-        for (ifindex, uid) in translations.pods() {
-            let links = Direction::ALL.map(|direction| attach::link_of(&layout.links, uid, direction));
-            let is_judged = links.iter().any(|link| self.links.contains(link))
-                || self.filters.iter().any(|(filtered, _)| *filtered == ifindex);
-            // Another layout may know the same pod, whose programs it took over or gave away.
-            if !is_judged || !done.insert(ifindex) {
-                continue;
+        let mut pods: BTreeMap<u32, Vec<_>> = BTreeMap::new();
+        for (layout, tables) in &tables {
+            for (ifindex, uid) in tables.pods() {
+                pods.entry(ifindex).or_default().push((*layout, tables, uid));
             }
-            match translations.hand_back(ifindex, uid) {
-                Ok(connections) => detached.connections += connections,
+        }
+        // With its interface a pod's connections are gone, and the programs.
+        pods.retain(|ifindex, _| nix::net::if_::if_indextoname(*ifindex).is_ok());
+        for (ifindex, pod) in pods {
+            let links = |direction| {
+                let links = pod
+                    .iter()
+                    .map(move |(layout, _, uid)| attach::link_of(&layout.links, *uid, direction));
+                links.filter(|link| self.links.contains(link))
+            };
+            let known: Vec<_> = pod.iter().map(|(_, tables, uid)| (*tables, *uid)).collect();
+            let handed = hand_back(&known, |program| {
+                links(Direction::Egress).try_for_each(|link| attach::hold_link(&link, program))?;
+                if self.filters.contains(&(ifindex, Direction::Egress)) {
+                    attach::hold_filter(ifindex, Direction::Egress, program)?;
+                }
+                Ok(())
+            });
+            match handed {
+                Ok(HandedBack { connections, untracked }) => {
+                    detached.handed_back.connections += connections;
+                    detached.handed_back.untracked += untracked;
+                }
                 Err(error) => detached.lost.push(error),
             }
+            let links: Vec<PathBuf> = Direction::ALL.into_iter().flat_map(links).collect();
             self.detach_where(
                 |link| links.iter().any(|path| path == link),
                 |filtered| filtered == ifindex,
             )?;
         }
-        Ok(())
+        // What no table knows.
+        self.detach_where(|_| true, |_| true)?;
+        Ok(detached)
     }
 
     /// That one is gone already is no error.

@@ -5,14 +5,20 @@
 //! ```text
 //! client -> Service  -- Wardline ----> HERE     two pods of the node, or two ports of the machine outside: pods on one
 //!                    -- kube-proxy --> THERE    bridge answer each other past the node, which needs br_netfilter
+//!
+//! that talk by turns, that are silent until one side says something, and in which the server alone talks
 //! ```
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::wire::{Cluster, Family, Plugin, inside, on_a_cluster, run, udp_client};
+use wardline_crds::Enforcement;
+use wardline_crds::config::DaemonConfig;
+
+use crate::wire::{Cluster, Family, Plugin, inside, run, udp_client, with_config};
 
 /// What the backends answer with.
 const HERE: u8 = 1;
@@ -21,12 +27,17 @@ const THERE: u8 = 2;
 const CLIENT: u8 = 11;
 const HTTP: u16 = 80;
 const DNS: u16 = 53;
-const MANY: u32 = 2000;
+const MANY: u32 = 200;
 const FEW: u32 = 20;
 /// Longer than anything takes that was not lost for good: retransmissions of TCP among it.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// After which a question over UDP is asked again.
 const RETRY: Duration = Duration::from_millis(50);
+/// Between two words of a server that nobody asked.
+const PAUSE: Duration = Duration::from_millis(1);
+/// The question of a client that listens from then on.
+const LISTEN: u32 = u32::MAX;
+const CLIENT_TO_NOBODY: &str = "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]}";
 
 /// Where a backend is.
 #[derive(Clone, Copy)]
@@ -99,10 +110,22 @@ fn kube_proxy(backend: Backend) {
     }
 }
 
+/// As many network plugins do it: nobody outside sees a pod's address.
+fn masquerade() {
+    run("nft", "add table inet plugin");
+    run(
+        "nft",
+        "add chain inet plugin post { type nat hook postrouting priority srcnat; }",
+    );
+    run("nft", "add rule inet plugin post oifname up0 masquerade");
+}
+
 /// A backend's sockets. Each answers what it is asked, with its id before it.
 struct Server {
     tcp: TcpListener,
     udp: UdpSocket,
+    /// Those that want to hear more.
+    listeners: Mutex<Vec<SocketAddr>>,
     id: u8,
 }
 
@@ -116,6 +139,7 @@ impl Server {
         Self {
             tcp,
             udp,
+            listeners: Mutex::default(),
             id: backend.id,
         }
     }
@@ -126,7 +150,19 @@ impl Server {
             if let Ok((_, from)) = self.udp.recv_from(&mut datagram[1..]) {
                 datagram[0] = self.id;
                 self.udp.send_to(&datagram, from).unwrap();
+                if datagram[1..] == LISTEN.to_be_bytes() {
+                    self.listeners.lock().unwrap().push(from);
+                }
             }
+        }
+    }
+
+    fn tell_listeners(&self, talk: &Talk) {
+        while talk.goes_on() {
+            for listener in &*self.listeners.lock().unwrap() {
+                self.udp.send_to(&[self.id], listener).unwrap();
+            }
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -165,6 +201,8 @@ struct Talk {
     answers: AtomicU32,
     /// Datagrams that nobody answered in time.
     lost: AtomicU32,
+    /// Words that came unasked, of each connection.
+    heard: [AtomicU32; 4],
 }
 
 /// Ends all talk, also when a test fails in its middle.
@@ -184,6 +222,17 @@ impl Talk {
         while self.answers.load(Ordering::Relaxed) < before + more {
             assert!(began.elapsed() < PATIENCE, "nobody answers");
             std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Until that many more have come on each connection.
+    fn until_heard(&self, more: u32) {
+        for heard in &self.heard {
+            let (began, before) = (Instant::now(), heard.load(Ordering::Relaxed));
+            while heard.load(Ordering::Relaxed) < before + more {
+                assert!(began.elapsed() < PATIENCE, "servers are not heard: {:?}", self.heard);
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 
@@ -223,6 +272,29 @@ impl Talk {
     }
 }
 
+/// Words of the server, one after the other.
+fn tell(talk: &Talk, mut far: &TcpStream) {
+    for number in (0_u32..).take_while(|_| talk.goes_on()) {
+        far.write_all(&number.to_be_bytes()).unwrap();
+        std::thread::sleep(PAUSE);
+    }
+    far.shutdown(Shutdown::Write).unwrap();
+}
+
+fn hear(mut near: &TcpStream, heard: &AtomicU32) {
+    let mut bytes = [0; 4];
+    while near.read_exact(&mut bytes).is_ok() {
+        let number = heard.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(u32::from_be_bytes(bytes), number);
+    }
+}
+
+fn hear_datagrams(talk: &Talk, socket: &UdpSocket, heard: &AtomicU32) {
+    while talk.goes_on() {
+        heard.fetch_add(u32::from(socket.recv(&mut [0; 5]).is_ok()), Ordering::Relaxed);
+    }
+}
+
 /// Who answers this very question; None: nobody in time.
 fn ask(socket: &UdpSocket, number: u32) -> Option<u8> {
     socket.set_read_timeout(Some(RETRY)).unwrap();
@@ -245,8 +317,27 @@ fn exchange(mut first: &TcpStream, mut then: &TcpStream) {
     first.read_exact(&mut [0]).unwrap();
 }
 
-fn connections_go_on(plugin: Plugin) {
-    on_a_cluster(plugin, |cluster| {
+/// How the connections are that Wardline leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Plain,
+    Masqueraded,
+    /// Policy denies them, and is only watched.
+    Watched,
+}
+
+fn connections_go_on(plugin: Plugin, case: Case) {
+    let mut config = DaemonConfig::default();
+    if case == Case::Watched {
+        config.enforcement = Enforcement::Audit;
+    }
+    with_config(plugin, config, |cluster| {
+        if case == Case::Masqueraded {
+            masquerade();
+        }
+        if case == Case::Watched {
+            cluster.policy("p", CLIENT_TO_NOBODY);
+        }
         for (name, host) in [("client", CLIENT), ("a", 3), ("b", 4)] {
             cluster.pod(name, host);
         }
@@ -259,15 +350,25 @@ fn connections_go_on(plugin: Plugin) {
             let near = connect(front(family, HTTP));
             (near, here.accept())
         };
-        // Those that talk all the time, and those that are silent, until the client or the server says something.
         let talking = Family::BOTH.map(open);
+        let told = Family::BOTH.map(open);
         let [silent_clients, silent_servers] = [Family::BOTH.map(open), Family::BOTH.map(open)];
-        let datagrams = Family::BOTH.map(|family| udp_client("client", front(family, DNS)));
+        let [datagrams, listening] =
+            [(); 2].map(|()| Family::BOTH.map(|family| udp_client("client", front(family, DNS))));
         let talk = Talk::default();
         std::thread::scope(|scope| {
             let _end = End(&talk);
             scope.spawn(|| here.answer_datagrams(&talk));
             scope.spawn(|| there.answer_datagrams(&talk));
+            scope.spawn(|| here.tell_listeners(&talk));
+            for ((near, far), heard) in told.iter().zip(&talk.heard[..2]) {
+                scope.spawn(|| tell(&talk, far));
+                scope.spawn(|| hear(near, heard));
+            }
+            for (socket, heard) in listening.iter().zip(&talk.heard[2..]) {
+                assert_eq!((0..FEW).find_map(|_| ask(socket, LISTEN)), Some(HERE));
+                scope.spawn(|| hear_datagrams(&talk, socket, heard));
+            }
             let mut talks = Vec::new();
             for (near, far) in &talking {
                 talks.push(scope.spawn(|| talk.over_tcp(near, far)));
@@ -280,6 +381,7 @@ fn connections_go_on(plugin: Plugin) {
             let detached = cluster.leave();
             let (took, answers) = (began.elapsed(), talk.answers.load(Ordering::Relaxed));
             talk.until_answers(MANY);
+            talk.until_heard(MANY);
             for (near, far) in &silent_clients {
                 exchange(near, far);
             }
@@ -298,7 +400,7 @@ fn connections_go_on(plugin: Plugin) {
             let (all, lost) = (talk.answers.load(Ordering::Relaxed), talk.lost.load(Ordering::Relaxed));
             println!("took {took:?}; {answers} answers, then {all}; {lost} lost; {longest:?} at most for an answer");
             assert!(detached.lost.is_empty(), "{detached:?}");
-            assert_eq!(detached.connections, 2 * 3 + 2);
+            assert_eq!(detached.handed_back.connections, 2 * 4 + 2 * 2);
             // Each of the two waits for as many answers as fit into that time, and not for one that was asked after it.
             assert!(
                 RETRY * lost <= 2 * (took + 2 * RETRY),
@@ -310,10 +412,20 @@ fn connections_go_on(plugin: Plugin) {
 
 #[test]
 fn connections_to_services_go_on_when_wardline_leaves_on_routed_links() {
-    connections_go_on(Plugin::Ptp);
+    connections_go_on(Plugin::Ptp, Case::Plain);
 }
 
 #[test]
 fn connections_to_services_go_on_when_wardline_leaves_on_a_bridge() {
-    connections_go_on(Plugin::Bridge);
+    connections_go_on(Plugin::Bridge, Case::Plain);
+}
+
+#[test]
+fn connections_that_are_masqueraded_go_on_too() {
+    connections_go_on(Plugin::Bridge, Case::Masqueraded);
+}
+
+#[test]
+fn connections_go_on_where_policy_was_only_watched() {
+    connections_go_on(Plugin::Ptp, Case::Watched);
 }

@@ -209,6 +209,17 @@ pub(super) fn link_of(links: &Path, uid: u32, direction: Direction) -> PathBuf {
     links.join(tcx::name(uid, direction))
 }
 
+/// Puts another program in the place of the one of the link that is pinned there.
+pub(super) fn hold_link(pin: &Path, program: &Program<'_>) -> io::Result<()> {
+    let mut link = Link::open(pin).map_err(io::Error::other)?;
+    link.update_prog(program).map_err(io::Error::other)
+}
+
+/// Puts another program in the place of our filter's.
+pub(super) fn hold_filter(ifindex: u32, direction: Direction, program: &Program<'_>) -> io::Result<()> {
+    clsact::Filter::attach(program, ifindex, direction).map(|_| ())
+}
+
 /// Detaches the link that is pinned there.
 pub(super) fn take_link(pin: &Path) -> io::Result<()> {
     tcx::detach_pinned(pin)
