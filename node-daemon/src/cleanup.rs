@@ -140,7 +140,7 @@ impl Cleanup {
             println!("{connections} connections to Services go on under the node's own connection tracking");
         }
         if untracked > 0 {
-            println!("{untracked} more were idle, and the node's own connection tracking knows nothing of them");
+            println!("{untracked} more are unknown to the node's own connection tracking");
         }
         for error in detached.lost {
             eprintln!("a pod's connections to Services are lost: {error}");

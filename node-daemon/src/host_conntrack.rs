@@ -30,9 +30,9 @@ const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
 /// nobody knows what its windows are.
 const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 8;
 
-/// Connections in one exchange with the kernel: it has three answers for each, and a socket's buffer has room for some
+/// Connections in one exchange with the kernel: it has four answers for each, and a socket's buffer has room for some
 /// two hundred.
-const CHUNK: usize = 32;
+const CHUNK: usize = 24;
 /// How often an entry is put in the place of another. A packet of the backend that passes between the two steps makes
 /// one of its own, which is taken away again.
 const ATTEMPTS: usize = 10;
@@ -53,25 +53,33 @@ pub(crate) enum Transport {
     Udp,
 }
 
-/// What became of connections.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) translated: usize,
-    /// The node knows nothing of them, as where it tracks none, or they were idle for longer than it keeps them.
-    pub(crate) untracked: usize,
-    pub(crate) refused: Vec<(Translated, io::Error)>,
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Translated,
+    /// The node knows nothing of it, as where it tracks none, or it was idle for longer than the node keeps it.
+    Untracked,
 }
 
-/// What the node knows of a connection between a client and a backend.
+/// What the node knows of a connection between a client and a backend, and keeps: labels, helpers and counters go.
 #[derive(Clone, Debug)]
 struct Tracked {
     /// Whom the backend sees: the client, or the node where that masquerades.
     source: SocketAddr,
+    /// Who answers: the backend, or whom the node sends on to for it.
+    target: SocketAddr,
     status: Status,
     /// Seconds.
     timeout: u32,
     mark: Option<u32>,
-    tcp_state: Option<u8>,
+    tcp: Option<Tcp>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Tcp {
+    state: u8,
+    /// Of both sides, `IP_CT_TCP_FLAG_*`.
+    flags: [u8; 2],
 }
 
 pub(crate) struct HostConntrack(Netlink<NetfilterMessage>);
@@ -84,64 +92,74 @@ impl HostConntrack {
     /// From now on what a client sends to the Service goes to the backend, and what that answers comes from the Service:
     /// what the node knows of the connection between the two themselves becomes what it knows of this one. Only one may
     /// have their addresses and ports, so no packet of the client's may be on its way meanwhile.
-    pub(crate) fn translate(&mut self, connections: &[Translated]) -> io::Result<Outcome> {
-        let mut outcome = Outcome::default();
+    ///
+    /// Returns what became of each. An error is that of the whole, some of which may be done.
+    pub(crate) fn translate(&mut self, connections: &[Translated]) -> io::Result<Vec<io::Result<Fate>>> {
+        let mut fates = Vec::with_capacity(connections.len());
         for chunk in connections.chunks(CHUNK) {
             let tracked = self.0.exchange(chunk.iter().map(|connection| {
                 let get = ConntrackMessage::Get(vec![connection.between_themselves()]);
                 (connection.request(get), 0)
             }))?;
-            let mut left = Vec::new();
-            for (connection, answer) in chunk.iter().zip(tracked) {
-                match answer {
-                    Ok(Some(answer)) => left.push((*connection, Tracked::read(answer, connection))),
-                    Ok(None) => outcome.untracked += 1,
-                    Err(error) if is_absent(&error) => outcome.untracked += 1,
-                    Err(error) => outcome.refused.push((*connection, error)),
-                }
+            let (start, mut left) = (fates.len(), Vec::new());
+            for (place, answer) in tracked.into_iter().enumerate() {
+                fates.push(match answer {
+                    Err(error) if !is_absent(&error) => Err(error),
+                    Err(_) | Ok(None) => Ok(Fate::Untracked),
+                    Ok(Some(answer)) => {
+                        left.push((place, Tracked::read(answer, &chunk[place])));
+                        Ok(Fate::Translated)
+                    }
+                });
             }
-            for attempt in 1..=ATTEMPTS {
-                left = self.replace(left, attempt == ATTEMPTS, &mut outcome)?;
+            for _ in 0..ATTEMPTS {
+                let made = self.replace(left.iter().map(|(place, tracked)| (&chunk[*place], tracked)))?;
+                let mut again = Vec::new();
+                for ((place, tracked), made) in left.into_iter().zip(made) {
+                    if made
+                        .as_ref()
+                        .is_err_and(|error| error.raw_os_error() == Some(libc::EEXIST))
+                    {
+                        again.push((place, tracked));
+                    }
+                    fates[start + place] = made.map(|()| Fate::Translated);
+                }
+                left = again;
                 if left.is_empty() {
                     break;
                 }
             }
         }
-        Ok(outcome)
+        Ok(fates)
     }
 
-    /// Returns those in whose place something came; the last time, they are refused.
-    fn replace(
+    fn replace<'a>(
         &mut self,
-        connections: Vec<(Translated, Tracked)>,
-        is_last: bool,
-        outcome: &mut Outcome,
-    ) -> io::Result<Vec<(Translated, Tracked)>> {
-        let requests = connections.iter().flat_map(|(connection, tracked)| {
-            let old = [connection.between_themselves(), connection.to_service()].map(|tuple| {
-                let delete = ConntrackMessage::Delete(vec![tuple]);
-                (connection.request(delete), 0)
-            });
+        connections: impl Iterator<Item = (&'a Translated, &'a Tracked)>,
+    ) -> io::Result<Vec<io::Result<()>>> {
+        let requests = connections.flat_map(|(connection, tracked)| {
+            let answers = tuple(connection.transport, tracked.target, tracked.source);
+            // What stands in the way last, and what a packet of the backend may have made meanwhile.
+            let old = [
+                connection.to_service(),
+                ConntrackAttribute::CtaTupleOrig(answers),
+                connection.between_themselves(),
+            ];
+            let old = old.map(|tuple| (connection.request(ConntrackMessage::Delete(vec![tuple])), 0));
             let new = ConntrackMessage::New(tracked.attributes(connection));
             let new = (connection.request(new), NLM_F_CREATE | NLM_F_EXCL);
             old.into_iter().chain([new])
         });
-        let answers = self.0.exchange(requests)?;
-        let mut left = Vec::new();
-        let mut answers = answers.into_iter();
-        for (connection, tracked) in connections {
-            let deleted = [answers.next(), answers.next()].into_iter().flatten();
-            let failed = deleted.filter_map(Result::err).find(|error| !is_absent(error));
-            let made = answers.next().and_then(Result::err);
-            match failed.or(made) {
-                None => outcome.translated += 1,
-                Some(error) if error.raw_os_error() == Some(libc::EEXIST) && !is_last => {
-                    left.push((connection, tracked));
-                }
-                Some(error) => outcome.refused.push((connection, error)),
-            }
+        let mut answers = self.0.exchange(requests)?.into_iter();
+        let mut made = Vec::new();
+        while let (Some(front), Some(back), Some(direct), Some(new)) =
+            (answers.next(), answers.next(), answers.next(), answers.next())
+        {
+            let deleted = [front, back, direct].into_iter().filter_map(Result::err);
+            let failed = deleted.filter(|error| !is_absent(error)).last();
+            made.push(failed.map_or(new.map(|_| ()), Err));
         }
-        Ok(left)
+        Ok(made)
     }
 }
 
@@ -172,10 +190,11 @@ impl Tracked {
     fn read(answer: NetfilterMessage, connection: &Translated) -> Self {
         let mut tracked = Self {
             source: connection.client,
+            target: connection.backend,
             status: Status::empty(),
             timeout: 0,
             mark: None,
-            tcp_state: None,
+            tcp: None,
         };
         let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = answer.inner else {
             return tracked;
@@ -185,17 +204,16 @@ impl Tracked {
         for attribute in attributes {
             match attribute {
                 ConntrackAttribute::CtaTupleReply(reply) if is_opened_by_client => {
-                    tracked.source = destination(&reply).unwrap_or(tracked.source);
+                    if let Some([source, destination]) = ends(&reply) {
+                        (tracked.target, tracked.source) = (source, destination);
+                    }
                 }
                 ConntrackAttribute::CtaStatus(status) => tracked.status = status,
                 ConntrackAttribute::CtaTimeout(seconds) => tracked.timeout = seconds,
                 ConntrackAttribute::CtaMark(mark) => tracked.mark = Some(mark),
                 ConntrackAttribute::CtaProtoInfo(infos) => {
-                    tracked.tcp_state = infos.iter().find_map(|info| match info {
-                        ProtoInfo::TCP(tcp) => tcp.iter().find_map(|info| match info {
-                            ProtoInfoTCP::State(state) => Some(*state),
-                            _ => None,
-                        }),
+                    tracked.tcp = infos.iter().find_map(|info| match info {
+                        ProtoInfo::TCP(tcp) => Some(Tcp::read(tcp)),
                         _ => None,
                     });
                 }
@@ -210,7 +228,7 @@ impl Tracked {
             transport,
             client,
             front,
-            backend,
+            ..
         } = *connection;
         let status = self.status & (Status::SeenReply | Status::Assured);
         let mut attributes = vec![
@@ -218,21 +236,40 @@ impl Tracked {
             // Before translation; the kernel makes the backend's of it.
             ConntrackAttribute::CtaTupleReply(tuple(transport, front, client)),
             ConntrackAttribute::CtaStatus(status | Status::Confirmed),
-            ConntrackAttribute::CtaTimeout(self.timeout),
-            ConntrackAttribute::Other(translation(CTA_NAT_DST, backend)),
+            // A fraction of a second is told as none.
+            ConntrackAttribute::CtaTimeout(self.timeout.max(1)),
+            ConntrackAttribute::Other(translation(CTA_NAT_DST, self.target)),
             // Said also where it stays what it is: else the kernel takes another port where this one is in use.
             ConntrackAttribute::Other(translation(CTA_NAT_SRC, self.source)),
         ];
         attributes.extend(self.mark.map(ConntrackAttribute::CtaMark));
-        attributes.extend(self.tcp_state.map(|state| {
-            let liberal = |kind| ProtoInfoTCP::Other(DefaultNla::new(kind, vec![IP_CT_TCP_FLAG_BE_LIBERAL; 2]));
-            ConntrackAttribute::CtaProtoInfo(vec![ProtoInfo::TCP(vec![
-                ProtoInfoTCP::State(state),
-                liberal(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL),
-                liberal(CTA_PROTOINFO_TCP_FLAGS_REPLY),
-            ])])
-        }));
+        let tcp = self.tcp.map(|tcp| ProtoInfo::TCP(tcp.attributes()));
+        attributes.extend(tcp.map(|tcp| ConntrackAttribute::CtaProtoInfo(vec![tcp])));
         attributes
+    }
+}
+
+impl Tcp {
+    fn read(attributes: &[ProtoInfoTCP]) -> Self {
+        let mut tcp = Self::default();
+        for attribute in attributes {
+            match attribute {
+                ProtoInfoTCP::State(state) => tcp.state = *state,
+                ProtoInfoTCP::OriginalFlags(flags) => tcp.flags[0] = flags.flags,
+                ProtoInfoTCP::ReplyFlags(flags) => tcp.flags[1] = flags.flags,
+                _ => {}
+            }
+        }
+        tcp
+    }
+
+    fn attributes(self) -> Vec<ProtoInfoTCP> {
+        let [original, reply] = self.flags.map(|flags| vec![flags | IP_CT_TCP_FLAG_BE_LIBERAL; 2]);
+        vec![
+            ProtoInfoTCP::State(self.state),
+            ProtoInfoTCP::Other(DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, original)),
+            ProtoInfoTCP::Other(DefaultNla::new(CTA_PROTOINFO_TCP_FLAGS_REPLY, reply)),
+        ]
     }
 }
 
@@ -254,22 +291,26 @@ fn tuple(transport: Transport, source: SocketAddr, destination: SocketAddr) -> V
     ]
 }
 
-fn destination(tuple: &[Tuple]) -> Option<SocketAddr> {
-    let ip = tuple.iter().find_map(|part| match part {
-        Tuple::Ip(parts) => parts.iter().find_map(|part| match part {
-            IPTuple::DestinationAddress(ip) => Some(*ip),
-            _ => None,
-        }),
-        _ => None,
-    })?;
-    let port = tuple.iter().find_map(|part| match part {
-        Tuple::Proto(parts) => parts.iter().find_map(|part| match part {
-            ProtoTuple::DestinationPort(port) => Some(*port),
-            _ => None,
-        }),
-        _ => None,
-    })?;
-    Some(SocketAddr::new(ip, port))
+/// Source and destination.
+fn ends(tuple: &[Tuple]) -> Option<[SocketAddr; 2]> {
+    let (mut ips, mut ports) = ([None; 2], [None; 2]);
+    for part in tuple {
+        match part {
+            Tuple::Ip(parts) => parts.iter().for_each(|part| match part {
+                IPTuple::SourceAddress(ip) => ips[0] = Some(*ip),
+                IPTuple::DestinationAddress(ip) => ips[1] = Some(*ip),
+                _ => {}
+            }),
+            Tuple::Proto(parts) => parts.iter().for_each(|part| match part {
+                ProtoTuple::SourcePort(port) => ports[0] = Some(*port),
+                ProtoTuple::DestinationPort(port) => ports[1] = Some(*port),
+                _ => {}
+            }),
+            _ => {}
+        }
+    }
+    let end = |side: usize| Some(SocketAddr::new(ips[side]?, ports[side]?));
+    Some([end(0)?, end(1)?])
 }
 
 /// What source or destination are translated to.

@@ -8,10 +8,11 @@
 //! ```
 //!
 //! Both have the same addresses and ports towards the backend, so one goes before the other comes, and the pod may send
-//! nothing meanwhile: of what it sends the node would make a connection of its own, with another backend or port.
+//! nothing meanwhile: of what it sends the node would make a connection of its own, with another backend or port. Nor may
+//! our programs judge answers by what they know no more, and tell of them.
 //!
 //! ```text
-//! program of egress          another in its place, which drops all, for some tens of milliseconds
+//! programs                   another in their place, which drops all, for some tens of milliseconds
 //! grace period               nothing that the pod has sent is on its way any more
 //! entries of the node        one by one, ours in the place of the direct ones
 //! programs go                (by the caller)
@@ -19,7 +20,7 @@
 //!
 //! A pod that is cleaned a second time, after a kill in the middle, goes on where the first time has stopped.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -34,7 +35,7 @@ use super::layout::{Conversion, Conversions};
 use super::load::{self, PinPaths};
 use super::map::{MapError, TypedMap};
 use super::translated::{self, Connections};
-use crate::host_conntrack::{HostConntrack, Outcome, Translated, Transport};
+use crate::host_conntrack::{Fate, HostConntrack, Translated, Transport};
 use crate::mapping::wait_for_programs;
 
 /// IANA's numbers.
@@ -106,8 +107,8 @@ pub struct HandedBack {
     pub untracked: usize,
 }
 
-/// Hands a pod's connections to Services over to the node. Where it has some, `hold`
-/// puts the program that it is given in the place of those that judge what the pod sends.
+/// Hands a pod's connections to Services over to the node. Where it has some, `hold` puts the program that it is given in
+/// the place of those that judge.
 ///
 /// # Errors
 /// The pod's programs can go all the same: then connections that were not handed over yet are lost.
@@ -127,14 +128,24 @@ pub(super) fn hand_back(
         .map_err(LoadError::load)?;
     hold(&program.progs.hold).map_err(HandBackError::Hold)?;
     wait_for_programs().map_err(HandBackError::Grace)?;
-    let Outcome {
-        translated: connections,
-        untracked,
-        refused,
-    } = host.translate(&connections_of(pod)?).map_err(HandBackError::Ask)?;
+    let connections = connections_of(pod)?;
+    let told: Vec<Translated> = connections.iter().map(|(connection, _)| *connection).collect();
+    let fates = host.translate(&told).map_err(HandBackError::Ask)?;
+    let (mut handed, mut refused) = (HandedBack::default(), Vec::new());
+    for ((connection, entry), fate) in connections.iter().zip(fates) {
+        match fate {
+            Ok(Fate::Translated) => {
+                handed.connections += 1;
+                // Were the programs to come back, they would leave it to the node.
+                entry.delete()?;
+            }
+            Ok(Fate::Untracked) => handed.untracked += 1,
+            Err(cause) => refused.push((connection, cause)),
+        }
+    }
     let count = refused.len();
     match refused.into_iter().next() {
-        None => Ok(HandedBack { connections, untracked }),
+        None => Ok(handed),
         Some((first, cause)) => Err(HandBackError::Refused {
             count,
             client: first.client,
@@ -145,15 +156,36 @@ pub(super) fn hand_back(
     }
 }
 
-/// Each once, in whatever versions' tables it is.
-fn connections_of(pod: &Known<'_>) -> Result<Vec<Translated>, MapError> {
-    let mut found = HashSet::new();
+/// Where a connection stands.
+struct Entry<'a> {
+    map: &'a Connections,
+    key: ConntrackKey,
+    value: ConntrackEntry,
+}
+
+impl Entry<'_> {
+    fn delete(&self) -> Result<(), MapError> {
+        translated::delete(self.map, &self.key, &self.value)
+    }
+}
+
+/// Each once, in whatever versions' tables it is. One without its alias has ended: its client has its port for another.
+fn connections_of<'a>(pod: &Known<'a>) -> Result<Vec<(Translated, Entry<'a>)>, MapError> {
+    let mut found = HashMap::new();
     for (tables, uid) in pod {
-        tables.connections.for_each(|key, entry| {
+        let map = &tables.connections;
+        let mut entries = Vec::new();
+        map.for_each(|key, entry| {
             if key.endpoint == *uid {
-                found.extend(connection(&key, &entry));
+                entries
+                    .extend(connection(&key, &entry).map(|connection| (connection, Entry { map, key, value: entry })));
             }
         })?;
+        for (connection, entry) in entries {
+            if translated::is_paired(map, &entry.key, &entry.value)? {
+                found.insert(connection, entry);
+            }
+        }
     }
     Ok(found.into_iter().collect())
 }

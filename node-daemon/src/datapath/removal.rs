@@ -96,9 +96,12 @@ impl InKernel {
             };
             let known: Vec<_> = pod.iter().map(|(_, tables, uid)| (*tables, *uid)).collect();
             let handed = hand_back(&known, |program| {
-                links(Direction::Egress).try_for_each(|link| attach::hold_link(&link, program))?;
-                if self.filters.contains(&(ifindex, Direction::Egress)) {
-                    attach::hold_filter(ifindex, Direction::Egress, program)?;
+                // What the pod sends first: of that, the node would make connections.
+                for direction in [Direction::Egress, Direction::Ingress] {
+                    links(direction).try_for_each(|link| attach::hold_link(&link, program))?;
+                    if self.filters.contains(&(ifindex, direction)) {
+                        attach::hold_filter(ifindex, direction, program)?;
+                    }
                 }
                 Ok(())
             });

@@ -15,8 +15,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::{MapCore as _, MapFlags};
+use wardline_bpf::abi::{self, ConntrackEntry, ConntrackState};
 use wardline_crds::Enforcement;
 use wardline_crds::config::DaemonConfig;
+use zerocopy::FromBytes as _;
 
 use crate::wire::{Cluster, Family, Plugin, inside, run, udp_client, with_config};
 
@@ -28,7 +31,7 @@ const CLIENT: u8 = 11;
 const HTTP: u16 = 80;
 const DNS: u16 = 53;
 const MANY: u32 = 200;
-const FEW: u32 = 20;
+const FEW: u32 = 100;
 /// Longer than anything takes that was not lost for good: retransmissions of TCP among it.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// After which a question over UDP is asked again.
@@ -261,10 +264,13 @@ impl Talk {
         let mut longest = Duration::ZERO;
         for number in (0_u32..).take_while(|_| self.goes_on()) {
             let asked = Instant::now();
-            while ask(socket, number) != Some(HERE) {
+            let mut by = ask(socket, number);
+            while by.is_none() {
                 assert!(asked.elapsed() < PATIENCE, "no answer");
                 self.lost.fetch_add(1, Ordering::Relaxed);
+                by = ask(socket, number);
             }
+            assert_eq!(by, Some(HERE));
             longest = longest.max(asked.elapsed());
             self.answers.fetch_add(1, Ordering::Relaxed);
         }
@@ -315,6 +321,20 @@ fn exchange(mut first: &TcpStream, mut then: &TcpStream) {
     then.read_exact(&mut [0]).unwrap();
     then.write_all(b"!").unwrap();
     first.read_exact(&mut [0]).unwrap();
+}
+
+/// Connections that go on, over TCP and UDP.
+const ALL: usize = 2 * 4 + 2 * 2;
+
+/// How many connections policy denies, and lets go on all the same.
+fn denied(cluster: &mut Cluster) -> usize {
+    let map = cluster.life().map("conntrack");
+    let entries = map.keys().map(|key| map.lookup(&key, MapFlags::ANY).unwrap().unwrap());
+    let entries = entries.map(|entry| ConntrackEntry::read_from_bytes(&entry).unwrap());
+    let is_translated = |entry: &ConntrackEntry| u32::from(entry.flags) & abi::CONNTRACK_TRANSLATED != 0;
+    entries
+        .filter(|entry| is_translated(entry) && entry.state == u8::from(ConntrackState::Denied))
+        .count()
 }
 
 /// How the connections are that Wardline leaves.
@@ -377,10 +397,21 @@ fn connections_go_on(plugin: Plugin, case: Case) {
                 talks.push(scope.spawn(|| talk.over_udp(socket)));
             }
             talk.until_answers(MANY);
-            let began = Instant::now();
+            match case {
+                Case::Plain => {}
+                Case::Masqueraded => {
+                    let seen = talking
+                        .iter()
+                        .map(|(_, far)| far.peer_addr().unwrap().ip().to_canonical());
+                    assert!(seen.eq(Family::BOTH.map(|family| family.outside(1))));
+                }
+                Case::Watched => assert_eq!(denied(cluster), ALL),
+            }
+            let (began, lost_before) = (Instant::now(), talk.lost.load(Ordering::Relaxed));
             let detached = cluster.leave();
             let (took, answers) = (began.elapsed(), talk.answers.load(Ordering::Relaxed));
             talk.until_answers(MANY);
+            let lost = talk.lost.load(Ordering::Relaxed) - lost_before;
             talk.until_heard(MANY);
             for (near, far) in &silent_clients {
                 exchange(near, far);
@@ -397,10 +428,10 @@ fn connections_go_on(plugin: Plugin, case: Case) {
             }
             talk.stop.store(true, Ordering::Relaxed);
             let longest: Vec<Duration> = talks.into_iter().map(|talk| talk.join().unwrap()).collect();
-            let (all, lost) = (talk.answers.load(Ordering::Relaxed), talk.lost.load(Ordering::Relaxed));
+            let all = talk.answers.load(Ordering::Relaxed);
             println!("took {took:?}; {answers} answers, then {all}; {lost} lost; {longest:?} at most for an answer");
             assert!(detached.lost.is_empty(), "{detached:?}");
-            assert_eq!(detached.handed_back.connections, 2 * 4 + 2 * 2);
+            assert_eq!(detached.handed_back.connections, ALL);
             // Each of the two waits for as many answers as fit into that time, and not for one that was asked after it.
             assert!(
                 RETRY * lost <= 2 * (took + 2 * RETRY),
