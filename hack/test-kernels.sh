@@ -11,7 +11,7 @@ mkdir -p "$work"
 
 # version suite: the kernel of that Debian release; the newest package of the version is taken.
 kernels=('5.10 bullseye' '6.1 bookworm' '6.12 trixie')
-modules=(veth bridge sch_ingress cls_bpf sctp nft_chain_nat nft_nat nft_masq nft_ct nf_conntrack_netlink)
+modules=(veth bridge sch_ingress cls_bpf sctp nft_chain_nat nft_nat nft_masq nft_ct nft_fib_ipv4 nft_fib_ipv6 nf_conntrack_netlink)
 programs=(busybox ethtool ip nft tc)
 read -ra tests <<< "${KERNEL_TESTS:-agree attach datapath interfaces packets quotas sctp services traffic}"
 # Longer than the slowest machine takes; one that hangs ends here.
