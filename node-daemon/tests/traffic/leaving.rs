@@ -35,7 +35,7 @@ const FEW: u32 = 100;
 /// Longer than anything takes that was not lost for good: retransmissions of TCP among it.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// After which a question over UDP is asked again.
-const RETRY: Duration = Duration::from_millis(50);
+const RETRY: Duration = Duration::from_millis(200);
 /// Between two words of a server that nobody asked.
 const PAUSE: Duration = Duration::from_millis(1);
 /// The question of a client that listens from then on.
