@@ -249,8 +249,11 @@ fn check_condition(pod: &Pod) -> Result<()> {
         .find(|condition| condition.type_ == "wardline.io/AddressesAssigned");
     let condition = condition.context("failed to find the condition that announces addresses")?;
     if condition.status == "False" {
-        // The pod's sandbox went before kubelet had written its addresses, and so the node took its word back.
-        let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        // The pod's sandbox went before kubelet had written its addresses, and so the node took its word back. The phase
+        // may come later still.
+        let containers = status.container_statuses.iter().flatten();
+        let mut states = containers.map(|container| container.state.as_ref());
+        let has_ended = states.all(|state| state.is_some_and(|state| state.terminated.is_some()));
         ensure!(
             has_ended,
             "the announcement of a pod that runs was taken back: {status:?}"
