@@ -47,6 +47,16 @@ spec:
       ports: [{protocol: TCP, port: 8080}]
 ";
 
+/// Of the pods `web`.
+const WEB_SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+";
+
 /// The records of one client, by its pod's name.
 fn of_client<'a>(records: &'a [Record], client: &str) -> Vec<&'a Record> {
     let is_client = |record: &&Record| record.src.as_ref().and_then(|side| side.pod_name.as_deref()) == Some(client);

@@ -16,20 +16,11 @@ use wardline_e2e::progress::{step, wait_until};
 use wardline_e2e::traffic::{Attempt, Held, Protocol};
 use wardline_e2e::{footprint, logging, wardline};
 
-use crate::{WEB_TAKES_FRIENDS, applied_twice};
+use crate::{WEB_SERVICE, WEB_TAKES_FRIENDS, applied_twice};
 
 /// How often held connections say something.
 const BEAT: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_mins(1);
-
-const SERVICE: &str = "
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-";
 
 #[tokio::test]
 async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
@@ -43,7 +34,7 @@ async fn nobody_notices_that_it_leaves_and_nothing_of_it_stays() -> Result<()> {
         namespace.ready().await?;
         namespace.apply(WEB_TAKES_FRIENDS).await?;
         namespace.until_reach("foe2", "web", false).await?;
-        namespace.apply(SERVICE).await?;
+        namespace.apply(WEB_SERVICE).await?;
         let service = namespace.lab.get("v1", "Service", &namespace.name, "web").await?;
         let front = service.data["spec"]["clusterIP"].as_str().unwrap_or_default();
         let front: IpAddr = front.parse().context("failed to read the Service's clusterIP")?;

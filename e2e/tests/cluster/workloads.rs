@@ -16,7 +16,7 @@ use wardline_e2e::progress::wait_until;
 use wardline_e2e::records::{Record, ServiceRef, Side};
 use wardline_e2e::traffic::{Attempt, Protocol};
 
-use crate::{lines, of_client};
+use crate::{WEB_SERVICE, lines, of_client};
 
 /// The kind and name of each client's workload, and how many pods it has.
 const WORKLOADS: [(&str, &str, usize); 5] = [
@@ -26,14 +26,6 @@ const WORKLOADS: [(&str, &str, usize); 5] = [
     ("CronJob", "tick", 1),
     ("Job", "once", 1),
 ];
-const SERVICE: &str = "
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-";
 const POLICIES: &str = "
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -118,7 +110,7 @@ async fn records_name_the_workloads_and_the_service() -> Result<()> {
         let fences = Fences::create(namespace).await?;
         namespace.server("web", "node2").await?;
         namespace.apply(&workloads()).await?;
-        namespace.apply(SERVICE).await?;
+        namespace.apply(WEB_SERVICE).await?;
         let service = namespace.lab.get("v1", "Service", &namespace.name, "web").await?;
         let ip: IpAddr =
             serde_json::from_value(service.data["spec"]["clusterIP"].clone()).context("failed to read clusterIP")?;

@@ -10,7 +10,7 @@ use wardline_bpf::abi::{self, ConntrackEntry, ConntrackKey, Endpoint};
 
 use super::map::{MapError, TypedMap};
 use super::quotas::{Held, Quotas, Usages};
-use super::translated::{self, Connections};
+use super::translated::{self, Connections, UDP};
 
 /// Uids of the endpoints there are; None until the first policy was applied.
 pub(super) type LiveEndpoints = Arc<RwLock<Option<HashSet<u32>>>>;
@@ -35,9 +35,6 @@ pub struct ConntrackSweeper {
 /// Ticks after which what nobody answered, and what was only a question and its answer, goes where an endpoint comes
 /// near its quota: a handshake takes less, and a peer that repeats itself within them stays.
 const PRESSED_TICKS: u64 = 5;
-
-/// IANA protocol number.
-const UDP: u8 = 17;
 
 /// An endpoint while the table is read.
 #[derive(Clone, Copy, Debug)]

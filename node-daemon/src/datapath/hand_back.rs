@@ -26,21 +26,17 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use wardline_bpf::HoldSkelBuilder;
 use wardline_bpf::abi::{ConntrackEntry, ConntrackKey, Endpoint};
-use wardline_bpf::hold::HoldSkelBuilder;
 
 use super::LoadError;
 use super::former;
 use super::layout::{Conversion, Conversions};
 use super::load::{self, PinPaths};
 use super::map::{MapError, TypedMap};
-use super::translated::{self, Connections};
+use super::translated::{self, Connections, TCP, UDP};
 use crate::host_conntrack::{Fate, HostConntrack, Translated, Transport};
 use crate::mapping::wait_for_programs;
-
-/// IANA's numbers.
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HandBackError {

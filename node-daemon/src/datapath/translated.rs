@@ -10,8 +10,9 @@ use super::map::{MapError, TypedMap};
 
 pub(super) type Connections = TypedMap<ConntrackKey, ConntrackEntry>;
 
-/// IANA's number.
-const UDP: u8 = 17;
+/// IANA's numbers.
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 
 /// How a flow goes: to a Service's address and port, and on to a backend's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,12 +15,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use libbpf_rs::{MapCore as _, MapFlags};
-use wardline_bpf::abi::{self, ConntrackEntry, ConntrackState};
+use wardline_bpf::abi::ConntrackState;
 use wardline_crds::Enforcement;
 use wardline_crds::config::DaemonConfig;
-use zerocopy::FromBytes as _;
 
+use crate::services::{front, states};
 use crate::wire::{Cluster, Family, Plugin, inside, run, udp_client, with_config};
 
 /// What the backends answer with.
@@ -69,14 +68,6 @@ fn backends(plugin: Plugin) -> [Backend; 2] {
             backend("outside", |family| family.outside(2), 7001, THERE),
         ],
     }
-}
-
-fn front(family: Family, port: u16) -> SocketAddr {
-    let address = match family {
-        Family::V4 => "10.96.0.10",
-        Family::V6 => "fd00:96::10",
-    };
-    SocketAddr::new(address.parse().unwrap(), port)
 }
 
 fn serve(cluster: &mut Cluster, backend: Backend) {
@@ -326,17 +317,6 @@ fn exchange(mut first: &TcpStream, mut then: &TcpStream) {
 /// Connections that go on, over TCP and UDP.
 const ALL: usize = 2 * 4 + 2 * 2;
 
-/// How many connections policy denies, and lets go on all the same.
-fn denied(cluster: &mut Cluster) -> usize {
-    let map = cluster.life().map("conntrack");
-    let entries = map.keys().map(|key| map.lookup(&key, MapFlags::ANY).unwrap().unwrap());
-    let entries = entries.map(|entry| ConntrackEntry::read_from_bytes(&entry).unwrap());
-    let is_translated = |entry: &ConntrackEntry| u32::from(entry.flags) & abi::CONNTRACK_TRANSLATED != 0;
-    entries
-        .filter(|entry| is_translated(entry) && entry.state == u8::from(ConntrackState::Denied))
-        .count()
-}
-
 /// How the connections are that Wardline leaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Case {
@@ -405,7 +385,7 @@ fn connections_go_on(plugin: Plugin, case: Case) {
                         .map(|(_, far)| far.peer_addr().unwrap().ip().to_canonical());
                     assert!(seen.eq(Family::BOTH.map(|family| family.outside(1))));
                 }
-                Case::Watched => assert_eq!(denied(cluster), ALL),
+                Case::Watched => assert_eq!(states(cluster), [u8::from(ConntrackState::Denied); ALL]),
             }
             let (began, lost_before) = (Instant::now(), talk.lost.load(Ordering::Relaxed));
             let detached = cluster.leave();

@@ -202,6 +202,15 @@ fn outcome(error: &std::io::Error) -> Outcome {
     }
 }
 
+/// Of each connection to a Service, a [`ConntrackState`].
+pub fn states(cluster: &mut Cluster) -> Vec<u8> {
+    let map = cluster.life().map("conntrack");
+    let entries = map.keys().map(|key| map.lookup(&key, MapFlags::ANY).unwrap().unwrap());
+    let entries = entries.map(|entry| ConntrackEntry::read_from_bytes(&entry).unwrap());
+    let translated = entries.filter(|entry| u32::from(entry.flags) & abi::CONNTRACK_TRANSLATED != 0);
+    translated.map(|entry| entry.state).collect()
+}
+
 const ISOLATE_B: &str = "{podSelector: {matchLabels: {app: b}}}";
 const CLIENT_TO_A: &str = "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: a}}}]}]}";
 const CLIENT_TO_A_AND_OUTSIDE: &str = "{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: a}}}, {ipBlock: {cidr: 192.0.2.0/24}}]}]}";
@@ -228,12 +237,7 @@ fn a_connection_is_open_when_its_handshake_is_over_whatever_comes_after() {
     with_two_backends(|world| {
         world.serve("", &[A]);
         let _open = Family::BOTH.map(|family| inside("client", || TcpStream::connect(front(family, 80)).unwrap()));
-        let map = world.cluster.life().map("conntrack");
-        let entries = map.keys().map(|key| map.lookup(&key, MapFlags::ANY).unwrap().unwrap());
-        let entries = entries.map(|entry| ConntrackEntry::read_from_bytes(&entry).unwrap());
-        let translated = entries.filter(|entry| u32::from(entry.flags) & abi::CONNTRACK_TRANSLATED != 0);
-        let states: Vec<u8> = translated.map(|entry| entry.state).collect();
-        assert_eq!(states, [u8::from(ConntrackState::Open); 2]);
+        assert_eq!(states(world.cluster), [u8::from(ConntrackState::Open); 2]);
     });
 }
 
