@@ -374,6 +374,8 @@ fn connections_go_on(plugin: Plugin, case: Case) {
                 talks.push(scope.spawn(|| talk.over_tcp(near, far)));
             }
             for socket in &datagrams {
+                // Its way is known before Wardline leaves, however late its thread begins.
+                assert_eq!((0..FEW).find_map(|number| ask(socket, number)), Some(HERE));
                 talks.push(scope.spawn(|| talk.over_udp(socket)));
             }
             talk.until_answers(MANY);
