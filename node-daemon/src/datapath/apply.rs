@@ -78,7 +78,8 @@ impl Datapath {
         let tables = &desired.tables;
         self.check_limits(desired)?;
         let wanted = Peers::wanted(desired, &mut self.loaded.meanings, &mut self.ids);
-        let in_place = self.loaded.generation != 0 && (wanted == self.loaded.peers || self.are_all_wanted(tables)?);
+        let in_place = self.loaded.generation != 0
+            && (wanted == self.loaded.peers || (self.are_all_kept(desired) && self.are_all_wanted(tables)?));
         let entries = self.plan_tables(tables);
         let plan = self.plan_endpoints(desired);
         self.tell(&plan, name)?;
@@ -138,6 +139,26 @@ impl Datapath {
             .map(|table| table.id)
             .collect();
         Ok(in_force.tables.is_subset(&wanted) && in_force.generations.iter().all(|id| *id == self.loaded.generation))
+    }
+
+    /// Whether each pod that is isolated stays under its table, and no word but for its revision is to change: an address
+    /// that moves before a pod's table does would meet that pod's old policy with its new class.
+    fn are_all_kept(&self, desired: &Desired) -> bool {
+        let is_kept = |slot: u32, key: Option<&TableKey>| {
+            let in_force = self.endpoints.slot_policy(slot).table;
+            let wanted = key.and_then(|key| self.loaded.tables.get(key));
+            in_force == 0 || wanted.is_some_and(|table| table.id == in_force)
+        };
+        self.endpoints.managed.iter().all(|(ifindex, managed)| {
+            let wanted = desired.tables_of(*ifindex, &managed.spec).map(by_direction);
+            wanted.is_none_or(|wanted| {
+                let slots = Direction::ALL.map(|direction| slot_of(managed.slot, direction));
+                slots
+                    .into_iter()
+                    .zip(&wanted)
+                    .all(|(slot, key)| is_kept(slot, key.as_ref()))
+            })
+        })
     }
 
     /// The entries that the wanted tables lack in the kernel.

@@ -9,6 +9,7 @@ mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
@@ -54,6 +55,11 @@ fn app(names: &[&str]) -> Selector {
 
 /// Admits pods by their app label to the server's TCP port 80.
 fn admit(objects: &mut Objects, generation: i64, clients: &[&str]) {
+    admit_to("server", objects, generation, clients);
+}
+
+/// To the port of pods with that label, by a policy of its name.
+fn admit_to(server: &str, objects: &mut Objects, generation: i64, clients: &[&str]) {
     let rule = Rule {
         peers: Some(vec![Peer::Pods {
             namespaces: None,
@@ -64,12 +70,12 @@ fn admit(objects: &mut Objects, generation: i64, clients: &[&str]) {
             port: Port::Exact(80),
         }]),
     };
-    let name = ObjectName::new("shop", "server");
+    let name = ObjectName::new("shop", server);
     let policy = Policy {
         name: name.clone(),
         generation,
         log: false,
-        pod_selector: app(&["server"]),
+        pod_selector: app(&[server]),
         ingress: Some(vec![rule]),
         egress: None,
     };
@@ -205,6 +211,56 @@ fn a_label_that_changes_takes_effect_on_open_connections() {
             life.apply(&node.desired(&objects, NODE));
             assert_eq!(edge.leaks(A), labelled, "a is labelled {to}");
         }
+    });
+}
+
+/// The server is selected by another policy, and the client's class is another, in one change: neither policy admits the
+/// client that it meets, and each would the other's.
+#[test]
+fn a_change_of_both_pods_shows_nothing_in_between() {
+    on_each_node(3, |node| {
+        let mut objects = objects();
+        admit_to("old", &mut objects, 1, &["x"]);
+        admit_to("new", &mut objects, 1, &["y"]);
+        // Both policies are in force all the time.
+        for (index, name) in ["old", "new"].into_iter().enumerate() {
+            let pod = Pod {
+                labels: Labels::from([("app".to_owned(), name.to_owned())]),
+                addresses: vec![format!("10.0.0.{}", index + 2).parse().unwrap()],
+                node: NODE.into(),
+                ports: Vec::new(),
+            };
+            objects
+                .pods
+                .insert(ObjectName::new("shop", format!("server-{name}")), Arc::new(pod));
+        }
+        let mut states = [("old", "y"), ("new", "x")].map(|(server, client)| {
+            relabel(&mut objects, "server", server);
+            relabel(&mut objects, "a", client);
+            node.desired(&objects, NODE)
+        });
+        let mut life = node.start(&DaemonConfig::default());
+        life.apply(&states[0]);
+        let ingress = Edge::of(node, &life).ingress;
+        let done = AtomicBool::new(false);
+        let passed = std::thread::scope(|scope| {
+            let client = scope.spawn(|| {
+                let frame = frame::udp(socket(A, 40_000), socket(SERVER, 80));
+                let segment = to_server(A, flag::SYN);
+                let mut passed = 0;
+                while !done.load(Ordering::Relaxed) {
+                    passed += usize::from(ingress.passes(&segment)) + usize::from(ingress.passes(&frame));
+                }
+                passed
+            });
+            for _ in 0..2000 {
+                states.reverse();
+                life.apply(&states[0]);
+            }
+            done.store(true, Ordering::Relaxed);
+            client.join().unwrap()
+        });
+        assert_eq!(passed, 0);
     });
 }
 
