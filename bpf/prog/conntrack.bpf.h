@@ -78,6 +78,19 @@ static __always_inline bool is_alive(const struct conntrack_entry *entry, const 
 	       entry->state != CONNTRACK_DENIED;
 }
 
+/* Is the node's socket at these ports out of reach, since the node has given them to a connection that is denied? */
+static __always_inline bool is_barred(const struct conntrack_entry *entry, const struct flow *flow)
+{
+	return entry->state == CONNTRACK_DENIED && (entry->flags & CONNTRACK_LOCAL) &&
+	       !is_expired(entry, flow->key.protocol, flow->tick);
+}
+
+/* Was a socket of the node at the other end? */
+static __always_inline bool is_local(const struct conntrack_entry *entry)
+{
+	return (entry->flags & CONNTRACK_LOCAL) && entry->state != CONNTRACK_DENIED;
+}
+
 /* A key has no loose ends between its words. */
 static __always_inline bool same_key(const struct conntrack_key *a, const struct conntrack_key *b)
 {
@@ -149,17 +162,19 @@ static __always_inline struct usage *find_usage(const struct endpoint *endpoint)
 }
 
 /*
- * May the endpoint have one more entry? UNDECIDED, or why not. What it opens itself has half of the room only: the pod
- * that it goes to counts it too, and would else have none left for others.
+ * May the endpoint have one more entry? UNDECIDED, or why not. What it opens itself has three quarters of the room, and
+ * half of that for what nobody answers: the pod that it goes to counts it too, and would else have none left for others.
  */
 static __noinline __u32 check_quota(const struct endpoint *endpoint, const struct flow *flow)
 {
 	const struct usage *usage = find_usage(endpoint);
-	__u32 opening = flow->judged == DIRECTION_EGRESS ? half_open_quota / 2 : half_open_quota;
+	bool opens = flow->judged == DIRECTION_EGRESS;
+	__u32 opening = opens ? half_open_quota / 2 : half_open_quota;
+	__u32 all = opens ? connection_quota - connection_quota / 4 : connection_quota;
 
 	if (!usage)
 		return REASON_CONNTRACK_FULL;
-	if ((__s64)(usage->made - usage->gone) >= connection_quota)
+	if ((__s64)(usage->made - usage->gone) >= all)
 		return REASON_CONNECTION_QUOTA;
 	if ((__s64)(usage->half_opened - usage->half_closed - usage->half_gone) >= opening)
 		return REASON_HALF_OPEN_QUOTA;

@@ -57,12 +57,3 @@ static __always_inline bool is_own_destination(const struct endpoint *endpoint, 
 		       (destination->word[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000);
 	return is_link_local(destination) || (destination->word[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
-
-/*
- * Sent by a socket of this node? A socket alone is no proof, since a packet that a bridge forwards from another pod
- * still carries that pod's; but only what was made here came in through no interface.
- */
-static __always_inline bool is_from_local_socket(const struct __sk_buff *skb, const struct flow *flow)
-{
-	return flow->direction == DIRECTION_INGRESS && skb->sk && !skb->ingress_ifindex;
-}

@@ -41,10 +41,44 @@ static __always_inline bool is_kept(const struct flow *flow)
 	return flow->judged == flow->direction && !(flow->tcp_flags & TCP_RST);
 }
 
-/* The rest of a datagram opens nothing: the entry of its first is gone, or there never was one, as for the pod itself. */
-static __always_inline __u32 judge_left_over(const struct endpoint *endpoint, const struct flow *flow)
+/*
+ * The node masquerades a connection to the pod, which is denied: what the pod sends to that address and port is not for
+ * the node. Where it has a socket there, or had one when a flow with it began, that says otherwise, and the entry of what
+ * is denied has to say it. There are no more of them than sockets of the node.
+ */
+__global __u32 bar_port(struct __sk_buff *skb, bool replace)
 {
-	return is_itself(endpoint, flow) ? REASON_SELF : REASON_FRAGMENT;
+	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
+	struct flow *flow = this_flow();
+	struct conntrack_entry entry;
+	bool was_local;
+
+	if (!flow || !endpoint)
+		return REASON_NO_ENDPOINT;
+	was_local = replace && (flow->entry.flags & CONNTRACK_LOCAL);
+	if (!was_local && find_local_socket(skb) == SOCKET_NONE)
+		return REASON_DEFAULT_DENY;
+	entry = new_entry(flow);
+	entry.state = CONNTRACK_DENIED;
+	entry.flags |= CONNTRACK_LOCAL;
+	if (!bpf_map_update_elem(&conntrack, &flow->key, &entry, replace ? BPF_ANY : BPF_NOEXIST))
+		count_entry(endpoint, replace ? &flow->entry : NULL, &entry);
+	return REASON_DEFAULT_DENY;
+}
+
+/* Where the node has no socket for what the pod sends it, the pod is told what the node would tell it. */
+static __always_inline __u32 deny(struct __sk_buff *skb, const struct flow *flow, bool replace)
+{
+	if (flow->masqueraded)
+		return bar_port(skb, replace);
+	return flow->nobody_listens && flow->direction == DIRECTION_EGRESS ? REASON_REFUSED : REASON_DEFAULT_DENY;
+}
+
+/* The rest of a datagram opens nothing: the entry of its first is gone, or there never was one, as for the pod itself. */
+static __always_inline __u32 judge_left_over(const struct __sk_buff *skb, const struct endpoint *endpoint,
+					     const struct flow *flow)
+{
+	return is_itself(skb, endpoint, flow) ? REASON_SELF : REASON_FRAGMENT;
 }
 
 /* Makes the entry of a flow that is allowed, for this reason. */
@@ -98,7 +132,7 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
 	if (flow->fragment == FRAGMENT_LATER)
-		return judge_left_over(endpoint, flow);
+		return judge_left_over(skb, endpoint, flow);
 	flow->midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
 	flow->rewrite = REWRITE_NONE;
 	flow->hairpin = false;
@@ -112,10 +146,14 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	}
 	flow->local_socket = is_from_local_socket(skb, flow);
 	judge_by(endpoint, flow, flow->direction);
-	reason = decide(endpoint, flow);
+	flow->masqueraded = false;
+	flow->nobody_listens = false;
+	reason = decide(skb, endpoint, flow);
 	if (flow->midstream && reason == REASON_DEFAULT_DENY)
 		reason = judge_midstream(skb, endpoint, flow);
-	if (reason == REASON_DEFAULT_DENY || reason == REASON_SELF)
+	if (reason == REASON_DEFAULT_DENY)
+		return deny(skb, flow, replace);
+	if (reason == REASON_SELF)
 		return reason;
 	if (flow->midstream && !is_kept(flow))
 		return REASON_MIDSTREAM;
@@ -139,7 +177,7 @@ __global __u32 judge_again(struct __sk_buff *skb)
 		return REASON_NO_ENDPOINT;
 	entry = flow->entry;
 	flow->judged = entry.initiator;
-	flow->local_socket = (entry.flags & CONNTRACK_LOCAL) || is_from_local_socket(skb, flow);
+	flow->local_socket = is_local(&entry) || is_from_local_socket(skb, flow);
 	if (entry.word == flow->word)
 		return REASON_DEFAULT_DENY;
 
@@ -153,6 +191,7 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	} else {
 		if (entry.state == CONNTRACK_DENIED)
 			entry.state = CONNTRACK_OPEN;
+		entry.flags = flow->local_socket ? entry.flags | CONNTRACK_LOCAL : entry.flags & ~CONNTRACK_LOCAL;
 		advance(&entry, flow);
 		reason = REASON_REVALIDATED;
 	}
@@ -242,6 +281,12 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 		}
 		reason = judge_alias(skb);
 		return reason == UNDECIDED ? judge_new(skb, true) : reason;
+	}
+	if (entry->flags & CONNTRACK_LOCAL) {
+		if (flow->direction == DIRECTION_INGRESS && (!is_local(entry) || !is_from_node(skb)))
+			return judge_new(skb, true);
+		if (flow->direction == DIRECTION_EGRESS && is_barred(entry, flow))
+			return judge_known(skb, endpoint, flow);
 	}
 	if (is_expired(entry, flow->key.protocol, flow->tick) || (opens_anew(entry, flow) && !is_taken(entry, flow)))
 		return judge_new(skb, true);

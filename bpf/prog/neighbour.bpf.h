@@ -8,7 +8,7 @@
  * others to where they did not send it.
  */
 
-#include "endpoint.bpf.h"
+#include "own_node.bpf.h"
 
 /* Without branches, since it is asked in a loop. */
 static __always_inline bool same_hardware(const __u8 *a, const __u8 *b)
@@ -66,20 +66,31 @@ static __always_inline __u32 neighbour_bytes(__u8 type)
 	}
 }
 
+/* Of the pod's own, or the link-local address that its hardware address makes (RFC 4291, appendix A). */
+static __always_inline bool is_own_neighbour(const struct endpoint *endpoint, const struct address *address,
+					     const __u8 *hardware)
+{
+	__u32 high = (hardware[0] ^ 2) << 24 | hardware[1] << 16 | hardware[2] << 8 | 0xff;
+	__u32 low = 0xfeU << 24 | hardware[3] << 16 | hardware[4] << 8 | hardware[5];
+	const struct address made = { .word = { bpf_htonl(0xfe800000), 0, bpf_htonl(high), bpf_htonl(low) } };
+
+	return is_assigned(endpoint, address) || same_address(address, &made);
+}
+
 /* What a pod says of its neighbourhood must be about itself. An unspecified source is one that is taking an address. */
 static __always_inline bool is_own_neighbour_message(const struct endpoint *endpoint, const struct flow *flow,
-						     const struct neighbour_message *message)
+						     const struct neighbour_message *message, const __u8 *hardware)
 {
-	bool own = is_own_source(endpoint, &flow->key.pod);
+	bool own = is_own_neighbour(endpoint, &flow->key.pod, hardware);
 	bool unspecified = is_unspecified(&flow->key.pod);
 
 	switch (message->icmp.type) {
 	case ICMPV6_ROUTER_SOLICITATION:
 		return own || unspecified;
 	case ICMPV6_NEIGHBOUR_SOLICITATION:
-		return own || (unspecified && is_own_source(endpoint, &message->target));
+		return own || (unspecified && is_own_neighbour(endpoint, &message->target, hardware));
 	case ICMPV6_NEIGHBOUR_ADVERTISEMENT:
-		return own && is_own_source(endpoint, &message->target);
+		return own && is_own_neighbour(endpoint, &message->target, hardware);
 	default:
 		/* A router's advertisement. */
 		return false;
@@ -106,21 +117,19 @@ enum {
 };
 
 /* The options from `offset` on: each hardware address must be the frame's source. */
-static __always_inline __u32 judge_neighbour_options(struct __sk_buff *skb, const struct flow *flow, __u32 offset)
+static __always_inline __u32 judge_neighbour_options(struct __sk_buff *skb, const struct flow *flow, __u32 offset,
+						     const __u8 *hardware)
 {
-	struct ethernet_header ethernet;
 	struct neighbour_option option;
 	bool forged;
 
-	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)))
-		return REASON_MALFORMED;
 	for (int i = 0; i < MAX_NEIGHBOUR_OPTIONS; i++) {
 		if (offset == flow->end)
 			return REASON_NEIGHBOUR;
 		if (offset + sizeof(option) > flow->end || bpf_skb_load_bytes(skb, offset, &option, sizeof(option)) ||
 		    !option.length)
 			return REASON_MALFORMED;
-		forged = !same_hardware(option.hardware, ethernet.source);
+		forged = !same_hardware(option.hardware, hardware);
 		if (forged && (option.type == OPTION_SOURCE_HARDWARE || option.type == OPTION_TARGET_HARDWARE))
 			return REASON_FORGED_NEIGHBOUR;
 		offset += option.length * 8;
@@ -132,6 +141,7 @@ static __always_inline __u32 judge_neighbour_options(struct __sk_buff *skb, cons
 static __noinline __u32 judge_neighbour(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	struct neighbour_message message = {};
+	struct ethernet_header ethernet;
 	__u32 bytes;
 	__u8 hop_limit;
 
@@ -151,7 +161,9 @@ static __noinline __u32 judge_neighbour(struct __sk_buff *skb, const struct endp
 		return judge_redirect(skb, flow);
 	if (flow->direction == DIRECTION_INGRESS)
 		return REASON_NEIGHBOUR;
-	if (!is_own_neighbour_message(endpoint, flow, &message))
+	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)))
+		return REASON_MALFORMED;
+	if (!is_own_neighbour_message(endpoint, flow, &message, ethernet.source))
 		return REASON_FORGED_NEIGHBOUR;
-	return judge_neighbour_options(skb, flow, flow->payload + bytes);
+	return judge_neighbour_options(skb, flow, flow->payload + bytes, ethernet.source);
 }

@@ -8,6 +8,7 @@
  * a longest-prefix match costs ten times as much in a large table, so it is asked only where some policy needs it.
  */
 
+#include "own_node.bpf.h"
 #include "service.bpf.h"
 
 /* Backends that one verdict asks about: a front with more of them is denied where policy has anything to say. */
@@ -202,26 +203,17 @@ static __always_inline __u32 decide_backends(struct flow *flow)
 	return packed & REASON_MASK;
 }
 
-static __always_inline bool is_itself(const struct endpoint *endpoint, const struct flow *flow)
-{
-	return flow->hairpin ||
-	       (same_address(&flow->key.pod, &flow->key.remote) && is_assigned(endpoint, &flow->key.pod));
-}
-
 /*
- * With an address of the pod's own node: is it the node? From the node only what a socket of it made is: masqueraded
- * traffic wears its address, and in mid-stream may come in either direction's name. To the node, the address says so; except
- * that anybody on the link may claim one of the link's.
+ * Through a Service it is sent back to itself without coming here again. What comes in with the pod's own address came
+ * out of its own interface; of anything else somebody made that up.
  */
-__global __u32 is_own_node(__u32 judged)
+static __always_inline bool is_itself(const struct __sk_buff *skb, const struct endpoint *endpoint,
+				      const struct flow *flow)
 {
-	const struct flow *flow = this_flow();
-
-	if (!flow)
-		return false;
-	if (judged == DIRECTION_INGRESS || (flow->midstream && flow->direction == DIRECTION_INGRESS))
-		return flow->local_socket;
-	return !is_link_local(&flow->key.remote);
+	if (flow->hairpin)
+		return true;
+	return same_address(&flow->key.pod, &flow->key.remote) && is_assigned(endpoint, &flow->key.pod) &&
+	       (flow->direction == DIRECTION_EGRESS || skb->ingress_ifindex == skb->ifindex);
 }
 
 /*
@@ -232,19 +224,19 @@ __global __u32 is_own_node(__u32 judged)
  *   3. To a front that another proxy translates: steps 4 to 8 for each of its backends, and the first that is denied
  *      denies it. One without backends is judged as the address that it is, and so is one whose address anybody may
  *      have named, after its backends: nobody may translate it, and then the packet goes to the address itself
- *   4. From its node, proven by a socket, or to its node, at an
- *      address that is not the link's                               NODE
+ *   4. From its node, or to its node at an address that is not the
+ *      link's, proven by a socket                                   NODE
  *   5. A rule for the peer's class and exactly this port            POLICY
  *   6. A rule for a range that holds this port, the narrowest       POLICY
  *   7. A rule for any port, or for protocols without ports          POLICY
  *   8. Otherwise                                                    DEFAULT_DENY
  */
-static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow *flow)
+static __always_inline __u32 decide(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	struct peer peer;
 
 	/* 1 */
-	if (is_itself(endpoint, flow))
+	if (is_itself(skb, endpoint, flow))
 		return REASON_SELF;
 	/* 2 */
 	if (!word_table(flow->word))
@@ -263,7 +255,7 @@ static __always_inline __u32 decide(const struct endpoint *endpoint, struct flow
 			return decide_backends(flow);
 	}
 	/* 4 */
-	if ((peer.flags & PEER_LOCAL) && is_own_node(flow->judged))
+	if ((peer.flags & PEER_LOCAL) && is_own_node(skb, flow->judged))
 		return REASON_NODE;
 	return decide_peer(flow->word, flow->key.protocol, peer.class, destination_port(flow, flow->judged), &flow->rule);
 }
@@ -274,7 +266,7 @@ __global __u32 decide_rare(struct __sk_buff *skb)
 	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	struct flow *flow = this_flow();
 
-	return flow && endpoint ? decide(endpoint, flow) : REASON_DEFAULT_DENY;
+	return flow && endpoint ? decide(skb, endpoint, flow) : REASON_DEFAULT_DENY;
 }
 
 /* Reads the word once: what judges after this goes by it alone. */

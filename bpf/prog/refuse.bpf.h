@@ -2,9 +2,10 @@
 #pragma once
 
 /*
- * A packet to a Service that nothing stands behind becomes its own answer, so that the client learns it at once: a
- * RST for TCP (RFC 9293, 3.10.7.1), else "port unreachable" with the start of the packet (RFC 792, RFC 4443). The
- * answer comes from the Service's address, which is where the client looks for it.
+ * A packet to a Service that nothing stands behind, or to a port of the pod's node where no socket is, becomes its own
+ * answer, so that the client learns it at once: a RST for TCP (RFC 9293, 3.10.7.1), else "port unreachable" with the
+ * start of the packet (RFC 792, RFC 4443). The answer comes from the address that the client wrote to, where it looks for
+ * it.
  */
 
 #include "rewrite.bpf.h"
@@ -85,21 +86,27 @@ static __always_inline long write_answer_header(struct __sk_buff *skb, const str
 				       : write_answer_ipv6(skb, flow, protocol, bytes);
 }
 
-/* What the SYN asked to be acknowledged is, its data too. */
+/* What has an acknowledgement is answered where that says; of anything else all is acknowledged, its data too. */
 static __noinline long refuse_tcp(struct __sk_buff *skb, const struct flow *flow)
 {
 	union answer answer = {};
-	struct tcp_header syn;
-	__u32 data;
+	struct tcp_header segment;
+	__u32 bytes;
 
-	if (bpf_skb_load_bytes(skb, flow->payload, &syn, sizeof(syn)))
+	if ((flow->tcp_flags & TCP_RST) || bpf_skb_load_bytes(skb, flow->payload, &segment, sizeof(segment)))
 		return -1;
-	data = flow->end - flow->payload - (syn.offset >> 4) * 4;
 	answer.tcp.source = flow->key.remote_port;
 	answer.tcp.destination = flow->key.pod_port;
-	answer.tcp.acknowledgement = bpf_htonl(bpf_ntohl(syn.sequence) + 1 + data);
 	answer.tcp.offset = (TCP_BYTES / 4) << 4;
-	answer.tcp.flags = TCP_RST | TCP_ACK;
+	answer.tcp.flags = TCP_RST;
+	if (flow->tcp_flags & TCP_ACK) {
+		answer.tcp.sequence = segment.acknowledgement;
+	} else {
+		bytes = flow->end - flow->payload - (segment.offset >> 4) * 4;
+		bytes += !!(flow->tcp_flags & TCP_SYN) + !!(flow->tcp_flags & TCP_FIN);
+		answer.tcp.flags |= TCP_ACK;
+		answer.tcp.acknowledgement = bpf_htonl(bpf_ntohl(segment.sequence) + bytes);
+	}
 	answer.tcp.checksum = checksum_of(bpf_csum_diff(NULL, 0, (__be32 *)&answer.tcp, TCP_BYTES,
 							pseudo_sum(flow, IP_TCP, TCP_BYTES)));
 	return write_answer_header(skb, flow, IP_TCP, TCP_BYTES)
@@ -144,7 +151,7 @@ __global int refuse(struct __sk_buff *skb)
 	if (!flow)
 		return -1;
 	ipv4 = is_ipv4(&flow->key.pod);
-	if (flow->payload != ETHERNET_BYTES + (ipv4 ? IPV4_BYTES : IPV6_BYTES))
+	if (flow->fragment == FRAGMENT_LATER || flow->payload != ETHERNET_BYTES + (ipv4 ? IPV4_BYTES : IPV6_BYTES))
 		return -1;
 	if (flow->key.protocol == IP_TCP)
 		error = refuse_tcp(skb, flow);

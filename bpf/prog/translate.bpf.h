@@ -161,7 +161,8 @@ __global __u32 open_entry(struct __sk_buff *skb, bool denied)
 		if (found) {
 			flow->entry = *found;
 			/* This Service's own, whose end nobody saw, gives way too. */
-			if (is_alive(found, flow) && !(is_of_service(found, flow) && opens_anew(found, flow)))
+			if (is_barred(found, flow) ||
+			    (is_alive(found, flow) && !(is_of_service(found, flow) && opens_anew(found, flow))))
 				return is_of_service(found, flow) ? OPENED_THERE : OPENED_TAKEN;
 		}
 		error = bpf_map_update_elem(&conntrack, &flow->key, &entry, BPF_ANY);
@@ -216,10 +217,16 @@ static __always_inline __u32 open_backend(struct __sk_buff *skb, const struct en
 		flow->hairpin = same_address(&flow->backend.address, &flow->key.pod);
 		go_to_backend(flow, &flow->backend.address, flow->backend.port);
 		judge_by(endpoint, flow, flow->direction);
+		flow->local_socket = false;
+		flow->nobody_listens = false;
 		reason = decide_rare(skb);
 		/* Where policy is only watched the flow goes on, and its later packets to the same backend. */
-		if (reason == REASON_DEFAULT_DENY && flow->settings.policy != ENFORCEMENT_AUDIT)
-			return reason;
+		if (reason == REASON_DEFAULT_DENY && flow->settings.policy != ENFORCEMENT_AUDIT) {
+			if (!flow->nobody_listens)
+				return reason;
+			go_to_service(flow);
+			return REASON_REFUSED;
+		}
 		full = check_quota(endpoint, flow);
 		if (full != UNDECIDED) {
 			go_to_service(flow);

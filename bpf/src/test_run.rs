@@ -20,13 +20,16 @@ pub struct Frame<'a> {
     pub ingress_ifindex: u32,
 }
 
+/// An interface that is no pod's, and need not exist.
+const ELSEWHERE: u32 = 1 << 30;
+
 impl<'a> Frame<'a> {
-    /// A frame that came from elsewhere, on an interface.
+    /// A frame that came in through another interface.
     pub fn forwarded(bytes: &'a [u8], ifindex: u32) -> Self {
         Self {
             bytes,
             ifindex,
-            ingress_ifindex: ifindex,
+            ingress_ifindex: ELSEWHERE,
         }
     }
 }

@@ -88,13 +88,13 @@ pub struct Flow {
     /// Destination port; 0 where the protocol has none.
     #[serde(default)]
     pub port: u16,
-    /// A socket of the pod's own node sends it: no address proves that.
+    /// The other side is a socket of the pod's own node: no address proves that.
     #[serde(default)]
-    pub from_node: bool,
+    pub with_node: bool,
 }
 
 impl Flow {
-    /// The same as the product sees it, but for what no object proves: [`Flow::from_node`].
+    /// The same as the product sees it, but for what no object proves: [`Flow::with_node`].
     pub fn edge(&self) -> evaluate::Flow {
         let (namespace, name) = self.pod.split_once('/').unwrap_or_default();
         evaluate::Flow {

@@ -105,13 +105,15 @@ pub fn later_follow_the_first() -> Vec<Row> {
             Ingress,
             fragment(&long(udp(port(POD, 1), port(POD, 2))), 1, 0..16),
             Self_,
-        ),
+        )
+        .sent_by_itself(),
         pass(
             "to itself, the rest",
             Ingress,
             fragment(&long(udp(port(POD, 1), port(POD, 2))), 1, 16..76),
             Self_,
-        ),
+        )
+        .sent_by_itself(),
     ]
 }
 

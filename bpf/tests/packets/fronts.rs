@@ -18,7 +18,7 @@ use crate::services::{SERVICE, SERVICE6, datagram, segment};
 use crate::world::{CLIENT, NODE, OUTSIDER, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
 
 /// IPv4: header with an identification of 0 and no fragmenting, 64 hops. IPv6: 64 hops.
-fn as_answer(mut frame: Vec<u8>) -> Vec<u8> {
+pub fn as_answer(mut frame: Vec<u8>) -> Vec<u8> {
     if frame[14] >> 4 == 4 {
         frame[14 + 4..][..4].copy_from_slice(&[0, 0, 0x40, 0]);
         frame[14 + 8] = 64;
@@ -39,7 +39,7 @@ fn reset(service: IpAddr, pod: IpAddr) -> Vec<u8> {
 }
 
 /// "Port unreachable", quoting the IP header and eight bytes.
-fn unreachable(service: IpAddr, pod: IpAddr, about: &[u8]) -> Vec<u8> {
+pub fn port_unreachable(service: IpAddr, pod: IpAddr, about: &[u8]) -> Vec<u8> {
     let (kind, code, quoted) = if pod.is_ipv4() { (3, 3, 28) } else { (1, 4, 48) };
     let mut frame = icmp(service, pod, kind, &[&[0; 4], &about[14..][..quoted]].concat());
     let header = if pod.is_ipv4() { 14 + 20 } else { 14 + 40 };
@@ -70,20 +70,20 @@ pub fn nothing_to_choose_from() -> Vec<Row> {
             "UDP",
             query(SERVICE, POD),
             Refused,
-            unreachable(SERVICE, POD, &query(SERVICE, POD)),
+            port_unreachable(SERVICE, POD, &query(SERVICE, POD)),
         ),
         back(
             "UDP, IPv6",
             query(SERVICE6, POD6),
             Refused,
-            unreachable(SERVICE6, POD6, &query(SERVICE6, POD6)),
+            port_unreachable(SERVICE6, POD6, &query(SERVICE6, POD6)),
         ),
-        back("SCTP", init.clone(), Refused, unreachable(SERVICE, POD, &init)),
+        back("SCTP", init.clone(), Refused, port_unreachable(SERVICE, POD, &init)),
         back(
             "a port that is not listed",
             unlisted(),
             Refused,
-            unreachable(SERVICE, POD, &unlisted()),
+            port_unreachable(SERVICE, POD, &unlisted()),
         ),
         stop(
             "mid-stream is judged as what it is",

@@ -13,12 +13,14 @@ use wardline_bpf::abi::{Direction, Enforcement, Reason, SERVICE_TRANSLATE, Verdi
 use wardline_bpf::frame::protocol::{TCP, UDP};
 use wardline_bpf::frame::{ethernet, extended, fragment, turned_round};
 use wardline_bpf::sandbox::Sizes;
-use wardline_bpf::test_run::{Frame, Outcome};
+use wardline_bpf::test_run::Outcome;
 
+use crate::node;
 use crate::oracle::Oracle;
+use crate::row::Origin;
 use crate::services::{SERVICE, SERVICE6};
 use crate::tables;
-use crate::world::{CLIENT, CLIENT6, IFINDEX, POD, POD6, SLOT, STRANGER, World, port};
+use crate::world::{CLIENT, CLIENT6, POD, POD6, SLOT, STRANGER, World, port};
 
 const CASES: u64 = 200_000;
 /// Frames after which the account is looked at.
@@ -143,7 +145,7 @@ struct Attack {
 struct Shot {
     direction: Direction,
     frame: Vec<u8>,
-    of_node: bool,
+    origin: Origin,
     outcome: Outcome,
 }
 
@@ -194,13 +196,12 @@ impl Attack {
     /// None: the kernel does not take it for a frame.
     fn shoot(&mut self) -> Option<Shot> {
         let (direction, frame) = self.next();
-        let of_node = self.dice.roll(10) == 0;
-        let ingress_ifindex = if of_node { 0 } else { IFINDEX };
-        let sent = Frame {
-            bytes: &frame,
-            ifindex: IFINDEX,
-            ingress_ifindex,
+        let origin = match self.dice.roll(20) {
+            0 | 1 => Origin::Node,
+            2 => Origin::Pod,
+            _ => Origin::Elsewhere,
         };
+        let sent = origin.frame(&frame);
         let outcome = is_runnable(&frame).then(|| self.world.sandbox.run(direction, sent).ok())??;
         self.sent += 1;
         self.passed += u64::from(outcome.passed());
@@ -214,7 +215,7 @@ impl Attack {
         Some(Shot {
             direction,
             frame,
-            of_node,
+            origin,
             outcome,
         })
     }
@@ -279,24 +280,25 @@ fn size(cases: u64) -> (u64, u64) {
 #[test]
 fn nothing_passes_that_the_oracle_denies() {
     let (cases, seed) = size(CASES);
+    let _sockets = node::listen();
     let mut attack = Attack::new(seed);
     let mut oracle = Oracle::default();
     while attack.sent < cases {
         let Some(shot) = attack.shoot() else { continue };
-        let (direction, of_node) = (shot.direction, shot.of_node);
+        let (direction, origin) = (shot.direction, shot.origin);
         // What goes to a Service is judged by where it really goes, and an answer by where it really comes from.
         let judged = match direction {
             Direction::Egress => &shot.outcome.frame,
             Direction::Ingress => &shot.frame,
         };
         let is_sound = if shot.outcome.passed() {
-            oracle.permits(direction, judged, of_node).is_some()
+            oracle.permits(direction, judged, origin).is_some()
         } else {
-            shot.outcome.dropped() || (direction == Direction::Egress && is_to_pod(judged))
+            shot.outcome.dropped() || (direction == Direction::Egress && is_to_pod(&shot.outcome.frame))
         };
         assert!(
             is_sound,
-            "seed {seed}, frame {}: {direction}, of the node {of_node}: {:02x?} {:?}",
+            "seed {seed}, frame {}: {direction}, {origin:?}: {:02x?} {:?}",
             attack.sent, shot.frame, shot.outcome
         );
     }
@@ -313,6 +315,7 @@ fn nothing_passes_that_the_oracle_denies() {
 #[test]
 fn where_policy_is_only_watched_nothing_is_dropped() {
     let (cases, seed) = size(CASES / 4);
+    let _sockets = node::listen();
     let mut attack = Attack::new(seed);
     attack.world.change_settings(|settings| {
         settings.policy = Enforcement::Audit.into();

@@ -14,7 +14,10 @@ use crate::malformed::{IP, bad6, set};
 use crate::row::{Row, pass, stop};
 use crate::world::{CLIENT, CLIENT_OTHER, CLIENT6, NODE, NODE6, POD, POD6, STRANGER6, World};
 
-const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 7);
+/// Of the hardware address 02:00:00:00:00:01, from which all frames come.
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 1);
+/// Somebody else's.
+const OTHER_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 2);
 const OTHER_POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x11);
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
@@ -121,6 +124,27 @@ pub fn forged_neighbours() -> Vec<Row> {
             "detection of another's address",
             Egress,
             neighbour(NOBODY, ALL_NODES, SOLICITATION, client6, &[]),
+            ForgedNeighbour,
+        )
+        .deny(Egress, ALL_NODES.into(), ICMPV6, 0),
+        stop(
+            "advertisement of another's link-local",
+            Egress,
+            neighbour(LINK_LOCAL, ALL_NODES, ADVERTISEMENT, OTHER_LINK_LOCAL, &[]),
+            ForgedNeighbour,
+        )
+        .deny(Egress, ALL_NODES.into(), ICMPV6, 0),
+        stop(
+            "solicitation from another's link-local",
+            Egress,
+            neighbour(OTHER_LINK_LOCAL, client6, SOLICITATION, client6, &[]),
+            ForgedNeighbour,
+        )
+        .deny(Egress, CLIENT6, ICMPV6, 0),
+        stop(
+            "detection of another's link-local",
+            Egress,
+            neighbour(NOBODY, ALL_NODES, SOLICITATION, OTHER_LINK_LOCAL, &[]),
             ForgedNeighbour,
         )
         .deny(Egress, ALL_NODES.into(), ICMPV6, 0),

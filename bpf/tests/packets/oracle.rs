@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use wardline_bpf::abi::Direction;
 
+use crate::node::{TCP_PORTS, UDP_PORTS};
+use crate::row::Origin;
 use crate::services::{SERVICE, SERVICE6};
 use crate::world::{CLIENT, CLIENT6, NODE, NODE6, POD, POD6};
 
@@ -142,9 +144,19 @@ fn allows(direction: Direction, remote: IpAddr, protocol: u8, port: u16) -> bool
                 || (is_outside && protocol == 6 && port == 80)
         }
         Direction::Egress => {
-            [NODE, NODE6].contains(&remote)
+            ([NODE, NODE6].contains(&remote) && is_there(remote, protocol, port))
                 || (is_client && (!has_ports || matches!((protocol, port), (6, 443) | (17, 53))))
         }
+    }
+}
+
+/// Where the node has a socket; to an echo's request it answers itself.
+fn is_there(node: IpAddr, protocol: u8, port: u16) -> bool {
+    match protocol {
+        6 => TCP_PORTS.contains(&port),
+        17 => UDP_PORTS.contains(&port),
+        1 | 58 => node.is_ipv4() == (protocol == 1) && port > 0,
+        _ => false,
     }
 }
 
@@ -171,8 +183,8 @@ fn originals(remote: IpAddr) -> Vec<IpAddr> {
 
 impl Oracle {
     /// Whether a frame that passed may have: as the pod receives it from the network, or the network from the pod.
-    /// `of_node`: a socket of the node made it.
-    pub fn permits(&mut self, direction: Direction, frame: &[u8], of_node: bool) -> Option<()> {
+    pub fn permits(&mut self, direction: Direction, frame: &[u8], origin: Origin) -> Option<()> {
+        let of_node = origin == Origin::Node;
         let packet = match be16(frame, 12)? {
             0x0806 => return permits_arp(direction, frame),
             0x0800 => ipv4(&frame[14..])?,
@@ -183,7 +195,7 @@ impl Oracle {
             Direction::Ingress => (packet.destination, packet.source),
             Direction::Egress => (packet.source, packet.destination),
         };
-        if is_link_control(direction, &packet, of_node) {
+        if is_link_control(direction, frame, &packet, of_node) {
             return Some(());
         }
         let is_own = |pod: &IpAddr| [POD, POD6].contains(pod) || is_link_local(pod);
@@ -205,7 +217,8 @@ impl Oracle {
         };
         let is_node = [NODE, NODE6].contains(&remote);
         let is_from_node = direction == Direction::Ingress && is_node && of_node;
-        let is_allowed = pod == remote
+        let is_to_itself = pod == remote && (direction == Direction::Egress || origin == Origin::Pod);
+        let is_allowed = is_to_itself
             || is_from_node
             || allows(direction, remote, packet.protocol, own)
             || (!is_new && allows_midstream(direction, remote, own));
@@ -235,20 +248,35 @@ impl Oracle {
             _ => false,
         };
         is_error
-            && self.allowed.iter().any(|(_, of_pod, of_remote, ..)| {
-                let (source, destination) = match direction {
-                    Direction::Ingress => (of_pod, of_remote),
-                    Direction::Egress => (of_remote, of_pod),
-                };
-                let bytes = |address: &IpAddr| match address {
-                    IpAddr::V4(v4) => v4.octets().to_vec(),
-                    IpAddr::V6(v6) => v6.octets().to_vec(),
-                };
-                let pair = [bytes(source), bytes(destination)].concat();
-                let is_to_sender = direction == Direction::Ingress || *of_remote == remote;
-                *of_pod == pod && is_to_sender && quoted.windows(pair.len()).any(|at| at == pair)
+            && self.allowed.iter().any(|flow| {
+                let is_to_sender = direction == Direction::Ingress || flow.2 == remote;
+                flow.1 == pod && is_to_sender && quotes(quoted, direction, flow)
             })
     }
+}
+
+/// Whether the bytes hold a packet of the flow that the receiver of an error sent: its addresses, and its ports behind
+/// them.
+fn quotes(bytes: &[u8], direction: Direction, (protocol, pod, remote, pod_port, remote_port): &Flow) -> bool {
+    let octets = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    let mut ends = [
+        (octets(pod), pod_port.to_be_bytes()),
+        (octets(remote), remote_port.to_be_bytes()),
+    ];
+    if direction == Direction::Egress {
+        ends.reverse();
+    }
+    let [(source, source_port), (destination, destination_port)] = ends;
+    let addresses = [source, destination].concat();
+    let ports = [source_port, destination_port].concat();
+    let has_ports = matches!(protocol, 6 | 17 | 132);
+    (0..bytes.len()).any(|at| {
+        let behind = bytes[at..].strip_prefix(&addresses[..]);
+        behind.is_some_and(|behind| !has_ports || behind.windows(4).any(|at| at == ports))
+    })
 }
 
 fn is_link_local(address: &IpAddr) -> bool {
@@ -313,13 +341,55 @@ fn permits_arp(direction: Direction, frame: &[u8]) -> Option<()> {
     (direction == Direction::Ingress || (is_own && is_honest)).then_some(())
 }
 
+/// RFC 4291, appendix A.
+fn link_local_of(hardware: &[u8]) -> IpAddr {
+    let mut octets = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe, 0, 0, 0];
+    octets[8..11].copy_from_slice(&hardware[..3]);
+    octets[13..].copy_from_slice(&hardware[3..]);
+    octets[8] ^= 2;
+    octets.into()
+}
+
+/// Of neighbour discovery, what the pod says of itself: in its own name, of its own address, and of its own interface.
+fn is_of_pod(frame: &[u8], packet: &Packet<'_>) -> bool {
+    let is_own = |address: IpAddr| address == POD6 || address == link_local_of(&frame[6..12]);
+    let is_nobody = packet.source == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    let kind = packet.payload[0];
+    let target = || {
+        packet
+            .payload
+            .get(8..24)
+            .map(|octets| IpAddr::from(<[u8; 16]>::try_from(octets).unwrap()))
+    };
+    let is_own_target = || target().is_some_and(is_own);
+    let is_about_itself = match kind {
+        133 => is_nobody || is_own(packet.source),
+        135 => is_own(packet.source) || (is_nobody && is_own_target()),
+        _ => is_own(packet.source) && is_own_target(),
+    };
+    let mut options = packet
+        .payload
+        .get(if kind == 133 { 8 } else { 24 }..)
+        .unwrap_or_default();
+    while let [option, length, hardware @ ..] = options {
+        if matches!(option, 1 | 2) && hardware.get(..6) != frame.get(6..12) {
+            return false;
+        }
+        if *length == 0 {
+            return false;
+        }
+        options = options.get(usize::from(*length) * 8..).unwrap_or_default();
+    }
+    is_about_itself
+}
+
 /// RFC 4861, RFC 3810, RFC 3376: of this link, and of the pod nothing that is a router's.
-fn is_link_control(direction: Direction, packet: &Packet<'_>, of_node: bool) -> bool {
+fn is_link_control(direction: Direction, frame: &[u8], packet: &Packet<'_>, of_node: bool) -> bool {
     let kind = packet.payload.first().copied().unwrap_or_default();
     let egress = direction == Direction::Egress;
     match packet.protocol {
         58 if packet.fragment.is_none() => match kind {
-            133 | 135 | 136 => packet.hop_limit == 255,
+            133 | 135 | 136 => packet.hop_limit == 255 && (!egress || is_of_pod(frame, packet)),
             134 => packet.hop_limit == 255 && !egress,
             137 => packet.hop_limit == 255 && !egress && of_node,
             130 => packet.hop_limit == 1 && !egress,

@@ -3,16 +3,15 @@
 
 use wardline_bpf::PolicyWord;
 use wardline_bpf::abi::Direction::{Egress, Ingress};
-use wardline_bpf::abi::Reason::{DefaultDeny, Established, Midstream, Node, NotIsolated, Policy, Self_};
-use wardline_bpf::abi::{PEER_LOCAL, Peer};
-use wardline_bpf::frame::flag::{ACK, SYN};
+use wardline_bpf::abi::Reason::{DefaultDeny, Established, NotIsolated, Policy, Self_};
+use wardline_bpf::frame::flag::SYN;
 use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::frame::{ip, sctp, tcp, udp};
 
 use crate::row::{Row, pass, stop};
 use crate::world::{
-    ANY_UDP, ANYONE_TO_9000, CLIENT, CLIENT_OTHER, CLIENT_TO_80, CLIENT_TO_RANGE, CLIENT6, NODE, NODE6, OUTSIDER,
-    OUTSIDER_TO_80, PEERS, POD, POD_TO_443, POD6, STRANGER, STRANGER6, port,
+    ANY_UDP, ANYONE_TO_9000, CLIENT, CLIENT_OTHER, CLIENT_TO_80, CLIENT_TO_RANGE, CLIENT6, OUTSIDER, OUTSIDER_TO_80,
+    PEERS, POD, POD_TO_443, POD6, STRANGER, STRANGER6, port,
 };
 
 fn syn(source: std::net::IpAddr, source_port: u16, pod_port: u16) -> Vec<u8> {
@@ -21,7 +20,13 @@ fn syn(source: std::net::IpAddr, source_port: u16, pod_port: u16) -> Vec<u8> {
 
 pub fn precedence() -> Vec<Row> {
     vec![
-        pass("to itself", Ingress, syn(POD, 1, 80), Self_).after(|world| world.assert_entries(0)),
+        pass("to itself", Ingress, syn(POD, 1, 80), Self_)
+            .sent_by_itself()
+            .after(|world| world.assert_entries(0)),
+        stop("in its name, from elsewhere", Ingress, syn(POD, 1, 80), DefaultDeny).deny(Ingress, POD, TCP, 80),
+        stop("in its name, from the node", Ingress, syn(POD, 2, 80), DefaultDeny)
+            .sent_by_node()
+            .deny(Ingress, POD, TCP, 80),
         pass("to itself, over IPv6", Egress, udp(port(POD6, 1), port(POD6, 2)), Self_)
             .after(|world| world.assert_entries(0)),
         pass("exact port", Ingress, syn(CLIENT, 1, 80), Policy)
@@ -174,70 +179,6 @@ pub fn cidrs_only_where_some_policy_has_them() -> Vec<Row> {
                 world.set_word(Ingress, word);
             })
             .deny(Ingress, CLIENT, TCP, 80),
-    ]
-}
-
-pub fn own_node() -> Vec<Row> {
-    let probe = |source_port| syn(NODE, source_port, 1234);
-    vec![
-        pass("a socket of the node", Ingress, probe(1), Node)
-            .sent_by_node()
-            .after(|world| world.assert_entries(1)),
-        stop(
-            "the node's address on forwarded traffic",
-            Ingress,
-            probe(2),
-            DefaultDeny,
-        )
-        .deny(Ingress, NODE, TCP, 1234),
-        stop(
-            "a socket of the node with another address",
-            Ingress,
-            syn(STRANGER, 3, 1234),
-            DefaultDeny,
-        )
-        .sent_by_node()
-        .deny(Ingress, STRANGER, TCP, 1234),
-        pass("to the node", Egress, tcp(port(POD, 4), port(NODE, 10250), SYN), Node),
-        pass(
-            "to the node, over IPv6",
-            Egress,
-            udp(port(POD6, 4), port(NODE6, 53)),
-            Node,
-        ),
-        stop(
-            "in mid-stream, forwarded",
-            Ingress,
-            tcp(port(NODE, 5), port(POD, 1234), ACK),
-            DefaultDeny,
-        )
-        .deny(Ingress, NODE, TCP, 1234),
-        pass(
-            "in mid-stream, from a socket",
-            Ingress,
-            tcp(port(NODE, 5), port(POD, 1234), ACK),
-            Midstream,
-        )
-        .sent_by_node(),
-    ]
-}
-
-/// Whoever is on the link may say that an address of it is theirs.
-pub fn own_node_on_the_link() -> Vec<Row> {
-    let node: std::net::IpAddr = "fe80::1".parse().unwrap();
-    let probe = move || udp(port(node, 1), port(POD6, 53));
-    vec![
-        stop("to the node", Egress, udp(port(POD6, 4), port(node, 53)), DefaultDeny)
-            .before(|world| {
-                let own = Peer {
-                    class: 0,
-                    flags: PEER_LOCAL,
-                };
-                world.sandbox.set_peer(PEERS, "fe80::1".parse().unwrap(), own).unwrap();
-                world.change_rule_of_udp(false);
-            })
-            .deny(Egress, node, UDP, 53),
-        pass("from a socket of it", Ingress, probe(), Node).sent_by_node(),
     ]
 }
 

@@ -97,6 +97,26 @@ pub fn half_open_connections_that_a_pod_opens() -> Table {
     }
 }
 
+/// What a pod opens has three quarters of the room, answered or not.
+pub fn connections_that_a_pod_opens() -> Table {
+    let from = |source_port| tcp(port(POD, source_port), port(CLIENT, 443), SYN);
+    let rows = vec![
+        pass("one", Egress, from(1), Policy).event(Egress, POD_TO_443),
+        pass("two", Egress, from(2), Policy).event(Egress, POD_TO_443),
+        pass("three", Egress, from(3), Policy).event(Egress, POD_TO_443),
+        stop("one too many", Egress, from(4), ConnectionQuota).deny(Egress, CLIENT, TCP, 443),
+        pass("others find room", Ingress, to_pod(1, SYN), Policy).event(Ingress, CLIENT_TO_80),
+        stop("all of it", Ingress, to_pod(2, SYN), ConnectionQuota).deny(Ingress, CLIENT, TCP, 80),
+    ];
+    Table {
+        sizes: Sizes {
+            connection_quota: 4,
+            ..Sizes::default()
+        },
+        rows,
+    }
+}
+
 /// To a pod that may send anywhere, from somebody who may send it nothing.
 pub fn strays_of_a_stranger() -> Table {
     let stray = |source_port| tcp(port(STRANGER, source_port), port(POD, 80), ACK);

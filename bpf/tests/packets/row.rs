@@ -10,6 +10,7 @@ use wardline_bpf::sandbox::Sizes;
 use wardline_bpf::test_run::Frame;
 
 use crate::harness::{self, Handover};
+use crate::node;
 use crate::world::{IFINDEX, SLOT, UID, World, table_of};
 
 /// What a deny leaves in the table: the aggregate's key beside pod and generation.
@@ -46,6 +47,31 @@ pub struct Losses {
     pub overflow: [u64; 2],
 }
 
+/// Where a packet comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    Elsewhere,
+    /// A socket of this node made it.
+    Node,
+    /// It came in through the pod's own interface.
+    Pod,
+}
+
+impl Origin {
+    pub fn frame(self, bytes: &[u8]) -> Frame<'_> {
+        let forwarded = Frame::forwarded(bytes, IFINDEX);
+        let ingress_ifindex = match self {
+            Self::Elsewhere => forwarded.ingress_ifindex,
+            Self::Node => 0,
+            Self::Pod => IFINDEX,
+        };
+        Frame {
+            ingress_ifindex,
+            ..forwarded
+        }
+    }
+}
+
 /// What happens to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Comes {
@@ -63,7 +89,7 @@ pub struct Row {
     becomes: Option<Vec<u8>>,
     comes: Comes,
     pub reason: Reason,
-    from_node: bool,
+    origin: Origin,
     handover: Option<Handover>,
     unread_events: usize,
     before: Vec<fn(&mut World)>,
@@ -82,7 +108,7 @@ pub fn pass(name: &'static str, direction: Direction, frame: Vec<u8>, reason: Re
         becomes: None,
         comes: Comes::Through,
         reason,
-        from_node: false,
+        origin: Origin::Elsewhere,
         handover: None,
         unread_events: 0,
         before: Vec::new(),
@@ -130,7 +156,13 @@ impl Row {
 
     /// Made by a socket of this node, not forwarded.
     pub fn sent_by_node(mut self) -> Self {
-        self.from_node = true;
+        self.origin = Origin::Node;
+        self
+    }
+
+    /// Sent by the pod itself, and come back.
+    pub fn sent_by_itself(mut self) -> Self {
+        self.origin = Origin::Pod;
         self
     }
 
@@ -186,12 +218,7 @@ impl Row {
             change(world);
         }
         let before = Seen::now(world);
-        let ingress_ifindex = if self.from_node { 0 } else { IFINDEX };
-        let frame = Frame {
-            bytes: &self.frame,
-            ifindex: IFINDEX,
-            ingress_ifindex,
-        };
+        let frame = self.origin.frame(&self.frame);
         let outcome = match self.handover {
             Some(handover) => harness::run(&world.sandbox, self.direction, frame, handover),
             None => world
@@ -422,6 +449,7 @@ impl From<Vec<Row>> for Table {
 impl Table {
     /// Sends them all, one after the other, into one world.
     pub fn run(self) {
+        let _sockets = node::listen();
         let mut world = World::new(self.sizes);
         assert!(!self.rows.is_empty());
         for row in &self.rows {

@@ -8,7 +8,7 @@ use wardline_bpf::abi::{Direction, Reason};
 use crate::row::Table;
 use crate::{
     accounting, addresses, again, connections, extensions, fragments, fronts, handshakes, icmp, link, malformed,
-    policies, quotas, rewrites, service_errors, service_fragments, service_reuse, service_watched, services,
+    own_node, policies, quotas, rewrites, service_errors, service_fragments, service_reuse, service_watched, services,
 };
 
 macro_rules! tables {
@@ -93,13 +93,19 @@ tables! {
     quotas::connections_through_a_service,
     quotas::half_open_connections_of_one_pod,
     quotas::half_open_connections_that_a_pod_opens,
+    quotas::connections_that_a_pod_opens,
     quotas::strays_of_a_stranger,
+    own_node::proven_by_a_socket,
+    own_node::addresses_of_the_link,
+    own_node::where_no_socket_is,
+    own_node::connections_to_its_sockets,
+    own_node::ports_that_the_node_gave_away,
+    own_node::datagrams_to_its_sockets,
+    own_node::services_of_its_sockets,
     policies::precedence,
     policies::egress,
     policies::families_and_protocols,
     policies::cidrs_only_where_some_policy_has_them,
-    policies::own_node,
-    policies::own_node_on_the_link,
     policies::not_isolated,
     rewrites::field_by_field,
     rewrites::datagrams_whose_checksum_would_be_zero,

@@ -2,8 +2,11 @@
 //! Flows through the programs of a world, new ones and open ones, against what the evaluators say of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv6Addr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use wardline_bpf::frame::protocol;
 use wardline_policy::compile::compile;
 use wardline_policy::evaluate::evaluate;
 use wardline_policy::lookup::lookup;
@@ -116,7 +119,7 @@ impl Judge {
                 let passed = if passed { "passes" } else { "is dropped" };
                 return Err(wrong(format!("{answer:?}, and the packet {passed}")));
             }
-            if matches!(answer, Answer::Allowed(_) | Answer::Denied(_)) {
+            if matches!(answer, Answer::Allowed(_) | Answer::Denied(_)) && (passed || !is_refused(world, flow)) {
                 expected.insert(connection.key(), answer.by().to_vec());
             }
             let is_to_itself = pod_addresses(world.pod(&flow.pod).unwrap()).contains(&flow.remote);
@@ -215,14 +218,34 @@ fn is_still_there(world: &World<'_>, open: &Open) -> bool {
     is_same && (is_tcp || open.since.elapsed() < OPEN_FOR)
 }
 
+/// Nobody is there: policy has no part in it, and no record tells of it.
+fn is_refused(world: &World<'_>, flow: &Flow) -> bool {
+    let may_be_found = flow.direction == Direction::Egress && matches!(flow.protocol, protocol::TCP | protocol::UDP);
+    may_be_found && !flow.with_node && world.local_addresses().any(|address| address == flow.remote)
+}
+
+/// What the connection goes to, for as long as it is held.
+fn socket_of_node(connection: &Connection) -> OwnedFd {
+    let at = (Ipv6Addr::UNSPECIFIED, connection.flow.port);
+    match connection.flow.protocol {
+        protocol::TCP => TcpListener::bind(at).unwrap().into(),
+        _ => UdpSocket::bind(at).unwrap().into(),
+    }
+}
+
 /// Whether a packet of the connection passes.
 fn send(world: &mut World<'_>, ifindex: u32, connection: &Connection, part: Part) -> bool {
     let to_pod = (connection.flow.direction == Direction::Ingress) != part.is_answer();
     let direction = if to_pod { Edge::Ingress } else { Edge::Egress };
     let frame = connection.frame(part);
     let program = world.program(ifindex, direction);
-    if connection.flow.from_node && to_pod {
+    if to_pod && connection.flow.remote == connection.address {
+        program.passes_from_itself(&frame)
+    } else if to_pod && connection.flow.with_node {
         program.passes_from_node(&frame)
+    } else if connection.flow.with_node && connection.flow.direction == Direction::Egress {
+        let _socket = socket_of_node(connection);
+        program.passes(&frame)
     } else {
         program.passes(&frame)
     }
@@ -256,7 +279,7 @@ fn disagreement(key: &Key, why: String) -> Disagreement {
             remote: key.remote,
             protocol: key.protocol,
             port: key.port,
-            from_node: false,
+            with_node: false,
         },
         opened_in: None,
         why,

@@ -111,12 +111,16 @@ impl<'a> World<'a> {
             let name = format!("v{ifindex}");
             veths.insert(ifindex, Veth { name, addresses });
         }
-        let is_this = |node: &&NodeObject| node.metadata.name.as_deref() == Some(NODE);
-        let local = self.cluster.nodes.iter().filter(is_this).flat_map(node_addresses);
         self.index.set_interfaces(Interfaces {
             veths,
-            local: local.collect(),
+            local: self.local_addresses().collect(),
         })
+    }
+
+    /// The node's.
+    pub fn local_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let is_this = |node: &&NodeObject| node.metadata.name.as_deref() == Some(NODE);
+        self.cluster.nodes.iter().filter(is_this).flat_map(node_addresses)
     }
 
     fn bring_about(&mut self) {

@@ -361,6 +361,15 @@ impl Program {
         };
         run(&self.fd, frame)
     }
+
+    /// Whether it does where the pod itself sent it, and it came back.
+    pub fn passes_from_itself(&self, frame: &[u8]) -> bool {
+        let frame = Frame {
+            ingress_ifindex: self.ifindex,
+            ..Frame::forwarded(frame, self.ifindex)
+        };
+        run(&self.fd, frame)
+    }
 }
 
 /// Ids of the programs at a hook of a pod's interface, the first first.

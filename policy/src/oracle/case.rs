@@ -308,7 +308,7 @@ mod tests {
                 remote: [10, 0, 0, 1].into(),
                 protocol: 6,
                 port: 81,
-                from_node: false,
+                with_node: false,
             },
             opened_in: Some(3),
             clusters,

@@ -106,7 +106,8 @@ fn is_always_allowed(cluster: &Cluster, pod: &Pod, flow: &Flow) -> bool {
         }
         for address in node.status.iter().flat_map(|status| status.addresses.iter().flatten()) {
             if address.address.parse() == Ok(flow.remote) {
-                return flow.direction == Direction::Egress || flow.from_node;
+                // To an echo request the node itself answers.
+                return flow.with_node || (flow.direction == Direction::Egress && matches!(flow.protocol, 1 | 58));
             }
         }
     }

@@ -72,13 +72,15 @@ impl Generator {
             .nodes
             .iter()
             .any(|node| node.metadata.name.as_deref() == Some(NODE) && node_addresses(node).contains(&remote));
+        // There is no asking whether a node has a socket of another protocol.
+        let may_be_found = direction == Direction::Ingress || (matches!(protocol, 6 | 17) && port > 0);
         Some(Flow {
             pod: full_name(pod),
             direction,
             remote,
             protocol,
             port,
-            from_node: is_node && direction == Direction::Ingress && self.chance(50),
+            with_node: is_node && may_be_found && self.chance(50),
         })
     }
 

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#pragma once
+
+/*
+ * The pod's own node: a socket at the other end, never an address alone. Masqueraded traffic wears the node's address,
+ * and what the pod sends to an address and port that were given to such a connection goes on to whoever opened it.
+ *
+ *   from it  made by a socket of the node, and in through no interface
+ *   to it    the node has a socket for it, and has given its port to nobody: what came from there without proof, and
+ *            was denied, bars it (bar_port)
+ */
+
+#include "endpoint.bpf.h"
+
+/*
+ * Sent by a socket of this node? A socket alone is no proof, since a packet that a bridge forwards from another pod
+ * still carries that pod's; but only what was made here came in through no interface.
+ */
+static __always_inline bool is_from_local_socket(const struct __sk_buff *skb, const struct flow *flow)
+{
+	return flow->direction == DIRECTION_INGRESS && skb->sk && !skb->ingress_ifindex;
+}
+
+/* What the pod sends to the other side, as the node's sockets see it; its size. */
+static __always_inline __u32 fill_tuple(struct bpf_sock_tuple *tuple, const struct conntrack_key *key)
+{
+	if (is_ipv4(&key->remote)) {
+		tuple->ipv4.saddr = key->pod.word[3];
+		tuple->ipv4.daddr = key->remote.word[3];
+		tuple->ipv4.sport = key->pod_port;
+		tuple->ipv4.dport = key->remote_port;
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, &key->pod, sizeof(key->pod));
+	__builtin_memcpy(tuple->ipv6.daddr, &key->remote, sizeof(key->remote));
+	tuple->ipv6.sport = key->pod_port;
+	tuple->ipv6.dport = key->remote_port;
+	return sizeof(tuple->ipv6);
+}
+
+enum found_socket {
+	SOCKET_NONE = 0,
+	SOCKET_OF_ANYBODY = 1, /* listens, or takes datagrams from anywhere */
+	SOCKET_OF_FLOW = 2,
+};
+
+static __always_inline __u32 let_go(struct bpf_sock *socket)
+{
+	bool of_anybody;
+
+	if (!socket)
+		return SOCKET_NONE;
+	of_anybody = socket->state == BPF_TCP_LISTEN || socket->state == BPF_TCP_CLOSE;
+	bpf_sk_release(socket);
+	return of_anybody ? SOCKET_OF_ANYBODY : SOCKET_OF_FLOW;
+}
+
+/* enum found_socket: what the node has for a flow of TCP or UDP, whichever way the packet goes. */
+__global __u32 find_local_socket(struct __sk_buff *skb)
+{
+	const struct flow *flow = this_flow();
+	struct bpf_sock_tuple tuple = {};
+	__u32 bytes;
+
+	if (!flow)
+		return SOCKET_NONE;
+	bytes = fill_tuple(&tuple, &flow->key);
+	if (flow->key.protocol == IP_TCP)
+		return let_go(bpf_skc_lookup_tcp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
+	if (flow->key.protocol == IP_UDP)
+		return let_go(bpf_sk_lookup_udp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
+	return SOCKET_NONE;
+}
+
+/* Does the pod ask for the echo? See struct conntrack_key. The node answers that itself, and masquerades nobody by it. */
+static __always_inline bool is_echo_of_pod(const struct flow *flow)
+{
+	__u8 protocol = is_ipv4(&flow->key.remote) ? IP_ICMP : IP_ICMPV6;
+
+	return flow->key.protocol == protocol && flow->key.remote_port == answerer_of(flow->key.pod_port);
+}
+
+/*
+ * A packet to the pod, of a flow with a socket of the node: did that send it? The node may have forgotten the flow, and
+ * given its ports to a connection that it masquerades. What it sends in the name of a socket that is closing may not have
+ * one; it has no socket at all for a RST, which no connection begins with.
+ */
+__global __u32 is_from_node(struct __sk_buff *skb)
+{
+	const struct flow *flow = this_flow();
+
+	if (!flow)
+		return false;
+	if (is_from_local_socket(skb, flow))
+		return true;
+	if (flow->key.protocol == IP_TCP)
+		return (flow->tcp_flags & TCP_RST) || find_local_socket(skb) == SOCKET_OF_FLOW;
+	return flow->key.protocol != IP_UDP;
+}
+
+/*
+ * With an address of the pod's own node: is it the node? In mid-stream a packet may come in either direction's name.
+ * One of the link's addresses is nobody's: anybody on the link may claim it.
+ */
+__global __u32 is_own_node(struct __sk_buff *skb, __u32 judged)
+{
+	struct flow *flow = this_flow();
+
+	if (!flow)
+		return false;
+	if (flow->local_socket)
+		return true;
+	flow->masqueraded = flow->direction == DIRECTION_INGRESS;
+	if (judged == DIRECTION_INGRESS || (flow->midstream && flow->masqueraded) || is_link_local(&flow->key.remote))
+		return false;
+	if (is_echo_of_pod(flow))
+		return true;
+	if (flow->key.protocol != IP_TCP && flow->key.protocol != IP_UDP)
+		return false;
+	if (flow->masqueraded)
+		flow->local_socket = is_from_node(skb);
+	else
+		flow->local_socket = find_local_socket(skb) != SOCKET_NONE;
+	/* Where policy is only watched nothing is refused in the node's name. */
+	flow->nobody_listens = !flow->local_socket && flow->settings.policy != ENFORCEMENT_AUDIT;
+	return !flow->nobody_listens;
+}
