@@ -145,7 +145,7 @@ enum conntrack_state {
 	CONNTRACK_OPENING = 0, /* only the initiator was seen; TCP: it has not gone on after an answer */
 	CONNTRACK_OPEN = 1,    /* both sides were seen */
 	CONNTRACK_CLOSING = 2, /* TCP: both FINs, or a RST */
-	CONNTRACK_DENIED = 3,  /* a policy change denies it now, or no packet of the other direction may pass for it */
+	CONNTRACK_DENIED = 3,  /* was open, and a policy change denies it now */
 	CONNTRACK_STREAM = 4,  /* UDP: open, and still going on a tick later: no mere question and answer */
 	CONNTRACK_STATE_COUNT = 5,
 };
@@ -155,7 +155,7 @@ enum conntrack_flag {
 	CONNTRACK_FIN_RESPONDER = 2,
 	CONNTRACK_MIDSTREAM = 4, /* the direction is a guess */
 	CONNTRACK_ANSWERED = 16, /* the responder was seen */
-	CONNTRACK_LOCAL = 8,     /* with a socket of this node; CONNTRACK_DENIED: not with one, and none is to be reached */
+	CONNTRACK_LOCAL = 8,     /* with a socket of this node, as its first packet proved */
 	CONNTRACK_TRANSLATED = 32, /* goes to a Service, which the pod sees in place of the backend */
 	CONNTRACK_ALIAS = 64,    /* no flow of its own: leads from the Service to the backend, under which the flow is */
 	CONNTRACK_HAIRPIN = 128, /* the backend is the pod itself */

@@ -78,19 +78,6 @@ static __always_inline bool is_alive(const struct conntrack_entry *entry, const 
 	       entry->state != CONNTRACK_DENIED;
 }
 
-/* Is the node's socket at these ports out of reach, since the node has given them to a connection that is denied? */
-static __always_inline bool is_barred(const struct conntrack_entry *entry, const struct flow *flow)
-{
-	return entry->state == CONNTRACK_DENIED && (entry->flags & CONNTRACK_LOCAL) &&
-	       !is_expired(entry, flow->key.protocol, flow->tick);
-}
-
-/* Was a socket of the node at the other end? */
-static __always_inline bool is_local(const struct conntrack_entry *entry)
-{
-	return (entry->flags & CONNTRACK_LOCAL) && entry->state != CONNTRACK_DENIED;
-}
-
 /* A key has no loose ends between its words. */
 static __always_inline bool same_key(const struct conntrack_key *a, const struct conntrack_key *b)
 {

@@ -41,39 +41,6 @@ static __always_inline bool is_kept(const struct flow *flow)
 	return flow->judged == flow->direction && !(flow->tcp_flags & TCP_RST);
 }
 
-/*
- * The node masquerades a connection to the pod, which is denied: what the pod sends to that address and port is not for
- * the node. Where it has a socket there, or had one when a flow with it began, that says otherwise, and the entry of what
- * is denied has to say it. There are no more of them than sockets of the node.
- */
-__global __u32 bar_port(struct __sk_buff *skb, bool replace)
-{
-	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
-	struct flow *flow = this_flow();
-	struct conntrack_entry entry;
-	bool was_local;
-
-	if (!flow || !endpoint)
-		return REASON_NO_ENDPOINT;
-	was_local = replace && (flow->entry.flags & CONNTRACK_LOCAL);
-	if (!was_local && find_local_socket(skb) == SOCKET_NONE)
-		return REASON_DEFAULT_DENY;
-	entry = new_entry(flow);
-	entry.state = CONNTRACK_DENIED;
-	entry.flags |= CONNTRACK_LOCAL;
-	if (!bpf_map_update_elem(&conntrack, &flow->key, &entry, replace ? BPF_ANY : BPF_NOEXIST))
-		count_entry(endpoint, replace ? &flow->entry : NULL, &entry);
-	return REASON_DEFAULT_DENY;
-}
-
-/* Where the node has no socket for what the pod sends it, the pod is told what the node would tell it. */
-static __always_inline __u32 deny(struct __sk_buff *skb, const struct flow *flow, bool replace)
-{
-	if (flow->masqueraded)
-		return bar_port(skb, replace);
-	return flow->nobody_listens && flow->direction == DIRECTION_EGRESS ? REASON_REFUSED : REASON_DEFAULT_DENY;
-}
-
 /* The rest of a datagram opens nothing: the entry of its first is gone, or there never was one, as for the pod itself. */
 static __always_inline __u32 judge_left_over(const struct __sk_buff *skb, const struct endpoint *endpoint,
 					     const struct flow *flow)
@@ -146,13 +113,13 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	}
 	flow->local_socket = is_from_local_socket(skb, flow);
 	judge_by(endpoint, flow, flow->direction);
-	flow->masqueraded = false;
 	flow->nobody_listens = false;
 	reason = decide(skb, endpoint, flow);
 	if (flow->midstream && reason == REASON_DEFAULT_DENY)
 		reason = judge_midstream(skb, endpoint, flow);
 	if (reason == REASON_DEFAULT_DENY)
-		return deny(skb, flow, replace);
+		/* The pod is told what the node would tell it. */
+		return flow->nobody_listens ? REASON_REFUSED : REASON_DEFAULT_DENY;
 	if (reason == REASON_SELF)
 		return reason;
 	if (flow->midstream && !is_kept(flow))
@@ -177,7 +144,7 @@ __global __u32 judge_again(struct __sk_buff *skb)
 		return REASON_NO_ENDPOINT;
 	entry = flow->entry;
 	flow->judged = entry.initiator;
-	flow->local_socket = is_local(&entry) || is_from_local_socket(skb, flow);
+	flow->local_socket = (entry.flags & CONNTRACK_LOCAL) || is_from_local_socket(skb, flow);
 	if (entry.word == flow->word)
 		return REASON_DEFAULT_DENY;
 
@@ -191,7 +158,8 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	} else {
 		if (entry.state == CONNTRACK_DENIED)
 			entry.state = CONNTRACK_OPEN;
-		entry.flags = flow->local_socket ? entry.flags | CONNTRACK_LOCAL : entry.flags & ~CONNTRACK_LOCAL;
+		if (flow->local_socket)
+			entry.flags |= CONNTRACK_LOCAL;
 		advance(&entry, flow);
 		reason = REASON_REVALIDATED;
 	}
@@ -199,13 +167,25 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	return reason;
 }
 
-/* A flow whose entry counts: is it still under the policy that allowed it, and what does the packet do to it? */
+/* Does the flow pass only because a socket of the node is at the other end? */
+static __always_inline bool is_of_node(const struct flow *flow)
+{
+	return (flow->entry.flags & CONNTRACK_LOCAL) && flow->entry.state != CONNTRACK_DENIED && word_table(flow->word) &&
+	       flow->settings.policy != ENFORCEMENT_AUDIT;
+}
+
+/*
+ * A flow whose entry counts: is it still under the policy that allowed it, and what does the packet do to it?
+ * UNDECIDED: it is not of this flow, but of another with the same addresses and ports.
+ */
 static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *entry = &flow->entry;
 	struct conntrack_entry next;
 
 	flow->word = slot_word(endpoint, entry->initiator);
+	if (is_of_node(flow) && !is_with_node(skb))
+		return flow->direction == DIRECTION_EGRESS ? REASON_REFUSED : UNDECIDED;
 	if (entry->word != flow->word || entry->state == CONNTRACK_DENIED)
 		return judge_again(skb);
 
@@ -216,10 +196,14 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 	return REASON_ESTABLISHED;
 }
 
-/* Until both sides have finished it, each packet of a connection counts for its entry. */
-static __always_inline bool is_handshake(const struct flow *flow)
+/*
+ * Until both sides have finished its handshake, each packet of a connection counts for its entry; and each one to the
+ * node is given its socket.
+ */
+static __always_inline bool always_asks(const struct flow *flow)
 {
-	return flow->key.protocol == IP_TCP && flow->entry.state == CONNTRACK_OPENING;
+	return (flow->key.protocol == IP_TCP && flow->entry.state == CONNTRACK_OPENING) ||
+	       (flow->entry.flags & CONNTRACK_LOCAL);
 }
 
 /* By the entry that the alias leads to. UNDECIDED: that counts no more, and neither does the alias. */
@@ -240,8 +224,10 @@ __global __u32 judge_alias(struct __sk_buff *skb)
 		    !opens_anew(&flow->entry, flow)) {
 			reason = judge_known(skb, endpoint, flow);
 			if (reason < REASON_DEFAULT_DENY)
-				write_alias(flow, is_handshake(flow) ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow),
+				write_alias(flow, always_asks(flow) ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow),
 					    BPF_EXIST);
+			else if (reason == REASON_REFUSED)
+				go_to_service(flow);
 			return reason;
 		}
 	}
@@ -260,6 +246,16 @@ static __always_inline __u32 judge_new(struct __sk_buff *skb, bool replace)
 static __always_inline bool is_taken(const struct conntrack_entry *entry, const struct flow *flow)
 {
 	return (entry->flags & CONNTRACK_TRANSLATED) && is_alive(entry, flow);
+}
+
+/* As it is known; or as new, where it is not of this flow: then a connection through a Service has its ports. */
+static __always_inline __u32 judge_entry(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
+{
+	__u32 reason = judge_known(skb, endpoint, flow);
+
+	if (reason != UNDECIDED)
+		return reason;
+	return flow->rewrite ? REASON_PORT_TAKEN : judge_new(skb, true);
 }
 
 static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
@@ -282,12 +278,6 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 		reason = judge_alias(skb);
 		return reason == UNDECIDED ? judge_new(skb, true) : reason;
 	}
-	if (entry->flags & CONNTRACK_LOCAL) {
-		if (flow->direction == DIRECTION_INGRESS && (!is_local(entry) || !is_from_node(skb)))
-			return judge_new(skb, true);
-		if (flow->direction == DIRECTION_EGRESS && is_barred(entry, flow))
-			return judge_known(skb, endpoint, flow);
-	}
 	if (is_expired(entry, flow->key.protocol, flow->tick) || (opens_anew(entry, flow) && !is_taken(entry, flow)))
 		return judge_new(skb, true);
 	if (entry->flags & CONNTRACK_TRANSLATED) {
@@ -297,5 +287,5 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 			return REASON_PORT_TAKEN;
 		come_from_service(flow);
 	}
-	return judge_known(skb, endpoint, flow);
+	return judge_entry(skb, endpoint, flow);
 }

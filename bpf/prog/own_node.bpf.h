@@ -6,8 +6,9 @@
  * and what the pod sends to an address and port that were given to such a connection goes on to whoever opened it.
  *
  *   from it  made by a socket of the node, and in through no interface
- *   to it    the node has a socket for it, and has given its port to nobody: what came from there without proof, and
- *            was denied, bars it (bar_port)
+ *   to it    the node has a socket for it: of this very connection, but for what opens one and for datagrams. The packet
+ *            is given that socket, and the kernel forwards none that has one: where it is turned round it ends. Not so
+ *            on a bridge whose packets netfilter sees, for what is in parts, and before 6.6 for sockets that share a port
  */
 
 #include "endpoint.bpf.h"
@@ -44,13 +45,16 @@ enum found_socket {
 	SOCKET_OF_FLOW = 2,
 };
 
-static __always_inline __u32 let_go(struct bpf_sock *socket)
+/* What goes to the pod has its sender's socket; only what comes from it can be given one. */
+static __always_inline __u32 take_socket(struct __sk_buff *skb, const struct flow *flow, struct bpf_sock *socket)
 {
 	bool of_anybody;
 
 	if (!socket)
 		return SOCKET_NONE;
 	of_anybody = socket->state == BPF_TCP_LISTEN || socket->state == BPF_TCP_CLOSE;
+	if (flow->direction == DIRECTION_EGRESS)
+		bpf_sk_assign(skb, socket, 0);
 	bpf_sk_release(socket);
 	return of_anybody ? SOCKET_OF_ANYBODY : SOCKET_OF_FLOW;
 }
@@ -66,10 +70,19 @@ __global __u32 find_local_socket(struct __sk_buff *skb)
 		return SOCKET_NONE;
 	bytes = fill_tuple(&tuple, &flow->key);
 	if (flow->key.protocol == IP_TCP)
-		return let_go(bpf_skc_lookup_tcp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
+		return take_socket(skb, flow, bpf_skc_lookup_tcp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
 	if (flow->key.protocol == IP_UDP)
-		return let_go(bpf_sk_lookup_udp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
+		return take_socket(skb, flow, bpf_sk_lookup_udp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
 	return SOCKET_NONE;
+}
+
+/* Of a connection only its own socket gets more than what opens it. */
+static __always_inline bool is_for_local_socket(struct __sk_buff *skb, const struct flow *flow)
+{
+	__u32 found = find_local_socket(skb);
+
+	return found == SOCKET_OF_FLOW ||
+	       (found == SOCKET_OF_ANYBODY && (flow->key.protocol == IP_UDP || is_lone_syn(flow)));
 }
 
 /* Does the pod ask for the echo? See struct conntrack_key. The node answers that itself, and masquerades nobody by it. */
@@ -80,22 +93,36 @@ static __always_inline bool is_echo_of_pod(const struct flow *flow)
 	return flow->key.protocol == protocol && flow->key.remote_port == answerer_of(flow->key.pod_port);
 }
 
+static __always_inline bool carries_data(struct __sk_buff *skb, const struct flow *flow)
+{
+	struct tcp_header tcp;
+
+	if (flow->fragment == FRAGMENT_LATER || bpf_skb_load_bytes(skb, flow->payload, &tcp, sizeof(tcp)))
+		return true;
+	return flow->payload + (tcp.offset >> 4) * sizeof(__u32) < flow->end;
+}
+
 /*
- * A packet to the pod, of a flow with a socket of the node: did that send it? The node may have forgotten the flow, and
- * given its ports to a connection that it masquerades. What it sends in the name of a socket that is closing may not have
- * one; it has no socket at all for a RST, which no connection begins with.
+ * A packet of a flow with a socket of the node: is it between the two? The node may have forgotten the flow, and given its
+ * ports to a connection that it masquerades. Segments without data are believed: the node sends some that have no socket,
+ * where it answers with a cookie or for a connection that is closed. So is a connection that the node opened, as it may
+ * have opened it to a Service, and its socket does not know the pod.
  */
-__global __u32 is_from_node(struct __sk_buff *skb)
+__global __u32 is_with_node(struct __sk_buff *skb)
 {
 	const struct flow *flow = this_flow();
+	bool opened_by_pod;
 
 	if (!flow)
 		return false;
+	opened_by_pod = flow->entry.initiator == DIRECTION_EGRESS;
 	if (is_from_local_socket(skb, flow))
 		return true;
-	if (flow->key.protocol == IP_TCP)
-		return (flow->tcp_flags & TCP_RST) || find_local_socket(skb) == SOCKET_OF_FLOW;
-	return flow->key.protocol != IP_UDP;
+	if (flow->key.protocol == IP_UDP)
+		return flow->direction == DIRECTION_EGRESS && (!opened_by_pod || is_for_local_socket(skb, flow));
+	if (flow->key.protocol == IP_TCP && opened_by_pod)
+		return find_local_socket(skb) == SOCKET_OF_FLOW || !carries_data(skb, flow);
+	return true;
 }
 
 /*
@@ -105,23 +132,27 @@ __global __u32 is_from_node(struct __sk_buff *skb)
 __global __u32 is_own_node(struct __sk_buff *skb, __u32 judged)
 {
 	struct flow *flow = this_flow();
+	bool comes_in;
 
 	if (!flow)
 		return false;
 	if (flow->local_socket)
 		return true;
-	flow->masqueraded = flow->direction == DIRECTION_INGRESS;
-	if (judged == DIRECTION_INGRESS || (flow->midstream && flow->masqueraded) || is_link_local(&flow->key.remote))
+	comes_in = flow->direction == DIRECTION_INGRESS;
+	if (judged == DIRECTION_INGRESS || (flow->midstream && comes_in) || is_link_local(&flow->key.remote))
 		return false;
 	if (is_echo_of_pod(flow))
 		return true;
 	if (flow->key.protocol != IP_TCP && flow->key.protocol != IP_UDP)
 		return false;
-	if (flow->masqueraded)
-		flow->local_socket = is_from_node(skb);
+	/* What the node answered has its own socket, or is of one. */
+	if (comes_in)
+		flow->local_socket = find_local_socket(skb) == SOCKET_OF_FLOW;
 	else
-		flow->local_socket = find_local_socket(skb) != SOCKET_NONE;
+		flow->local_socket = is_for_local_socket(skb, flow);
 	/* Where policy is only watched nothing is refused in the node's name. */
-	flow->nobody_listens = !flow->local_socket && flow->settings.policy != ENFORCEMENT_AUDIT;
-	return !flow->nobody_listens;
+	if (flow->settings.policy == ENFORCEMENT_AUDIT)
+		return true;
+	flow->nobody_listens = !flow->local_socket && !comes_in && !flow->midstream;
+	return flow->local_socket;
 }

@@ -130,7 +130,7 @@ static __always_inline const struct rule *find_rule(const struct rule_key *wante
 	return rule;
 }
 
-/* Steps 5 to 8 of decide, for a peer and the port that is asked for. */
+/* Steps 5 to 7 of decide, for a peer and the port that is asked for. */
 static __always_inline __u32 decide_peer(__u64 word, __u8 protocol, __u32 class, __u16 port, struct rule *allowed)
 {
 	struct rule_key key = {
@@ -141,12 +141,10 @@ static __always_inline __u32 decide_peer(__u64 word, __u8 protocol, __u32 class,
 	};
 	const struct rule *rule = find_rule(&key);
 
-	/* 5, 6, 7 */
 	if (rule && (rule->flags & RULE_ALLOW)) {
 		*allowed = *rule;
 		return REASON_POLICY;
 	}
-	/* 8 */
 	return REASON_DEFAULT_DENY;
 }
 
@@ -158,7 +156,10 @@ static __always_inline __u64 pack_reason(__u32 reason, const struct rule *rule)
 	return (__u64)rule->attribution << 32 | rule->flags << 16 | reason;
 }
 
-/* Steps 4 to 8 of decide for one backend of a list; one that cannot be read is denied. */
+/*
+ * Step 3 of decide for one backend of a list; one that cannot be read is denied. The node is known by its address alone: by
+ * the front's nothing else of it is reached.
+ */
 __global __u64 judge_backend(__u32 list, __u32 index, __u64 word, __u32 protocol)
 {
 	struct backend_key key = { .list = list, .index = index };
@@ -221,19 +222,23 @@ static __always_inline bool is_itself(const struct __sk_buff *skb, const struct 
  *
  *   1. The pod talks to itself, also through a Service              SELF
  *   2. No policy isolates it in this direction                      NOT_ISOLATED
- *   3. To a front that another proxy translates: steps 4 to 8 for each of its backends, and the first that is denied
- *      denies it. One without backends is judged as the address that it is, and so is one whose address anybody may
- *      have named, after its backends: nobody may translate it, and then the packet goes to the address itself
- *   4. From its node, or to its node at an address that is not the
- *      link's, proven by a socket                                   NODE
+ *   3. To a front that another proxy translates: its backends on the pod's node pass, steps 5 to 7 judge each other one, and
+ *      the first that is denied denies it. One without backends is judged as the address that it is, and so is one whose
+ *      address anybody may have named, after its backends: nobody may translate it, and then the packet goes to the
+ *      address itself
+ *   4. From its node, proven by a socket                            NODE
  *   5. A rule for the peer's class and exactly this port            POLICY
  *   6. A rule for a range that holds this port, the narrowest       POLICY
  *   7. A rule for any port, or for protocols without ports          POLICY
- *   8. Otherwise                                                    DEFAULT_DENY
+ *   8. To its node, proven by a socket, at an address that is not
+ *      the link's: asked last, for it costs most, and tells least   NODE
+ *   9. Otherwise                                                    DEFAULT_DENY
  */
 static __always_inline __u32 decide(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	struct peer peer;
+	bool is_node;
+	__u32 reason;
 
 	/* 1 */
 	if (is_itself(skb, endpoint, flow))
@@ -241,7 +246,7 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct endpoint
 	/* 2 */
 	if (!word_table(flow->word))
 		return REASON_NOT_ISOLATED;
-	/* 3: a node's address may be one, which step 4 would let pass. */
+	/* 3: a node's address may be one, which step 8 would let pass. */
 	peer = find_peer(&flow->key.remote, flow->word);
 	if (flow->judged == DIRECTION_EGRESS) {
 		if (flow->front.flags & SERVICE_JUDGE_ADDRESS) {
@@ -255,9 +260,15 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct endpoint
 			return decide_backends(flow);
 	}
 	/* 4 */
-	if ((peer.flags & PEER_LOCAL) && is_own_node(skb, flow->judged))
+	is_node = peer.flags & PEER_LOCAL;
+	if (is_node && flow->judged == DIRECTION_INGRESS && is_own_node(skb, flow->judged))
 		return REASON_NODE;
-	return decide_peer(flow->word, flow->key.protocol, peer.class, destination_port(flow, flow->judged), &flow->rule);
+	/* 5, 6, 7 */
+	reason = decide_peer(flow->word, flow->key.protocol, peer.class, destination_port(flow, flow->judged), &flow->rule);
+	/* 8 */
+	if (reason == REASON_DEFAULT_DENY && is_node && flow->judged == DIRECTION_EGRESS && is_own_node(skb, flow->judged))
+		return REASON_NODE;
+	return reason;
 }
 
 /* Each return costs as much as a lookup of an array where the CPU needs "safe returns": inline for what is common. */

@@ -142,7 +142,7 @@ static __always_inline __u32 judge_quoted(struct __sk_buff *skb, const struct en
 	if (entry->word == flow->word)
 		return entry->state == CONNTRACK_DENIED ? REASON_DEFAULT_DENY : REASON_RELATED;
 	/* Its own next packet will write down what is found here. */
-	flow->local_socket = is_local(entry);
+	flow->local_socket = entry->flags & CONNTRACK_LOCAL;
 	if (flow->judged == DIRECTION_EGRESS && !flow->rewrite)
 		find_front(flow);
 	return decide_rare(skb) == REASON_DEFAULT_DENY ? REASON_DEFAULT_DENY : REASON_RELATED;

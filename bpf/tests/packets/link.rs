@@ -117,16 +117,10 @@ pub fn neighbours() -> Vec<Row> {
     ]
 }
 
-pub fn forged_neighbours() -> Vec<Row> {
-    let (pod6, client6, stranger6) = (v6(POD6), v6(CLIENT6), v6(STRANGER6));
+/// Each hardware address makes one, and nobody speaks of another's.
+pub fn forged_link_locals() -> Vec<Row> {
+    let client6 = v6(CLIENT6);
     vec![
-        stop(
-            "detection of another's address",
-            Egress,
-            neighbour(NOBODY, ALL_NODES, SOLICITATION, client6, &[]),
-            ForgedNeighbour,
-        )
-        .deny(Egress, ALL_NODES.into(), ICMPV6, 0),
         stop(
             "advertisement of another's link-local",
             Egress,
@@ -145,6 +139,19 @@ pub fn forged_neighbours() -> Vec<Row> {
             "detection of another's link-local",
             Egress,
             neighbour(NOBODY, ALL_NODES, SOLICITATION, OTHER_LINK_LOCAL, &[]),
+            ForgedNeighbour,
+        )
+        .deny(Egress, ALL_NODES.into(), ICMPV6, 0),
+    ]
+}
+
+pub fn forged_neighbours() -> Vec<Row> {
+    let (pod6, client6, stranger6) = (v6(POD6), v6(CLIENT6), v6(STRANGER6));
+    vec![
+        stop(
+            "detection of another's address",
+            Egress,
+            neighbour(NOBODY, ALL_NODES, SOLICITATION, client6, &[]),
             ForgedNeighbour,
         )
         .deny(Egress, ALL_NODES.into(), ICMPV6, 0),

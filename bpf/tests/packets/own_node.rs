@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The pod and its own node: allowed where a socket of the node is at the other end, and nowhere else.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
-use wardline_bpf::abi::Reason::{
-    DefaultDeny, Established, Midstream, Node, NotIsolated, Policy, PortTaken, Refused, Revalidated,
-};
-use wardline_bpf::abi::{CONNTRACK_LOCAL, ConntrackState, Enforcement, PEER_LOCAL, Peer, SERVICE_TRANSLATE};
-use wardline_bpf::frame::flag::{ACK, RST, SYN};
+use wardline_bpf::abi::Reason::{DefaultDeny, Established, Midstream, Node, NotIsolated, Policy, PortTaken, Refused};
+use wardline_bpf::abi::{CONNTRACK_LOCAL, Enforcement, PEER_LOCAL, Peer, SERVICE_TRANSLATE};
+use wardline_bpf::frame::flag::{ACK, FIN, RST, SYN};
 use wardline_bpf::frame::protocol::{ICMP, SCTP, TCP, UDP};
-use wardline_bpf::frame::{Echo, echo, icmp, ip, sctp, tcp, udp, unreachable};
+use wardline_bpf::frame::{Echo, echo, icmp, ip, sctp, tcp, udp, unreachable, with_checksums};
 
 use crate::fronts::{as_answer, port_unreachable};
 use crate::row::{Row, back, pass, stop};
@@ -18,7 +16,7 @@ use crate::services::{SERVICE, datagram, segment};
 use crate::world::{ANY_UDP, NODE, NODE6, PEERS, POD, POD6, STRANGER, World, port};
 
 /// A TCP segment with four bytes of data.
-fn data(source: std::net::SocketAddr, destination: std::net::SocketAddr) -> Vec<u8> {
+fn data(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let header = tcp(source, destination, ACK)[34..].to_vec();
     ip(source.ip(), destination.ip(), TCP, &[&header[..], b"data"].concat())
 }
@@ -87,9 +85,9 @@ pub fn addresses_of_the_link() -> Vec<Row> {
     ]
 }
 
-/// The RST of port 81 of the node; its sequence and acknowledgement numbers.
-fn reset(flags: u8, numbers: [u32; 2]) -> Vec<u8> {
-    let mut frame = tcp(port(NODE, 81), port(POD, 1), RST | flags);
+/// The RST of a port of the node; its sequence and acknowledgement numbers.
+fn reset(of: SocketAddr, flags: u8, numbers: [u32; 2]) -> Vec<u8> {
+    let mut frame = tcp(of, port(POD, 1), RST | flags);
     frame[38..46].copy_from_slice(numbers.map(u32::to_be_bytes).as_flattened());
     // No window.
     frame[48..50].fill(0);
@@ -100,20 +98,28 @@ pub fn where_no_socket_is() -> Vec<Row> {
     let syn = || segment(port(POD, 1), port(NODE, 81), SYN);
     let query = || datagram(port(POD6, 1), port(NODE6, 54));
     vec![
-        back("is refused as by the node", syn(), Refused, reset(ACK, [0, 2])).after(|world| world.assert_entries(0)),
-        back("UDP, IPv6", query(), Refused, port_unreachable(NODE6, POD6, &query())),
         back(
-            "what answers nothing that the node asked",
-            segment(port(POD, 1), port(NODE, 81), SYN | ACK),
+            "is refused as by the node",
+            syn(),
             Refused,
-            reset(0, [1, 0]),
-        ),
+            reset(port(NODE, 81), ACK, [0, 2]),
+        )
+        .after(|world| world.assert_entries(0)),
+        back("UDP, IPv6", query(), Refused, port_unreachable(NODE6, POD6, &query())),
         stop(
-            "a RST gets no answer",
+            "what answers nothing that the node asked",
             Egress,
-            segment(port(POD, 1), port(NODE, 81), RST),
-            Refused,
-        ),
+            segment(port(POD, 1), port(NODE, 81), SYN | ACK),
+            DefaultDeny,
+        )
+        .deny(Egress, NODE, TCP, 81),
+        stop(
+            "nor does it where the node listens",
+            Egress,
+            segment(port(POD, 1), port(NODE, 10_250), SYN | ACK),
+            DefaultDeny,
+        )
+        .deny(Egress, NODE, TCP, 10_250),
         stop(
             "no one knows of sockets of SCTP",
             Egress,
@@ -151,10 +157,11 @@ pub fn where_no_socket_is() -> Vec<Row> {
     ]
 }
 
-fn assert_barred(world: &World) {
-    let entry = world.entry();
-    assert_eq!(entry.state, ConntrackState::Denied as u8);
-    assert_eq!(u32::from(entry.flags) & CONNTRACK_LOCAL, CONNTRACK_LOCAL);
+/// As if the node had closed what listened at 10250, and port 81 were that.
+fn its_socket_goes(world: &mut World) {
+    let (mut key, entry) = world.sandbox.conntrack().unwrap()[0];
+    key.remote_port = 81_u16.to_be();
+    world.sandbox.set_conntrack(&key, &entry).unwrap();
 }
 
 pub fn connections_to_its_sockets() -> Vec<Row> {
@@ -164,88 +171,35 @@ pub fn connections_to_its_sockets() -> Vec<Row> {
         pass("SYN", Egress, tcp(pod(), kubelet(), SYN), Node)
             .after(|world| assert_eq!(u32::from(world.entry().flags) & CONNTRACK_LOCAL, CONNTRACK_LOCAL)),
         pass("its answer", Ingress, tcp(kubelet(), pod(), SYN | ACK), Established).sent_by_node(),
-        pass("data", Egress, data(pod(), kubelet()), Established),
+        pass(
+            "an answer without a socket, as with a cookie",
+            Ingress,
+            tcp(kubelet(), pod(), SYN | ACK),
+            Established,
+        ),
+        pass("what goes on", Egress, tcp(pod(), kubelet(), ACK), Established),
         pass("data of the socket", Ingress, data(kubelet(), pod()), Established).sent_by_node(),
         stop(
-            "of somebody who got its ports since",
+            "data of somebody who got its ports since",
             Ingress,
             data(kubelet(), pod()),
             DefaultDeny,
         )
-        .deny(Ingress, NODE, TCP, 1)
-        .after(assert_barred),
-        stop(
-            "the pod is not to answer that",
-            Egress,
-            data(pod(), kubelet()),
-            DefaultDeny,
-        )
         .deny(Ingress, NODE, TCP, 1),
-        stop("nor to begin anew", Egress, tcp(pod(), kubelet(), SYN), DefaultDeny).deny(Ingress, NODE, TCP, 1),
-        pass("the node may", Ingress, tcp(kubelet(), pod(), SYN), Node).sent_by_node(),
-        pass("and be answered", Egress, tcp(pod(), kubelet(), SYN | ACK), Established),
-        pass(
-            "a RST, without a socket any more",
-            Ingress,
-            tcp(kubelet(), pod(), RST),
-            Established,
+        back(
+            "data where nothing but a listener is",
+            data(pod(), kubelet()),
+            Refused,
+            reset(kubelet(), 0, [1, 0]),
         ),
-    ]
-}
-
-pub fn ports_that_the_node_gave_away() -> Vec<Row> {
-    let kubelet = || port(NODE, 10_250);
-    let pod = || port(POD, 7);
-    vec![
-        stop("where it listens", Ingress, tcp(kubelet(), pod(), SYN), DefaultDeny)
-            .deny(Ingress, NODE, TCP, 7)
-            .after(assert_barred),
-        stop(
-            "they lead to no socket",
-            Egress,
-            tcp(pod(), kubelet(), SYN),
-            DefaultDeny,
+        back(
+            "data where its socket is gone",
+            data(pod(), port(NODE, 81)),
+            Refused,
+            reset(port(NODE, 81), 0, [1, 0]),
         )
-        .deny(Ingress, NODE, TCP, 7),
-        stop("again", Ingress, tcp(kubelet(), pod(), SYN), DefaultDeny)
-            .deny(Ingress, NODE, TCP, 7)
-            .after(assert_barred),
-        stop(
-            "an answer neither",
-            Egress,
-            tcp(pod(), kubelet(), SYN | ACK),
-            DefaultDeny,
-        )
-        .deny(Ingress, NODE, TCP, 7),
-        stop(
-            "an error about it neither",
-            Egress,
-            unreachable(POD, NODE, &tcp(kubelet(), pod(), SYN)),
-            DefaultDeny,
-        )
-        .deny(Egress, NODE, ICMP, 0),
-        pass(
-            "another port of the pod's does",
-            Egress,
-            tcp(port(POD, 8), kubelet(), SYN),
-            Node,
-        ),
-        stop(
-            "where it does not listen there is nothing to keep",
-            Ingress,
-            tcp(port(NODE, 81), pod(), SYN),
-            DefaultDeny,
-        )
-        .deny(Ingress, NODE, TCP, 7)
-        .after(|world| world.assert_entries(2)),
-        pass(
-            "policy admits it",
-            Egress,
-            tcp(pod(), kubelet(), SYN | ACK),
-            Revalidated,
-        )
-        .before(|world| world.set_table(Ingress, 0)),
-        pass("what it is", Ingress, tcp(kubelet(), pod(), ACK), Established),
+        .before(its_socket_goes),
+        pass("its end", Egress, tcp(pod(), port(NODE, 81), FIN | ACK), Established),
     ]
 }
 
@@ -289,6 +243,9 @@ pub fn services_of_its_sockets() -> Vec<Row> {
     let mut refused = tcp(port(SERVICE, 81), port(POD, 1), RST | ACK);
     refused[38..46].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 2]);
     refused[48..50].fill(0);
+    let mut refused_data = tcp(port(SERVICE, 82), port(POD, 2), RST);
+    refused_data[38..46].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0]);
+    refused_data[48..50].fill(0);
     vec![
         back("where no socket is", syn(), Refused, as_answer(refused))
             .before(|world| {
@@ -312,11 +269,14 @@ pub fn services_of_its_sockets() -> Vec<Row> {
         stop(
             "somebody got its ports since",
             Ingress,
-            segment(port(NODE, 10_250), port(POD, 2), SYN),
-            DefaultDeny,
-        )
-        .deny(Ingress, NODE, TCP, 2),
-        pass("what goes on is not translated", Egress, open(ACK), Midstream),
-        stop("for this port", Egress, open(SYN), PortTaken),
+            datagram(port(NODE, 53), port(POD, 1)),
+            PortTaken,
+        ),
+        back(
+            "and data that no socket waits for",
+            with_checksums(data(port(POD, 2), port(SERVICE, 82))),
+            Refused,
+            as_answer(refused_data),
+        ),
     ]
 }

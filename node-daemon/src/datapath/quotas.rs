@@ -46,7 +46,7 @@ impl Quotas {
 
     /// So near to a quota that what nobody answered must go early; of what it opens itself a pod may hold half as much.
     pub(super) fn is_pressed(&self, held: Held) -> bool {
-        held.half_open > u64::from(self.half_open) / 4 || held.entries > u64::from(self.connections) / 4 * 3
+        held.half_open > u64::from(self.half_open) / 4 || held.entries >= u64::from(self.connections) / 4 * 3
     }
 }
 

@@ -2,10 +2,12 @@
 //! Flows through the programs of a world, new ones and open ones, against what the evaluators say of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv6Addr, TcpListener, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt::TcpRepair};
+use socket2::{Domain, Socket, Type};
 use wardline_bpf::frame::protocol;
 use wardline_policy::compile::compile;
 use wardline_policy::evaluate::evaluate;
@@ -17,6 +19,7 @@ use wardline_policy::oracle::{Direction, Flow};
 use wardline_policy::tables::Tables;
 
 use crate::packet::{Connection, Key, Part, decided_by};
+use crate::support::output;
 use crate::world::{World, pod_addresses, uid};
 
 /// Connections that are kept open while the cluster changes.
@@ -224,13 +227,41 @@ fn is_refused(world: &World<'_>, flow: &Flow) -> bool {
     may_be_found && !flow.with_node && world.local_addresses().any(|address| address == flow.remote)
 }
 
-/// What the connection goes to, for as long as it is held.
-fn socket_of_node(connection: &Connection) -> OwnedFd {
+/// What that packet goes to, for as long as it is held.
+fn socket_of_node(connection: &Connection, part: Part) -> OwnedFd {
     let at = (Ipv6Addr::UNSPECIFIED, connection.flow.port);
     match connection.flow.protocol {
-        protocol::TCP => TcpListener::bind(at).unwrap().into(),
+        protocol::TCP if part == Part::Opening => TcpListener::bind(at).unwrap().into(),
+        protocol::TCP => connected(connection),
         _ => UdpSocket::bind(at).unwrap().into(),
     }
+}
+
+/// Without a way to the pods nothing could be connected to them. No packet is sent.
+pub fn route_to_all_pods() {
+    for arguments in [
+        "link set lo up",
+        "-4 route add local default dev lo",
+        "-6 route add local default dev lo",
+    ] {
+        output("ip", &arguments.split(' ').collect::<Vec<_>>());
+    }
+}
+
+/// The node's end of a connection, of which no packet was ever sent.
+fn connected(connection: &Connection) -> OwnedFd {
+    let node = SocketAddr::new(connection.flow.remote, connection.flow.port);
+    let pod = SocketAddr::new(connection.address, connection.own_port);
+    let socket = Socket::new(Domain::for_address(node), Type::STREAM, None).unwrap();
+    match node {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true).unwrap(),
+        SocketAddr::V6(_) => socket.set_freebind_v6(true).unwrap(),
+    }
+    setsockopt(&socket, TcpRepair, &1).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&node.into()).unwrap();
+    socket.connect(&pod.into()).unwrap();
+    socket.into()
 }
 
 /// Whether a packet of the connection passes.
@@ -244,7 +275,7 @@ fn send(world: &mut World<'_>, ifindex: u32, connection: &Connection, part: Part
     } else if to_pod && connection.flow.with_node {
         program.passes_from_node(&frame)
     } else if connection.flow.with_node && connection.flow.direction == Direction::Egress {
-        let _socket = socket_of_node(connection);
+        let _socket = socket_of_node(connection, part);
         program.passes(&frame)
     } else {
         program.passes(&frame)

@@ -26,7 +26,7 @@ use wardline_policy::oracle::case::{self, Case};
 use wardline_policy::oracle::generate::Generator;
 use wardline_policy::oracle::{Cluster, Extent, Flow};
 
-use judge::{Disagreement, Judge};
+use judge::{Disagreement, Judge, route_to_all_pods};
 use meaning::difference;
 use support::{Node, on_a_node};
 use world::{VETHS, World};
@@ -47,6 +47,7 @@ const RESTART: usize = 9_000;
 #[test]
 fn the_kernel_decides_as_the_naive_evaluator_does_while_the_cluster_changes() {
     on_a_node(2 * VETHS, |node| {
+        route_to_all_pods();
         let extent = Extent::from_env(FLOWS).unwrap();
         println!("seed {}", extent.seed);
         let (own, spare) = node.veths.split_at(VETHS);
@@ -77,6 +78,7 @@ fn the_kernel_decides_as_the_naive_evaluator_does_while_the_cluster_changes() {
 fn what_disagreed_once_agrees_in_the_kernel() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/tests/cases");
     on_a_node(VETHS, |node| {
+        route_to_all_pods();
         let mut world = World::start(node, Cluster::default());
         for (path, case) in case::read_all(&folder).unwrap() {
             match replay(&mut world, &case) {

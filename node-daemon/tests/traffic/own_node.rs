@@ -8,7 +8,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use wardline_bpf::frame;
 
-use crate::wire::{Cluster, Family, PORT, Plugin, SILENCE, connects, inside, listener, on_a_cluster, run, udp_server};
+use crate::wire::{
+    Cluster, Family, PORT, Plugin, SILENCE, connects, inside, listener, on_a_cluster, run, set, udp_server,
+};
 
 /// A port of the node that leads to the pod `web`, as kube-proxy makes one for outside: the source becomes the node's.
 const NODE_PORT: u16 = 30_000;
@@ -171,6 +173,8 @@ fn hears_nothing(socket: &UdpSocket) -> bool {
 /// and port the node would send on to him.
 fn a_pod_cannot_answer_whom_its_node_masquerades(plugin: Plugin) {
     on_a_cluster(plugin, |cluster| {
+        // Where netfilter sees a bridge's packets it takes the sockets from them that they were given.
+        set("net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0");
         cluster.pod("web", WEB);
         open_node_port();
         cluster.apply();

@@ -55,7 +55,9 @@ pub fn judge(cluster: &Cluster, flow: &Flow) -> Answer {
     let Some(pod) = cluster.pods.iter().find(|pod| full_name(&pod.metadata) == flow.pod) else {
         return Answer::NotIsolated;
     };
-    if is_always_allowed(cluster, pod, flow) {
+    let is_always_allowed = is_always_allowed(cluster, pod, flow);
+    // What goes to the node is the work of a rule, if one allows it: that is told.
+    if is_always_allowed && flow.direction == Direction::Ingress {
         return Answer::Always;
     }
     let mut isolating = Vec::new();
@@ -85,6 +87,8 @@ pub fn judge(cluster: &Cluster, flow: &Flow) -> Answer {
     allowing.sort();
     if isolating.is_empty() {
         Answer::NotIsolated
+    } else if is_always_allowed && (allowing.is_empty() || is_to_itself(pod, flow)) {
+        Answer::Always
     } else if allowing.is_empty() {
         Answer::Denied(isolating)
     } else {
@@ -96,7 +100,7 @@ pub fn judge(cluster: &Cluster, flow: &Flow) -> Answer {
 /// the node where a Pod is running is always allowed, regardless of the IP address of the Pod or the node", and a pod
 /// cannot block access to itself.
 fn is_always_allowed(cluster: &Cluster, pod: &Pod, flow: &Flow) -> bool {
-    if addresses(pod).contains(&flow.remote) {
+    if is_to_itself(pod, flow) {
         return true;
     }
     let its_node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
@@ -112,6 +116,10 @@ fn is_always_allowed(cluster: &Cluster, pod: &Pod, flow: &Flow) -> bool {
         }
     }
     false
+}
+
+fn is_to_itself(pod: &Pod, flow: &Flow) -> bool {
+    addresses(pod).contains(&flow.remote)
 }
 
 /// "podSelector selects the pods to which this NetworkPolicy object applies", in its own namespace. Pods on the host
