@@ -151,6 +151,9 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	if (flow->judged == DIRECTION_EGRESS && !flow->rewrite)
 		find_front(flow);
 	reason = decide_rare(skb);
+	/* Whose direction was a guess may still be proven to be the node's, by a packet of the node. */
+	if (reason == REASON_DEFAULT_DENY && (entry.flags & CONNTRACK_MIDSTREAM))
+		return reason;
 	entry.word = flow->word;
 	if (reason == REASON_DEFAULT_DENY) {
 		entry.state = CONNTRACK_DENIED;
@@ -158,8 +161,9 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	} else {
 		if (entry.state == CONNTRACK_DENIED)
 			entry.state = CONNTRACK_OPEN;
-		if (flow->local_socket)
-			entry.flags |= CONNTRACK_LOCAL;
+		/* A rule allows it now: nothing hangs on who it is. */
+		if (reason != REASON_NODE && entry.initiator == DIRECTION_EGRESS)
+			entry.flags &= ~CONNTRACK_LOCAL;
 		advance(&entry, flow);
 		reason = REASON_REVALIDATED;
 	}
@@ -167,10 +171,13 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	return reason;
 }
 
-/* Does the flow pass only because a socket of the node is at the other end? */
-static __always_inline bool is_of_node(const struct flow *flow)
+/* Did the pod open it, and does it pass only because a socket of the node is at the other end? */
+static __always_inline bool is_to_node(const struct flow *flow)
 {
-	return (flow->entry.flags & CONNTRACK_LOCAL) && flow->entry.state != CONNTRACK_DENIED && word_table(flow->word) &&
+	const struct conntrack_entry *entry = &flow->entry;
+
+	return (entry->flags & (CONNTRACK_LOCAL | CONNTRACK_MIDSTREAM)) == CONNTRACK_LOCAL &&
+	       entry->initiator == DIRECTION_EGRESS && entry->state != CONNTRACK_DENIED && word_table(flow->word) &&
 	       flow->settings.policy != ENFORCEMENT_AUDIT;
 }
 
@@ -184,7 +191,7 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 	struct conntrack_entry next;
 
 	flow->word = slot_word(endpoint, entry->initiator);
-	if (is_of_node(flow) && !is_with_node(skb))
+	if (is_to_node(flow) && !is_with_node(skb))
 		return flow->direction == DIRECTION_EGRESS ? REASON_REFUSED : UNDECIDED;
 	if (entry->word != flow->word || entry->state == CONNTRACK_DENIED)
 		return judge_again(skb);
@@ -198,12 +205,12 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 
 /*
  * Until both sides have finished its handshake, each packet of a connection counts for its entry; and each one to the
- * node is given its socket.
+ * node has to find its socket.
  */
 static __always_inline bool always_asks(const struct flow *flow)
 {
-	return (flow->key.protocol == IP_TCP && flow->entry.state == CONNTRACK_OPENING) ||
-	       (flow->entry.flags & CONNTRACK_LOCAL);
+	return flow->key.protocol == IP_TCP &&
+	       (flow->entry.state == CONNTRACK_OPENING || (flow->entry.flags & CONNTRACK_LOCAL));
 }
 
 /* By the entry that the alias leads to. UNDECIDED: that counts no more, and neither does the alias. */

@@ -6,9 +6,7 @@
  * and what the pod sends to an address and port that were given to such a connection goes on to whoever opened it.
  *
  *   from it  made by a socket of the node, and in through no interface
- *   to it    the node has a socket for it: of this very connection, but for what opens one and for datagrams. The packet
- *            is given that socket, and the kernel forwards none that has one: where it is turned round it ends. Not so
- *            on a bridge whose packets netfilter sees, for what is in parts, and before 6.6 for sockets that share a port
+ *   to it    the node has a socket for it: of this very connection, but for what opens one and for datagrams
  */
 
 #include "endpoint.bpf.h"
@@ -45,16 +43,13 @@ enum found_socket {
 	SOCKET_OF_FLOW = 2,
 };
 
-/* What goes to the pod has its sender's socket; only what comes from it can be given one. */
-static __always_inline __u32 take_socket(struct __sk_buff *skb, const struct flow *flow, struct bpf_sock *socket)
+static __always_inline __u32 let_go(struct bpf_sock *socket)
 {
 	bool of_anybody;
 
 	if (!socket)
 		return SOCKET_NONE;
 	of_anybody = socket->state == BPF_TCP_LISTEN || socket->state == BPF_TCP_CLOSE;
-	if (flow->direction == DIRECTION_EGRESS)
-		bpf_sk_assign(skb, socket, 0);
 	bpf_sk_release(socket);
 	return of_anybody ? SOCKET_OF_ANYBODY : SOCKET_OF_FLOW;
 }
@@ -70,9 +65,9 @@ __global __u32 find_local_socket(struct __sk_buff *skb)
 		return SOCKET_NONE;
 	bytes = fill_tuple(&tuple, &flow->key);
 	if (flow->key.protocol == IP_TCP)
-		return take_socket(skb, flow, bpf_skc_lookup_tcp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
+		return let_go(bpf_skc_lookup_tcp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
 	if (flow->key.protocol == IP_UDP)
-		return take_socket(skb, flow, bpf_sk_lookup_udp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
+		return let_go(bpf_sk_lookup_udp(skb, &tuple, bytes, BPF_F_CURRENT_NETNS, 0));
 	return SOCKET_NONE;
 }
 
@@ -103,26 +98,24 @@ static __always_inline bool carries_data(struct __sk_buff *skb, const struct flo
 }
 
 /*
- * A packet of a flow with a socket of the node: is it between the two? The node may have forgotten the flow, and given its
- * ports to a connection that it masquerades. Segments without data are believed: the node sends some that have no socket,
- * where it answers with a cookie or for a connection that is closed. So is a connection that the node opened, as it may
- * have opened it to a Service, and its socket does not know the pod.
+ * A packet of a flow that the pod opened with a socket of the node: is it between the two? Where the node has given the port
+ * of that socket to a connection that it masquerades, no connection of the socket ever comes of what the pod sends. Data
+ * where nothing but a listener is gets the answer that the node would give it; where nothing is, the node gives it.
+ * Segments without data are believed: some have no socket, as an answer with a cookie, or one that has ended.
  */
 __global __u32 is_with_node(struct __sk_buff *skb)
 {
 	const struct flow *flow = this_flow();
-	bool opened_by_pod;
 
 	if (!flow)
 		return false;
-	opened_by_pod = flow->entry.initiator == DIRECTION_EGRESS;
-	if (is_from_local_socket(skb, flow))
-		return true;
 	if (flow->key.protocol == IP_UDP)
-		return flow->direction == DIRECTION_EGRESS && (!opened_by_pod || is_for_local_socket(skb, flow));
-	if (flow->key.protocol == IP_TCP && opened_by_pod)
-		return find_local_socket(skb) == SOCKET_OF_FLOW || !carries_data(skb, flow);
-	return true;
+		return flow->direction == DIRECTION_EGRESS || is_from_local_socket(skb, flow);
+	if (flow->key.protocol != IP_TCP || is_from_local_socket(skb, flow) || !carries_data(skb, flow))
+		return true;
+	if (flow->direction == DIRECTION_EGRESS)
+		return is_lone_syn(flow) || find_local_socket(skb) != SOCKET_OF_ANYBODY;
+	return find_local_socket(skb) == SOCKET_OF_FLOW;
 }
 
 /*

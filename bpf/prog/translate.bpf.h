@@ -79,8 +79,8 @@ static __always_inline bool is_of_service(const struct conntrack_entry *entry, c
 }
 
 /*
- * The word of an alias that says nothing by itself, and no slot's: of a connection whose handshake is not over, of a flow
- * to the node, and of one that is denied, and passes since policy is only watched. Not 0: a pod that was never isolated
+ * The word of an alias that says nothing by itself, and no slot's: of a connection whose handshake is not over, of one
+ * to the node, and of a flow that is denied, and passes since policy is only watched. Not 0: a pod that was never isolated
  * has that.
  */
 static const __u64 ALIAS_ALWAYS_ASKS = ~0ULL;
@@ -260,7 +260,7 @@ __global __u32 judge_service(struct __sk_buff *skb, bool replace)
 		go_to_service(flow);
 		return REASON_CONNTRACK_FULL;
 	}
-	if (reason == REASON_DEFAULT_DENY || flow->key.protocol == IP_TCP || flow->local_socket)
+	if (reason == REASON_DEFAULT_DENY || flow->key.protocol == IP_TCP)
 		word = ALIAS_ALWAYS_ASKS;
 	else
 		word = alias_word(endpoint, flow);

@@ -2,12 +2,13 @@
 //! Whatever kind of object a node cannot use, the operator tells it at the object itself.
 //!
 //! The API server lets few such objects through, so here the word is put into a node's mouth: what is tested is the
-//! operator, and its right to look at objects of each kind.
+//! operator, and its right to look at objects of each kind. Meanwhile the node tells of nothing else: no other test may
+//! need that.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
-use wardline_e2e::namespace::{TestNamespace, with_namespace};
+use wardline_e2e::namespace::{TestNamespace, with_namespace_alone};
 use wardline_e2e::progress::wait_until;
 
 use super::{Bad, PATIENCE};
@@ -29,7 +30,7 @@ endpoints: []
 
 #[tokio::test]
 async fn what_a_node_cannot_use_is_told_at_objects_of_each_kind() -> Result<()> {
-    with_namespace("kinds", async |namespace: &TestNamespace| {
+    with_namespace_alone("kinds", async |namespace: &TestNamespace| {
         let since = Timestamp::now();
         namespace.apply(OBJECTS).await?;
         namespace.client("odd", NODE).await?;
