@@ -150,7 +150,7 @@ static __always_inline struct usage *find_usage(const struct endpoint *endpoint)
 
 /*
  * May the endpoint have one more entry? UNDECIDED, or why not. What it opens itself has three quarters of the room, and
- * half of that for what nobody answers: the pod that it goes to counts it too, and would else have none left for others.
+ * half of the room of what nobody answers: the pod that it goes to counts it too, and would else have none for others.
  */
 static __noinline __u32 check_quota(const struct endpoint *endpoint, const struct flow *flow)
 {

@@ -55,7 +55,7 @@ struct flow {
 	__u8 tcp_flags;    /* enum tcp_flag */
 	__u8 fragment;     /* enum fragment_kind */
 	__u8 fragment_place; /* of a first one: where it is remembered */
-	__u8 local_socket;   /* proven: at the other end is a socket of this node */
+	__u8 local_socket; /* proven: at the other end is a socket of this node */
 	__u8 nobody_listens; /* goes to this node, which has no socket for it */
 	__u8 forged;       /* from an address that is not the pod's, where that is only watched for */
 	__u8 due;          /* an allow that asks for a record */

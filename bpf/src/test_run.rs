@@ -32,6 +32,22 @@ impl<'a> Frame<'a> {
             ingress_ifindex: ELSEWHERE,
         }
     }
+
+    /// A frame that a socket of this host made.
+    pub fn of_node(bytes: &'a [u8], ifindex: u32) -> Self {
+        Self {
+            ingress_ifindex: 0,
+            ..Self::forwarded(bytes, ifindex)
+        }
+    }
+
+    /// A frame that came in through this very interface.
+    pub fn of_pod(bytes: &'a [u8], ifindex: u32) -> Self {
+        Self {
+            ingress_ifindex: ifindex,
+            ..Self::forwarded(bytes, ifindex)
+        }
+    }
 }
 
 /// What the program did.

@@ -18,7 +18,7 @@ use crate::services::{SERVICE, SERVICE6, datagram, segment};
 use crate::world::{CLIENT, NODE, OUTSIDER, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
 
 /// IPv4: header with an identification of 0 and no fragmenting, 64 hops. IPv6: 64 hops.
-pub fn as_answer(mut frame: Vec<u8>) -> Vec<u8> {
+fn as_answer(mut frame: Vec<u8>) -> Vec<u8> {
     if frame[14] >> 4 == 4 {
         frame[14 + 4..][..4].copy_from_slice(&[0, 0, 0x40, 0]);
         frame[14 + 8] = 64;
@@ -30,10 +30,15 @@ pub fn as_answer(mut frame: Vec<u8>) -> Vec<u8> {
 
 /// The RST that answers a SYN to port 80 of the Service.
 fn reset(service: IpAddr, pod: IpAddr) -> Vec<u8> {
-    let mut frame = tcp(port(service, 80), port(pod, 1), RST | ACK);
+    reset_by(port(service, 80), port(pod, 1), ACK, [0, 2])
+}
+
+/// The RST of whom the pod wrote to; further flags, and its sequence and acknowledgement numbers.
+pub fn reset_by(whom: SocketAddr, pod: SocketAddr, flags: u8, numbers: [u32; 2]) -> Vec<u8> {
+    let mut frame = tcp(whom, pod, RST | flags);
     let header = if pod.is_ipv4() { 14 + 20 } else { 14 + 40 };
-    // Sequence number 0, acknowledgement of the SYN's 1, no window.
-    frame[header + 4..][..8].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 2]);
+    frame[header + 4..][..8].copy_from_slice(numbers.map(u32::to_be_bytes).as_flattened());
+    // No window.
     frame[header + 14..][..2].fill(0);
     as_answer(frame)
 }

@@ -294,7 +294,7 @@ fn nothing_passes_that_the_oracle_denies() {
         let is_sound = if shot.outcome.passed() {
             oracle.permits(direction, judged, origin).is_some()
         } else {
-            shot.outcome.dropped() || (direction == Direction::Egress && is_to_pod(&shot.outcome.frame))
+            shot.outcome.dropped() || (direction == Direction::Egress && is_to_pod(judged))
         };
         assert!(
             is_sound,

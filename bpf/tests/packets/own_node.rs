@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Reason::{DefaultDeny, Established, Midstream, Node, NotIsolated, Policy, PortTaken, Refused};
 use wardline_bpf::abi::{CONNTRACK_LOCAL, Enforcement, PEER_LOCAL, Peer, SERVICE_TRANSLATE};
-use wardline_bpf::frame::flag::{ACK, FIN, RST, SYN};
+use wardline_bpf::frame::flag::{ACK, FIN, SYN};
 use wardline_bpf::frame::protocol::{ICMP, SCTP, TCP, UDP};
 use wardline_bpf::frame::{Echo, echo, icmp, ip, sctp, tcp, udp, unreachable, with_checksums};
 
-use crate::fronts::{as_answer, port_unreachable};
+use crate::fronts::{port_unreachable, reset_by};
 use crate::row::{Row, back, pass, stop};
 use crate::services::{SERVICE, datagram, segment};
 use crate::world::{ANY_UDP, NODE, NODE6, PEERS, POD, POD6, STRANGER, World, port};
@@ -85,15 +85,6 @@ pub fn addresses_of_the_link() -> Vec<Row> {
     ]
 }
 
-/// The RST of a port of the node; its sequence and acknowledgement numbers.
-fn reset(of: SocketAddr, flags: u8, numbers: [u32; 2]) -> Vec<u8> {
-    let mut frame = tcp(of, port(POD, 1), RST | flags);
-    frame[38..46].copy_from_slice(numbers.map(u32::to_be_bytes).as_flattened());
-    // No window.
-    frame[48..50].fill(0);
-    as_answer(frame)
-}
-
 pub fn where_no_socket_is() -> Vec<Row> {
     let syn = || segment(port(POD, 1), port(NODE, 81), SYN);
     let query = || datagram(port(POD6, 1), port(NODE6, 54));
@@ -102,7 +93,7 @@ pub fn where_no_socket_is() -> Vec<Row> {
             "is refused as by the node",
             syn(),
             Refused,
-            reset(port(NODE, 81), ACK, [0, 2]),
+            reset_by(port(NODE, 81), port(POD, 1), ACK, [0, 2]),
         )
         .after(|world| world.assert_entries(0)),
         back("UDP, IPv6", query(), Refused, port_unreachable(NODE6, POD6, &query())),
@@ -190,7 +181,7 @@ pub fn connections_to_its_sockets() -> Vec<Row> {
             "data where nothing but a listener is",
             data(pod(), kubelet()),
             Refused,
-            reset(kubelet(), 0, [1, 0]),
+            reset_by(kubelet(), pod(), 0, [1, 0]),
         ),
         pass("its end", Egress, tcp(pod(), kubelet(), FIN | ACK), Established),
         pass(
@@ -233,20 +224,19 @@ pub fn services_of_its_sockets() -> Vec<Row> {
     let open = |flags| segment(port(POD, 2), port(SERVICE, 82), flags);
     let opened = |flags| segment(port(POD, 2), port(NODE, 10_250), flags);
     let asked = || datagram(port(POD, 1), port(NODE, 53));
-    let mut refused = tcp(port(SERVICE, 81), port(POD, 1), RST | ACK);
-    refused[38..46].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 2]);
-    refused[48..50].fill(0);
-    let mut refused_data = tcp(port(SERVICE, 82), port(POD, 2), RST);
-    refused_data[38..46].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0]);
-    refused_data[48..50].fill(0);
     vec![
-        back("where no socket is", syn(), Refused, as_answer(refused))
-            .before(|world| {
-                world.set_service(TCP, port(SERVICE, 81), SERVICE_TRANSLATE, &[port(NODE, 81)]);
-                world.set_service(TCP, port(SERVICE, 82), SERVICE_TRANSLATE, &[port(NODE, 10_250)]);
-                world.set_service(UDP, port(SERVICE, 53), SERVICE_TRANSLATE, &[port(NODE, 53)]);
-            })
-            .after(|world| world.assert_entries(0)),
+        back(
+            "where no socket is",
+            syn(),
+            Refused,
+            reset_by(port(SERVICE, 81), port(POD, 1), ACK, [0, 2]),
+        )
+        .before(|world| {
+            world.set_service(TCP, port(SERVICE, 81), SERVICE_TRANSLATE, &[port(NODE, 81)]);
+            world.set_service(TCP, port(SERVICE, 82), SERVICE_TRANSLATE, &[port(NODE, 10_250)]);
+            world.set_service(UDP, port(SERVICE, 53), SERVICE_TRANSLATE, &[port(NODE, 53)]);
+        })
+        .after(|world| world.assert_entries(0)),
         pass("where one is", Egress, question(), Node).becomes(asked()),
         pass("again", Egress, question(), Established).becomes(asked()),
         pass(
@@ -269,7 +259,7 @@ pub fn services_of_its_sockets() -> Vec<Row> {
             "and data that no socket waits for",
             with_checksums(data(port(POD, 2), port(SERVICE, 82))),
             Refused,
-            as_answer(refused_data),
+            reset_by(port(SERVICE, 82), port(POD, 2), 0, [1, 0]),
         ),
     ]
 }

@@ -59,15 +59,10 @@ pub enum Origin {
 
 impl Origin {
     pub fn frame(self, bytes: &[u8]) -> Frame<'_> {
-        let forwarded = Frame::forwarded(bytes, IFINDEX);
-        let ingress_ifindex = match self {
-            Self::Elsewhere => forwarded.ingress_ifindex,
-            Self::Node => 0,
-            Self::Pod => IFINDEX,
-        };
-        Frame {
-            ingress_ifindex,
-            ..forwarded
+        match self {
+            Self::Elsewhere => Frame::forwarded(bytes, IFINDEX),
+            Self::Node => Frame::of_node(bytes, IFINDEX),
+            Self::Pod => Frame::of_pod(bytes, IFINDEX),
         }
     }
 }

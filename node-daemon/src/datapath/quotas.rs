@@ -44,7 +44,8 @@ impl Quotas {
         }
     }
 
-    /// So near to a quota that what nobody answered must go early; of what it opens itself a pod may hold half as much.
+    /// So near to a quota that what nobody answered must go early; of what it opens itself a pod may
+    /// hold half as much, and three quarters of all.
     pub(super) fn is_pressed(&self, held: Held) -> bool {
         held.half_open > u64::from(self.half_open) / 4 || held.entries >= u64::from(self.connections) / 4 * 3
     }

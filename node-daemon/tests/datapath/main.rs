@@ -9,7 +9,7 @@ mod upgrade;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, TryRecvError};
 
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
@@ -242,13 +242,14 @@ fn a_change_of_both_pods_shows_nothing_in_between() {
         let mut life = node.start(&DaemonConfig::default());
         life.apply(&states[0]);
         let ingress = Edge::of(node, &life).ingress;
-        let done = AtomicBool::new(false);
         let passed = std::thread::scope(|scope| {
-            let client = scope.spawn(|| {
+            // Goes when the changes are made, also by a panic.
+            let (changing, over) = mpsc::channel::<()>();
+            let client = scope.spawn(move || {
                 let frame = frame::udp(socket(A, 40_000), socket(SERVER, 80));
                 let segment = to_server(A, flag::SYN);
                 let mut passed = 0;
-                while !done.load(Ordering::Relaxed) {
+                while over.try_recv() != Err(TryRecvError::Disconnected) {
                     passed += usize::from(ingress.passes(&segment)) + usize::from(ingress.passes(&frame));
                 }
                 passed
@@ -257,7 +258,7 @@ fn a_change_of_both_pods_shows_nothing_in_between() {
                 states.reverse();
                 life.apply(&states[0]);
             }
-            done.store(true, Ordering::Relaxed);
+            drop(changing);
             client.join().unwrap()
         });
         assert_eq!(passed, 0);

@@ -355,20 +355,12 @@ impl Program {
 
     /// Whether it does where a socket of the node sends it: it came in through no interface.
     pub fn passes_from_node(&self, frame: &[u8]) -> bool {
-        let frame = Frame {
-            ingress_ifindex: 0,
-            ..Frame::forwarded(frame, self.ifindex)
-        };
-        run(&self.fd, frame)
+        run(&self.fd, Frame::of_node(frame, self.ifindex))
     }
 
     /// Whether it does where the pod itself sent it, and it came back.
     pub fn passes_from_itself(&self, frame: &[u8]) -> bool {
-        let frame = Frame {
-            ingress_ifindex: self.ifindex,
-            ..Frame::forwarded(frame, self.ifindex)
-        };
-        run(&self.fd, frame)
+        run(&self.fd, Frame::of_pod(frame, self.ifindex))
     }
 }
 

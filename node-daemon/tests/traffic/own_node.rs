@@ -233,14 +233,10 @@ const RAW: i32 = 255;
 
 /// A whole IP packet, with whatever source it has.
 fn send_raw(namespace: &str, packet: &[u8], to: IpAddr) {
+    let to = SocketAddr::new(to, 0);
     inside(namespace, || {
-        let raw = Socket::new(
-            Domain::for_address(SocketAddr::new(to, 0)),
-            Type::RAW,
-            Some(Protocol::from(RAW)),
-        )
-        .unwrap();
-        raw.send_to(packet, &SockAddr::from(SocketAddr::new(to, 0))).unwrap();
+        let raw = Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::from(RAW))).unwrap();
+        raw.send_to(packet, &SockAddr::from(to)).unwrap();
     });
 }
 
