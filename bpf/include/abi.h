@@ -112,6 +112,7 @@ enum endpoint_flag {
 	ENDPOINT_LOG_DENY = 1, /* its Namespace asks for deny records where logging is delegated */
 	ENDPOINT_ASSIGNED = 2, /* the CNI plugin told its addresses; for the daemon's next life */
 	ENDPOINT_HANDOVER = 4, /* our program may be at a hook twice, by a link and by a filter behind it */
+	ENDPOINT_TAKEOVER = 8, /* another version's programs are being replaced, and their newest connections are not here yet */
 };
 
 /* 16 bytes in network byte order. */

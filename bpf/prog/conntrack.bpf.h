@@ -168,11 +168,13 @@ static __noinline __u32 check_quota(const struct endpoint *endpoint, const struc
 	return UNDECIDED;
 }
 
-/* Is the flow's entry out of the table for a moment, and its connection told already? */
-static __noinline bool is_being_swept(const struct endpoint *endpoint, const struct flow *flow)
+/* May the flow's entry be out of the table for a moment only, and its connection told already? */
+static __noinline bool is_out_of_table(const struct endpoint *endpoint, const struct flow *flow)
 {
 	const struct usage *usage = find_usage(endpoint);
 
+	if (endpoint->flags & ENDPOINT_TAKEOVER)
+		return true;
 	return usage && usage->is_swept && same_key(&usage->swept, &flow->key);
 }
 

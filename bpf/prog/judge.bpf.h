@@ -66,9 +66,9 @@ __global __u32 open_flow(struct __sk_buff *skb, __u32 reason, bool replace)
 		flow->key.pod_port = flow->key.remote_port;
 		flow->key.remote_port = id;
 	}
+	if (flow->midstream && is_out_of_table(endpoint, flow))
+		return REASON_MIDSTREAM;
 	if (!replace) {
-		if (flow->midstream && is_being_swept(endpoint, flow))
-			return REASON_MIDSTREAM;
 		full = check_quota(endpoint, flow);
 		if (full != UNDECIDED)
 			return full;

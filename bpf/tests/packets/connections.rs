@@ -7,7 +7,7 @@ use wardline_bpf::abi::Direction::{Egress, Ingress};
 use wardline_bpf::abi::Reason::{ConntrackFull, DefaultDeny, Established, Midstream, NotIsolated, Policy};
 use wardline_bpf::abi::{
     CONNTRACK_ANSWERED, CONNTRACK_FIN_INITIATOR, CONNTRACK_FIN_RESPONDER, CONNTRACK_MIDSTREAM, ConntrackState,
-    Direction,
+    Direction, ENDPOINT_TAKEOVER,
 };
 use wardline_bpf::frame::flag::{ACK, FIN, RST, SYN};
 use wardline_bpf::frame::protocol::{TCP, UDP};
@@ -277,6 +277,34 @@ pub fn mid_stream() -> Vec<Row> {
         .event(Ingress, CLIENT_TO_80),
         pass("without isolation", Egress, from_pod(7, STRANGER, 7, ACK), Midstream)
             .before(|world| world.set_table(Egress, 0)),
+    ]
+}
+
+/// Another version has the newest connections still.
+pub fn mid_stream_in_a_takeover() -> Vec<Row> {
+    vec![
+        pass(
+            "passes, and is told there",
+            Ingress,
+            to_pod(CLIENT, 1, 80, ACK),
+            Midstream,
+        )
+        .before(|world| world.set_endpoint(ENDPOINT_TAKEOVER))
+        .after(|world| world.assert_entries(0)),
+        pass("its answer too", Egress, from_pod(80, CLIENT, 1, ACK), Midstream).after(|world| world.assert_entries(0)),
+        stop("policy holds", Ingress, to_pod(STRANGER, 1, 80, ACK), DefaultDeny).deny(Ingress, STRANGER, TCP, 80),
+        pass(
+            "what opens a connection is ours",
+            Ingress,
+            to_pod(CLIENT, 2, 80, SYN),
+            Policy,
+        )
+        .event(Ingress, CLIENT_TO_80)
+        .after(|world| world.assert_entries(1)),
+        pass("when all have come", Ingress, to_pod(CLIENT, 1, 80, ACK), Midstream)
+            .before(|world| world.set_endpoint(0))
+            .event(Ingress, CLIENT_TO_80)
+            .after(|world| world.assert_entries(2)),
     ]
 }
 

@@ -49,6 +49,7 @@ tables! {
     connections::entries_expire,
     connections::questions_expire,
     connections::mid_stream,
+    connections::mid_stream_in_a_takeover,
     connections::mid_stream_denied,
     connections::conntrack_is_full,
     extensions::headers_are_walked,

@@ -365,11 +365,13 @@ impl Datapath {
                 applied.changed |= set_slot(self, slot_of(new.slot, direction), table.as_ref());
             }
             let pod = new.spec.pod.clone();
-            if let Err(error) = self.endpoints.put(ifindex, new, &self.attacher) {
+            if let Err(error) = self.endpoints.put(ifindex, new, &passing, &self.attacher) {
                 applied.failed.insert(pod, error.to_string());
             }
         }
-        self.takeover.pass_last_flows(&passing)?;
+        let last = self.takeover.pass_last_flows(&passing);
+        self.endpoints.settle(&passing)?;
+        last?;
         if !passing.is_empty() {
             self.services.note_left(self.takeover.flows())?;
         }

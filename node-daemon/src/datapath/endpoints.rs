@@ -180,11 +180,13 @@ impl Endpoints {
             .find(|slot| !self.slots_in_use.contains(slot) && !taken.contains(slot))
     }
 
-    /// Puts the entry in force and the programs in place. The slots' words must be set before.
+    /// Puts the entry in force and the programs in place. The slots' words must be set before; [`Endpoints::settle`] comes
+    /// after for those in `passing`, whose connections another version has.
     pub(super) fn put(
         &mut self,
         ifindex: u32,
         endpoint: NewEndpoint,
+        passing: &HashSet<u32>,
         attacher: &Attacher,
     ) -> Result<(), EndpointError> {
         let former = self.entries.get(ifindex)?;
@@ -194,7 +196,11 @@ impl Endpoints {
         let arrival = arrival(former.as_ref(), &endpoint.spec);
         let handing_over = matches!(arrival, Arrival::Known { handing_over: true, .. });
         let NewEndpoint { spec, uid, slot, .. } = endpoint;
-        self.entries.set(ifindex, entry(&spec, uid, slot, handing_over))?;
+        let mut entry = entry(&spec, uid, slot, handing_over);
+        if passing.contains(&uid) {
+            entry.flags |= abi::ENDPOINT_TAKEOVER;
+        }
+        self.entries.set(ifindex, entry)?;
         let attached = match attacher.attach(ifindex, uid, arrival) {
             Ok(attached) => attached,
             Err(error) => {
@@ -222,6 +228,18 @@ impl Endpoints {
             },
         );
         Ok(())
+    }
+
+    /// The connections of these are all here.
+    pub(super) fn settle(&self, passing: &HashSet<u32>) -> Result<(), MapError> {
+        let passing = self
+            .managed
+            .iter()
+            .filter(|(_, managed)| passing.contains(&managed.uid));
+        // Each of them, whatever becomes of another.
+        passing
+            .map(|(ifindex, managed)| self.entries.set(*ifindex, managed.entry()))
+            .fold(Ok(()), Result::and)
     }
 
     /// Whether some pod's filters wait for links to take over from them.

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! load:   ids, endpoints with their slots and words, Services go over       its programs judge by its maps
-//! apply:  connections go over -> programs are replaced in place -> those of that moment go over too
+//! apply:  connections go over -> programs are replaced in place -> those of that moment go over too, until which ours
+//!         take nothing in mid-stream for a connection of its own
 //! then:   its account is written to its end, and its maps go                ours judge by ours
 //! ```
 
@@ -155,16 +156,25 @@ impl Takeover {
     }
 
     /// And those that came while programs were replaced.
-    pub(super) fn pass_last_flows(&self, of: &HashSet<u32>) -> Result<(), MapError> {
-        for former in self.former.iter().filter(|_| !of.is_empty()) {
-            let last = former.pass_last_flows(&self.flows, of)?;
-            tracing::info!(
-                pods = of.len(),
-                last_connections = last,
-                "took over pods from another version"
-            );
+    pub(super) fn pass_last_flows(&mut self, of: &HashSet<u32>) -> Result<(), ApplyError> {
+        if of.is_empty() {
+            return Ok(());
         }
+        // At once, since an answer may wait; and what programs leave that were running still when they were replaced.
+        let mut last = self.read_last_flows(of)?;
+        wait_for_programs().map_err(ApplyError::Grace)?;
+        last += self.read_last_flows(of)?;
+        tracing::info!(
+            pods = of.len(),
+            last_connections = last,
+            "took over pods from another version"
+        );
         Ok(())
+    }
+
+    fn read_last_flows(&mut self, of: &HashSet<u32>) -> Result<usize, MapError> {
+        let Self { former, flows, .. } = self;
+        former.iter_mut().map(|former| former.pass_last_flows(flows, of)).sum()
     }
 
     /// What packets left in our maps, and what was taken over.
@@ -301,18 +311,24 @@ impl Former {
         Ok(())
     }
 
-    /// Takes over the connections that began while programs were replaced.
-    fn pass_last_flows(&self, to: &Flows, of: &HashSet<u32>) -> Result<usize, MapError> {
+    /// Takes over what began, or changed, while programs were replaced.
+    fn pass_last_flows(&mut self, to: &Flows, of: &HashSet<u32>) -> Result<usize, MapError> {
         let mut new = Vec::new();
         self.flows.connections.for_each(|key, entry| {
-            if of.contains(&key.endpoint) && !self.taken.contains_key(&key) {
+            if of.contains(&key.endpoint) && self.taken.get(&key) != Some(&entry) {
                 new.push((key, entry));
             }
         })?;
         for (key, entry) in &new {
             let ours = to.connections.get(key)?;
-            if ours.is_none_or(|ours| knows_better(entry, &ours)) {
-                to.connections.set(key, entry)?;
+            let taken = self.taken.insert(*key, *entry);
+            // What no packet has changed here since gives way: a port may be used again in just that moment.
+            match ours {
+                None => to.connections.put_back(key, entry)?,
+                Some(ours) if taken == Some(ours) || (taken.is_none() && knows_better(entry, &ours)) => {
+                    to.connections.set(key, entry)?;
+                }
+                Some(_) => {}
             }
         }
         Ok(new.len())

@@ -6,20 +6,10 @@ use std::fs;
 
 use wardline_bpf::frame::{self, flag};
 use wardline_crds::config::DaemonConfig;
-use wardline_node::datapath::PinPaths;
 use wardline_policy::model::{Direction, Objects};
 
 use crate::support::{Life, Node, on_each_node, programs_at};
 use crate::{A, B, Edge, NODE, SERVER, admit, objects, socket};
-
-/// As if a daemon of an older version had run so far.
-fn becomes_another_version(node: &Node) -> PinPaths {
-    let ours = node.bpffs.join("wardline/v1");
-    fs::rename(&ours, node.bpffs.join("wardline/v0")).unwrap();
-    let others = PinPaths::new(&node.bpffs).others().unwrap();
-    assert_eq!(others.len(), 1);
-    others.into_iter().next().unwrap()
-}
 
 /// Another version has let A connect.
 fn another_version_has_run(node: &Node) -> Objects {
@@ -29,7 +19,7 @@ fn another_version_has_run(node: &Node) -> Objects {
     life.apply(&node.desired(&objects, NODE));
     assert!(Edge::of(node, &life).connect(A));
     drop(life);
-    becomes_another_version(node);
+    node.becomes_another_version();
     objects
 }
 
@@ -69,7 +59,7 @@ fn another_version_takes_over_connections_account_and_programs() {
         let edge = Edge::of(node, &life);
         assert!(edge.connect(A) && refused(&edge, 81));
         drop(life);
-        let former = becomes_another_version(node);
+        let former = node.becomes_another_version();
 
         let mut life = node.start(&DaemonConfig::default());
         // It judges by its own maps until the new ones are filled.
@@ -172,7 +162,7 @@ fn a_version_that_comes_back_before_the_next_one_had_all_pods_goes_on() {
 fn maps_of_a_layout_that_nobody_knows_are_refused() {
     on_each_node(1, |node| {
         drop(node.start(&DaemonConfig::default()));
-        let former = becomes_another_version(node);
+        let former = node.becomes_another_version();
         // What a life left that was killed while it made its tables, or removed another's, is nobody's.
         for name in ["v7/maps", "v3-gone/maps"] {
             fs::create_dir_all(node.bpffs.join("wardline").join(name)).unwrap();

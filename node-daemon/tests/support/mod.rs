@@ -163,6 +163,15 @@ impl Node {
         Datapath::load(&PinPaths::new(&self.bpffs), config, names, self.attach).map(drop)
     }
 
+    /// As if a daemon of an older version had run so far.
+    pub fn becomes_another_version(&self) -> PinPaths {
+        let ours = self.bpffs.join("wardline/v1");
+        std::fs::rename(&ours, self.bpffs.join("wardline/v0")).unwrap();
+        let others = PinPaths::new(&self.bpffs).others().unwrap();
+        assert_eq!(others.len(), 1);
+        others.into_iter().next().unwrap()
+    }
+
     /// A log that is never rotated, on a disk that is never too full.
     pub fn file_options(&self) -> FileOptions {
         FileOptions {

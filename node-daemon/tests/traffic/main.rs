@@ -22,4 +22,5 @@ mod services;
 mod streams;
 #[path = "../support/mod.rs"]
 mod support;
+mod takeover;
 mod wire;

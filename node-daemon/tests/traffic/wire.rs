@@ -227,6 +227,17 @@ impl Cluster<'_> {
     /// Another life of the daemon, as after a kill: it learns again all that the cluster says.
     pub fn restart(&mut self) {
         self.life = None;
+        self.begin();
+    }
+
+    /// As [`Cluster::restart`], of another version: what the former life left lies under the name of another one.
+    pub fn restart_as_another_version(&mut self) {
+        self.life = None;
+        self.node.becomes_another_version();
+        self.begin();
+    }
+
+    fn begin(&mut self) {
         self.life = Some(self.node.start(&self.config));
         self.index = index(&self.config);
         for (ifindex, spec) in self.life().datapath.inherited() {
