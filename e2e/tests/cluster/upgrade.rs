@@ -40,6 +40,8 @@ spec:
   podSelector: {matchExpressions: [{key: app, operator: In, values: [friend1, friend2]}]}
   policyTypes: [Ingress]
 ";
+/// A client's port is not used again before this has passed (TIME_WAIT); a long run comes to its first ones again.
+const REST: time::Duration = time::Duration::seconds(50);
 /// Answers that a busy machine, or the moment in which programs are replaced, may cost a flow that began in it.
 const NOISE: u64 = 3;
 
@@ -207,14 +209,16 @@ fn check_allows(records: &[Record], connections: &BTreeMap<&str, [u64; 2]>) -> R
             };
             let of_client = of_client(records, client);
             let allows: Vec<_> = of_client.iter().filter(is_allow).collect();
-            let mut by_port: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+            let mut by_port: BTreeMap<_, Vec<&Record>> = BTreeMap::new();
             for record in &allows {
-                by_port
-                    .entry(record.connection.src_port)
-                    .or_default()
-                    .push(&record.line);
+                by_port.entry(record.connection.src_port).or_default().push(record);
             }
-            let twice: Vec<_> = by_port.values().filter(|lines| lines.len() > 1).collect();
+            let is_told_again = |pair: &&[&Record]| (pair[1].timestamp - pair[0].timestamp).abs() < REST;
+            let twice: Vec<_> = by_port
+                .values()
+                .flat_map(|records| records.windows(2).filter(is_told_again))
+                .map(|pair| [&pair[0].line, &pair[1].line])
+                .collect();
             println!(
                 "{client}: {} records of {made} connections over {protocol}",
                 allows.len()
