@@ -156,7 +156,7 @@ enum conntrack_flag {
 	CONNTRACK_FIN_RESPONDER = 2,
 	CONNTRACK_MIDSTREAM = 4, /* the direction is a guess */
 	CONNTRACK_ANSWERED = 16, /* the responder was seen */
-	CONNTRACK_LOCAL = 8,     /* with a socket of this node, as its first packet proved */
+	CONNTRACK_LOCAL = 8,     /* with a socket of this node, which was proven */
 	CONNTRACK_TRANSLATED = 32, /* goes to a Service, which the pod sees in place of the backend */
 	CONNTRACK_ALIAS = 64,    /* no flow of its own: leads from the Service to the backend, under which the flow is */
 	CONNTRACK_HAIRPIN = 128, /* the backend is the pod itself */

@@ -177,6 +177,12 @@ static __always_inline bool is_lone_syn(const struct flow *flow)
 	return (flow->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+/* How much data a segment says it has, in bytes; less than none where it contradicts itself. */
+static __always_inline __s32 tcp_data_bytes(const struct flow *flow, const struct tcp_header *tcp)
+{
+	return (__s32)(flow->end - flow->payload) - (tcp->offset >> 4) * 4;
+}
+
 /*
  * The value itself, of which the verifier knows nothing any more. It follows each way through a program to the end as
  * long as it sees a difference between them; where there is none that matters, this says so.

@@ -128,6 +128,33 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 	return open_flow(skb, reason, replace);
 }
 
+/* Is an entry all that lets the packet pass, since a socket of the node was at the other end? */
+static __always_inline bool hangs_on_node(const struct flow *flow)
+{
+	return (flow->entry.flags & CONNTRACK_LOCAL) && word_table(flow->word) && flow->settings.policy != ENFORCEMENT_AUDIT;
+}
+
+/* With the addresses and ports of a flow between the pod and its node, but not of it. UDP and TCP of the pod get an answer. */
+static __always_inline __u32 refuse_stranger(const struct flow *flow)
+{
+	return flow->direction == DIRECTION_EGRESS ? REASON_REFUSED : UNDECIDED;
+}
+
+/* What was opened when anybody was allowed is the node's, and only that is allowed now. */
+static __always_inline void prove_local(const struct endpoint *endpoint, const struct flow *flow,
+					struct conntrack_entry *entry)
+{
+	entry->flags |= CONNTRACK_LOCAL;
+	if (!(entry->flags & CONNTRACK_MIDSTREAM) || entry->initiator == DIRECTION_INGRESS ||
+	    flow->direction == DIRECTION_EGRESS)
+		return;
+	/* Whose direction was a guess: it is taken for the node's, whose socket need not know the pod. */
+	entry->initiator = DIRECTION_INGRESS;
+	entry->word = slot_word(endpoint, DIRECTION_INGRESS);
+	if (!(entry->flags & CONNTRACK_FIN_INITIATOR) != !(entry->flags & CONNTRACK_FIN_RESPONDER))
+		entry->flags ^= CONNTRACK_FIN_INITIATOR | CONNTRACK_FIN_RESPONDER;
+}
+
 /*
  * The policy that allowed the flow is no longer the slot's, or denied it before: judge it again in the direction in
  * which it was opened. A flow that is denied keeps an entry that says so; were it deleted, an answer from the other
@@ -138,15 +165,18 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	struct flow *flow = this_flow();
 	struct conntrack_entry entry;
+	bool of_somebody_else;
 	__u32 reason;
 
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
 	entry = flow->entry;
 	flow->judged = entry.initiator;
-	flow->local_socket = (entry.flags & CONNTRACK_LOCAL) || is_from_local_socket(skb, flow);
 	if (entry.word == flow->word)
 		return REASON_DEFAULT_DENY;
+	of_somebody_else = hangs_on_node(flow) && !is_with_node(skb);
+	flow->local_socket = !of_somebody_else && ((entry.flags & CONNTRACK_LOCAL) || is_from_local_socket(skb, flow));
+	flow->nobody_listens = false;
 
 	if (flow->judged == DIRECTION_EGRESS && !flow->rewrite)
 		find_front(flow);
@@ -154,6 +184,12 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	/* Whose direction was a guess may still be proven to be the node's, by a packet of the node. */
 	if (reason == REASON_DEFAULT_DENY && (entry.flags & CONNTRACK_MIDSTREAM))
 		return reason;
+	/* The flow with the node has nothing to do with that. */
+	if (reason == REASON_DEFAULT_DENY && of_somebody_else && entry.state != CONNTRACK_DENIED)
+		return refuse_stranger(flow);
+	/* It goes on when the node's socket is back. */
+	if (reason == REASON_DEFAULT_DENY && flow->nobody_listens && flow->key.protocol == IP_UDP)
+		return REASON_REFUSED;
 	entry.word = flow->word;
 	if (reason == REASON_DEFAULT_DENY) {
 		entry.state = CONNTRACK_DENIED;
@@ -161,24 +197,16 @@ __global __u32 judge_again(struct __sk_buff *skb)
 	} else {
 		if (entry.state == CONNTRACK_DENIED)
 			entry.state = CONNTRACK_OPEN;
-		/* A rule allows it now: nothing hangs on who it is. */
-		if (reason != REASON_NODE && entry.initiator == DIRECTION_EGRESS)
+		/* By a front it is a backend that passes by its address; by a rule nothing hangs on who it is. */
+		if (reason == REASON_NODE && !flow->front.count)
+			prove_local(endpoint, flow, &entry);
+		else if (entry.initiator == DIRECTION_EGRESS)
 			entry.flags &= ~CONNTRACK_LOCAL;
 		advance(&entry, flow);
 		reason = REASON_REVALIDATED;
 	}
 	rewrite_entry(endpoint, flow, &entry);
 	return reason;
-}
-
-/* Did the pod open it, and does it pass only because a socket of the node is at the other end? */
-static __always_inline bool is_to_node(const struct flow *flow)
-{
-	const struct conntrack_entry *entry = &flow->entry;
-
-	return (entry->flags & (CONNTRACK_LOCAL | CONNTRACK_MIDSTREAM)) == CONNTRACK_LOCAL &&
-	       entry->initiator == DIRECTION_EGRESS && entry->state != CONNTRACK_DENIED && word_table(flow->word) &&
-	       flow->settings.policy != ENFORCEMENT_AUDIT;
 }
 
 /*
@@ -191,10 +219,10 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 	struct conntrack_entry next;
 
 	flow->word = slot_word(endpoint, entry->initiator);
-	if (is_to_node(flow) && !is_with_node(skb))
-		return flow->direction == DIRECTION_EGRESS ? REASON_REFUSED : UNDECIDED;
 	if (entry->word != flow->word || entry->state == CONNTRACK_DENIED)
 		return judge_again(skb);
+	if (hangs_on_node(flow) && !is_with_node(skb))
+		return refuse_stranger(flow);
 
 	next = *entry;
 	advance(&next, flow);
@@ -204,13 +232,13 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 }
 
 /*
- * Until both sides have finished its handshake, each packet of a connection counts for its entry; and each one to the
- * node has to find its socket.
+ * Until both sides have finished its handshake, each packet of a connection counts for its entry; and what carries data to
+ * the node has to find its socket.
  */
 static __always_inline bool always_asks(const struct flow *flow)
 {
-	return flow->key.protocol == IP_TCP &&
-	       (flow->entry.state == CONNTRACK_OPENING || (flow->entry.flags & CONNTRACK_LOCAL));
+	return (flow->entry.flags & CONNTRACK_LOCAL) ||
+	       (flow->key.protocol == IP_TCP && flow->entry.state == CONNTRACK_OPENING);
 }
 
 /* By the entry that the alias leads to. UNDECIDED: that counts no more, and neither does the alias. */
@@ -255,16 +283,6 @@ static __always_inline bool is_taken(const struct conntrack_entry *entry, const 
 	return (entry->flags & CONNTRACK_TRANSLATED) && is_alive(entry, flow);
 }
 
-/* As it is known; or as new, where it is not of this flow: then a connection through a Service has its ports. */
-static __always_inline __u32 judge_entry(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
-{
-	__u32 reason = judge_known(skb, endpoint, flow);
-
-	if (reason != UNDECIDED)
-		return reason;
-	return flow->rewrite ? REASON_PORT_TAKEN : judge_new(skb, true);
-}
-
 static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
@@ -294,5 +312,9 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 			return REASON_PORT_TAKEN;
 		come_from_service(flow);
 	}
-	return judge_entry(skb, endpoint, flow);
+	reason = judge_known(skb, endpoint, flow);
+	if (reason != UNDECIDED)
+		return reason;
+	/* It is not of this flow; where that is a connection through a Service, that one has its ports. */
+	return flow->rewrite ? REASON_PORT_TAKEN : judge_new(skb, true);
 }

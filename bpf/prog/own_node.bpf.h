@@ -5,19 +5,28 @@
  * The pod's own node: a socket at the other end, never an address alone. Masqueraded traffic wears the node's address,
  * and what the pod sends to an address and port that were given to such a connection goes on to whoever opened it.
  *
- *   from it  made by a socket of the node, and in through no interface
+ *   from it  made by a socket of the node, in through no interface; of a flow that is known already, the latter is enough
  *   to it    the node has a socket for it: of this very connection, but for what opens one and for datagrams
  */
 
 #include "endpoint.bpf.h"
 
 /*
- * Sent by a socket of this node? A socket alone is no proof, since a packet that a bridge forwards from another pod
- * still carries that pod's; but only what was made here came in through no interface.
+ * Only what was made on this node came in through no interface. Not all of it has a socket: a RST has none, nor a SYN with a
+ * cookie, nor the copies that a bridge floods. Parts of IPv6 must have one: the kernel puts together what it forwards, and what
+ * it cuts again came in through no interface either.
  */
+static __always_inline bool is_made_here(const struct __sk_buff *skb, const struct flow *flow)
+{
+	if (skb->ingress_ifindex)
+		return false;
+	return flow->fragment == FRAGMENT_NONE || is_ipv4(&flow->key.pod) || skb->sk;
+}
+
+/* Sent by a socket of this node? A socket alone is no proof: a packet that a bridge forwards still carries its pod's. */
 static __always_inline bool is_from_local_socket(const struct __sk_buff *skb, const struct flow *flow)
 {
-	return flow->direction == DIRECTION_INGRESS && skb->sk && !skb->ingress_ifindex;
+	return flow->direction == DIRECTION_INGRESS && is_made_here(skb, flow) && skb->sk;
 }
 
 /* What the pod sends to the other side, as the node's sockets see it; its size. */
@@ -94,58 +103,61 @@ static __always_inline bool carries_data(struct __sk_buff *skb, const struct flo
 
 	if (flow->fragment == FRAGMENT_LATER || bpf_skb_load_bytes(skb, flow->payload, &tcp, sizeof(tcp)))
 		return true;
-	return flow->payload + (tcp.offset >> 4) * sizeof(__u32) < flow->end;
+	return tcp_data_bytes(flow, &tcp) > 0;
 }
 
 /*
- * A packet of a flow that the pod opened with a socket of the node: is it between the two? Where the node has given the port
- * of that socket to a connection that it masquerades, no connection of the socket ever comes of what the pod sends. Data
- * where nothing but a listener is gets the answer that the node would give it; where nothing is, the node gives it.
- * Segments without data are believed: some have no socket, as an answer with a cookie, or one that has ended.
+ * A packet of a flow of the pod with a socket of the node: is it between the two? The node may forget the flow, and give its
+ * ports to a connection that it masquerades. No connection of a socket ever comes of what the pod sends there; and where
+ * there is none for its data, it is told so as the node would do it. But for an answer to a cookie: its connection is made
+ * by it. Segments without data are believed, since one that has ended has no socket, and so is all of what the node opened: the
+ * socket does not know the pod where it was opened to a Service.
  */
 __global __u32 is_with_node(struct __sk_buff *skb)
 {
 	const struct flow *flow = this_flow();
+	__u32 found;
 
 	if (!flow)
 		return false;
-	if (flow->key.protocol == IP_UDP)
-		return flow->direction == DIRECTION_EGRESS || is_from_local_socket(skb, flow);
-	if (flow->key.protocol != IP_TCP || is_from_local_socket(skb, flow) || !carries_data(skb, flow))
+	if (flow->direction == DIRECTION_INGRESS)
+		return is_made_here(skb, flow);
+	if (flow->entry.initiator != DIRECTION_EGRESS)
 		return true;
-	if (flow->direction == DIRECTION_EGRESS)
-		return is_lone_syn(flow) || find_local_socket(skb) != SOCKET_OF_ANYBODY;
-	return find_local_socket(skb) == SOCKET_OF_FLOW;
+	if (flow->key.protocol == IP_UDP)
+		return find_local_socket(skb) != SOCKET_NONE;
+	if (flow->key.protocol != IP_TCP || is_lone_syn(flow) || !carries_data(skb, flow))
+		return true;
+	found = find_local_socket(skb);
+	return found == SOCKET_OF_FLOW || (found == SOCKET_OF_ANYBODY && flow->entry.state == CONNTRACK_OPENING &&
+					   (flow->entry.flags & CONNTRACK_ANSWERED));
 }
 
 /*
  * With an address of the pod's own node: is it the node? In mid-stream a packet may come in either direction's name.
  * One of the link's addresses is nobody's: anybody on the link may claim it.
  */
-__global __u32 is_own_node(struct __sk_buff *skb, __u32 judged)
+__global __u32 is_own_node(struct __sk_buff *skb)
 {
 	struct flow *flow = this_flow();
-	bool comes_in;
+	bool comes_in, echo;
 
 	if (!flow)
 		return false;
 	if (flow->local_socket)
 		return true;
 	comes_in = flow->direction == DIRECTION_INGRESS;
-	if (judged == DIRECTION_INGRESS || (flow->midstream && comes_in) || is_link_local(&flow->key.remote))
+	if (flow->judged == DIRECTION_INGRESS || (flow->midstream && comes_in) || is_link_local(&flow->key.remote))
 		return false;
-	if (is_echo_of_pod(flow))
-		return true;
-	if (flow->key.protocol != IP_TCP && flow->key.protocol != IP_UDP)
+	echo = is_echo_of_pod(flow);
+	if (!echo && flow->key.protocol != IP_TCP && flow->key.protocol != IP_UDP)
 		return false;
-	/* What the node answered has its own socket, or is of one. */
 	if (comes_in)
-		flow->local_socket = find_local_socket(skb) == SOCKET_OF_FLOW;
+		flow->local_socket = is_made_here(skb, flow);
 	else
-		flow->local_socket = is_for_local_socket(skb, flow);
+		flow->local_socket = echo || is_for_local_socket(skb, flow);
 	/* Where policy is only watched nothing is refused in the node's name. */
-	if (flow->settings.policy == ENFORCEMENT_AUDIT)
-		return true;
-	flow->nobody_listens = !flow->local_socket && !comes_in && !flow->midstream;
+	flow->nobody_listens = !flow->local_socket && !comes_in && !flow->midstream &&
+			       flow->settings.policy != ENFORCEMENT_AUDIT;
 	return flow->local_socket;
 }

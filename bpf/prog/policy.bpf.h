@@ -261,12 +261,12 @@ static __always_inline __u32 decide(struct __sk_buff *skb, const struct endpoint
 	}
 	/* 4 */
 	is_node = peer.flags & PEER_LOCAL;
-	if (is_node && flow->judged == DIRECTION_INGRESS && is_own_node(skb, flow->judged))
+	if (is_node && flow->judged == DIRECTION_INGRESS && is_own_node(skb))
 		return REASON_NODE;
 	/* 5, 6, 7 */
 	reason = decide_peer(flow->word, flow->key.protocol, peer.class, destination_port(flow, flow->judged), &flow->rule);
 	/* 8 */
-	if (reason == REASON_DEFAULT_DENY && is_node && flow->judged == DIRECTION_EGRESS && is_own_node(skb, flow->judged))
+	if (reason == REASON_DEFAULT_DENY && is_node && flow->judged == DIRECTION_EGRESS && is_own_node(skb))
 		return REASON_NODE;
 	return reason;
 }

@@ -102,7 +102,7 @@ static __noinline long refuse_tcp(struct __sk_buff *skb, const struct flow *flow
 	if (flow->tcp_flags & TCP_ACK) {
 		answer.tcp.sequence = segment.acknowledgement;
 	} else {
-		bytes = flow->end - flow->payload - (segment.offset >> 4) * 4;
+		bytes = tcp_data_bytes(flow, &segment);
 		bytes += !!(flow->tcp_flags & TCP_SYN) + !!(flow->tcp_flags & TCP_FIN);
 		answer.tcp.flags |= TCP_ACK;
 		answer.tcp.acknowledgement = bpf_htonl(bpf_ntohl(segment.sequence) + bytes);

@@ -134,11 +134,15 @@ static __always_inline bool find_quoted(struct flow *flow)
 static __always_inline __u32 judge_quoted(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *entry = &flow->entry;
+	bool to_pod = flow->direction == DIRECTION_INGRESS;
 
 	if (!find_quoted(flow))
 		return UNDECIDED;
 	flow->judged = entry->initiator;
 	flow->word = slot_word(endpoint, entry->initiator);
+	/* Between the pod and its node there is no router. */
+	if (to_pod && hangs_on_node(flow) && !is_made_here(skb, flow))
+		return UNDECIDED;
 	if (entry->word == flow->word)
 		return entry->state == CONNTRACK_DENIED ? REASON_DEFAULT_DENY : REASON_RELATED;
 	/* Its own next packet will write down what is found here. */

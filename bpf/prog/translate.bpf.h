@@ -260,7 +260,7 @@ __global __u32 judge_service(struct __sk_buff *skb, bool replace)
 		go_to_service(flow);
 		return REASON_CONNTRACK_FULL;
 	}
-	if (reason == REASON_DEFAULT_DENY || flow->key.protocol == IP_TCP)
+	if (reason == REASON_DEFAULT_DENY || flow->local_socket || flow->key.protocol == IP_TCP)
 		word = ALIAS_ALWAYS_ASKS;
 	else
 		word = alias_word(endpoint, flow);

@@ -13,6 +13,7 @@ use wardline_bpf::frame::flag::{ACK, FIN, RST, SYN};
 use wardline_bpf::frame::protocol::{SCTP, TCP, UDP};
 use wardline_bpf::frame::{Echo, echo, icmp, sctp, tcp, turned_round, with_checksums};
 
+use crate::own_node::data;
 use crate::row::{Row, back, pass, stop};
 use crate::services::{SERVICE, SERVICE6, datagram, segment};
 use crate::world::{CLIENT, NODE, OUTSIDER, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
@@ -261,6 +262,19 @@ pub fn services_that_another_proxy_translates() -> Vec<Row> {
             .event(Egress, POD_TO_443),
         pass("a backend on the node is the node's", Egress, to(7, NODE, SYN), Node)
             .before(|world| kept(world, EVERY_NODE, &[NODE])),
+        pass(
+            "it is one that another proxy reaches",
+            Egress,
+            data(port(POD, 7), port(NODE, 30_080)),
+            Revalidated,
+        )
+        .before(|world| world.set_table(Egress, 200)),
+        pass(
+            "and goes on",
+            Egress,
+            data(port(POD, 7), port(NODE, 30_080)),
+            Established,
+        ),
         stop(
             "a port of this node's address is no way round either",
             Egress,

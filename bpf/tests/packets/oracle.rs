@@ -22,6 +22,8 @@ type Datagram = (Direction, IpAddr, IpAddr, u32);
 #[derive(Debug, Default)]
 pub struct Oracle {
     allowed: HashSet<Flow>,
+    /// Those of them that no rule allows: what comes in on them has to be the node's.
+    of_node: HashSet<Flow>,
     /// Where the data of the first fragments that passed ended, and whose they are.
     fragments: HashMap<Datagram, Vec<(usize, Flow)>>,
 }
@@ -218,19 +220,28 @@ impl Oracle {
         let is_node = [NODE, NODE6].contains(&remote);
         let is_from_node = direction == Direction::Ingress && is_node && of_node;
         let is_to_itself = pod == remote && (direction == Direction::Egress || origin == Origin::Pod);
-        let is_allowed = is_to_itself
-            || is_from_node
-            || allows(direction, remote, packet.protocol, own)
-            || (!is_new && allows_midstream(direction, remote, own));
+        let is_admitted =
+            allows(direction, remote, packet.protocol, own) || (!is_new && allows_midstream(direction, remote, own));
+        // No rule of the pod's egress is about the node.
+        let is_by_rule = is_to_itself || (is_admitted && !(is_node && direction == Direction::Egress));
+        let is_allowed = is_by_rule || is_admitted || is_from_node;
         // In mid-stream either direction may allow it; that admits nothing else, and masqueraded traffic is not the node's.
         let may_be_the_nodes = is_node && direction == Direction::Ingress;
         let passes_by = !(is_new || may_be_the_nodes) && allows_midstream(direction.opposite(), remote, other);
-        let is_known = self.allowed.contains(&flow) || self.is_about_known(direction, &packet, pod, remote);
+        let is_of_its_peer = |flow: &Flow| direction == Direction::Egress || of_node || !self.of_node.contains(flow);
+        let is_known = (self.allowed.contains(&flow) && is_of_its_peer(&flow))
+            || self.is_about_known(direction, &packet, pod, remote, is_of_its_peer);
         if !is_allowed && !is_known && !passes_by {
             return None;
         }
         if is_allowed && !is_known {
-            self.allowed.insert(opened_by(flow, &packet));
+            let flow = opened_by(flow, &packet);
+            self.allowed.insert(flow);
+            if is_by_rule {
+                self.of_node.remove(&flow);
+            } else {
+                self.of_node.insert(flow);
+            }
         }
         if let Some(part) = packet.fragment {
             let firsts = self.fragments.entry((direction, pod, remote, part.id)).or_default();
@@ -240,7 +251,14 @@ impl Oracle {
     }
 
     /// An ICMP error about a packet of a flow that is allowed.
-    fn is_about_known(&self, direction: Direction, packet: &Packet<'_>, pod: IpAddr, remote: IpAddr) -> bool {
+    fn is_about_known(
+        &self,
+        direction: Direction,
+        packet: &Packet<'_>,
+        pod: IpAddr,
+        remote: IpAddr,
+        is_of_its_peer: impl Fn(&Flow) -> bool,
+    ) -> bool {
         let quoted = packet.payload.get(8..).unwrap_or_default();
         let is_error = match packet.protocol {
             1 => matches!(packet.payload.first(), Some(3 | 11 | 12)),
@@ -250,7 +268,7 @@ impl Oracle {
         is_error
             && self.allowed.iter().any(|flow| {
                 let is_to_sender = direction == Direction::Ingress || flow.2 == remote;
-                flow.1 == pod && is_to_sender && quotes(quoted, direction, flow)
+                flow.1 == pod && is_to_sender && is_of_its_peer(flow) && quotes(quoted, direction, flow)
             })
     }
 }

@@ -4,8 +4,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use wardline_bpf::abi::Direction::{Egress, Ingress};
-use wardline_bpf::abi::Reason::{DefaultDeny, Established, Midstream, Node, NotIsolated, Policy, PortTaken, Refused};
-use wardline_bpf::abi::{CONNTRACK_LOCAL, Enforcement, PEER_LOCAL, Peer, SERVICE_TRANSLATE};
+use wardline_bpf::abi::Reason::{
+    DefaultDeny, Established, Midstream, Node, NotIsolated, Policy, PortTaken, Refused, Related, Revalidated,
+};
+use wardline_bpf::abi::{
+    CONNTRACK_LOCAL, ConntrackState, Enforcement, PEER_LOCAL, Peer, RULE_ALLOW, Rule, SERVICE_TRANSLATE,
+};
 use wardline_bpf::frame::flag::{ACK, FIN, SYN};
 use wardline_bpf::frame::protocol::{ICMP, SCTP, TCP, UDP};
 use wardline_bpf::frame::{Echo, echo, icmp, ip, sctp, tcp, udp, unreachable, with_checksums};
@@ -13,12 +17,16 @@ use wardline_bpf::frame::{Echo, echo, icmp, ip, sctp, tcp, udp, unreachable, wit
 use crate::fronts::{port_unreachable, reset_by};
 use crate::row::{Row, back, pass, stop};
 use crate::services::{SERVICE, datagram, segment};
-use crate::world::{ANY_UDP, NODE, NODE6, PEERS, POD, POD6, STRANGER, World, port};
+use crate::world::{ANY_UDP, EGRESS_TABLE, NODE, NODE6, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
 
 /// A TCP segment with four bytes of data.
-fn data(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+pub fn data(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let header = tcp(source, destination, ACK)[34..].to_vec();
     ip(source.ip(), destination.ip(), TCP, &[&header[..], b"data"].concat())
+}
+
+fn is_local(world: &World) -> bool {
+    u32::from(world.entry().flags) & CONNTRACK_LOCAL != 0
 }
 
 pub fn proven_by_a_socket() -> Vec<Row> {
@@ -139,12 +147,15 @@ pub fn where_no_socket_is() -> Vec<Row> {
             "policy is only watched",
             Egress,
             segment(port(POD, 2), port(NODE, 81), SYN),
-            Node,
+            DefaultDeny,
         )
         .before(|world| {
+            world.forget(|_| true);
             world.set_table(Egress, 200);
             world.change_settings(|settings| settings.policy = Enforcement::Audit.into());
-        }),
+        })
+        .deny(Egress, NODE, TCP, 81)
+        .after(|world| world.assert_entries(0)),
     ]
 }
 
@@ -159,15 +170,15 @@ pub fn connections_to_its_sockets() -> Vec<Row> {
     let kubelet = || port(NODE, 10_250);
     let pod = || port(POD, 1);
     vec![
-        pass("SYN", Egress, tcp(pod(), kubelet(), SYN), Node)
-            .after(|world| assert_eq!(u32::from(world.entry().flags) & CONNTRACK_LOCAL, CONNTRACK_LOCAL)),
+        pass("SYN", Egress, tcp(pod(), kubelet(), SYN), Node).after(|world| assert!(is_local(world))),
         pass("its answer", Ingress, tcp(kubelet(), pod(), SYN | ACK), Established).sent_by_node(),
-        pass(
-            "an answer without a socket, as with a cookie",
+        stop(
+            "one that was forwarded",
             Ingress,
             tcp(kubelet(), pod(), SYN | ACK),
-            Established,
-        ),
+            DefaultDeny,
+        )
+        .deny(Ingress, NODE, TCP, 1),
         pass("what goes on", Egress, tcp(pod(), kubelet(), ACK), Established),
         pass("data of the socket", Ingress, data(kubelet(), pod()), Established).sent_by_node(),
         stop(
@@ -184,11 +195,11 @@ pub fn connections_to_its_sockets() -> Vec<Row> {
             reset_by(kubelet(), pod(), 0, [1, 0]),
         ),
         pass("its end", Egress, tcp(pod(), kubelet(), FIN | ACK), Established),
-        pass(
-            "data where no socket is, which the node refuses",
-            Egress,
+        back(
+            "data where no socket is",
             data(pod(), port(NODE, 81)),
-            Established,
+            Refused,
+            reset_by(port(NODE, 81), pod(), 0, [1, 0]),
         )
         .before(its_socket_goes),
     ]
@@ -206,7 +217,7 @@ pub fn datagrams_to_its_sockets() -> Vec<Row> {
             Policy,
         )
         .event(Ingress, ANY_UDP)
-        .after(|world| assert_eq!(u32::from(world.entry().flags) & CONNTRACK_LOCAL, 0)),
+        .after(|world| assert!(!is_local(world))),
         pass("the node asks", Ingress, udp(port(NODE6, 9), port(POD6, 2)), Node).sent_by_node(),
         pass(
             "the pod answers",
@@ -214,6 +225,138 @@ pub fn datagrams_to_its_sockets() -> Vec<Row> {
             udp(port(POD6, 2), port(NODE6, 9)),
             Established,
         ),
+    ]
+}
+
+/// A connection that a cookie stands for has no socket until its answer comes, which may carry data.
+pub fn cookies_of_its_sockets() -> Vec<Row> {
+    let (pod, kubelet) = (|| port(POD, 1), || port(NODE, 10_250));
+    vec![
+        pass("SYN", Egress, tcp(pod(), kubelet(), SYN), Node),
+        back(
+            "data before there is an answer",
+            data(pod(), kubelet()),
+            Refused,
+            reset_by(kubelet(), pod(), 0, [1, 0]),
+        ),
+        pass("the cookie", Ingress, tcp(kubelet(), pod(), SYN | ACK), Established).sent_by_node(),
+        pass("the answer", Egress, data(pod(), kubelet()), Established),
+        back(
+            "and what comes where no socket was made",
+            data(pod(), kubelet()),
+            Refused,
+            reset_by(kubelet(), pod(), 0, [1, 0]),
+        ),
+    ]
+}
+
+/// What was opened when nothing isolated the pod passes for the node's only with proof, from then on.
+pub fn flows_that_are_judged_again() -> Vec<Row> {
+    let (pod, server) = (|| port(POD6, 1), || port(NODE6, 53));
+    vec![
+        pass("a question", Egress, udp(pod(), server()), NotIsolated).before(|world| world.set_table(Egress, 0)),
+        pass("again", Egress, udp(pod(), server()), Revalidated)
+            .before(|world| world.set_table(Egress, 200))
+            .after(|world| assert!(is_local(world))),
+        pass("its answer", Ingress, udp(server(), pod()), Established).sent_by_node(),
+        pass("policy changes once more", Ingress, udp(server(), pod()), Revalidated)
+            .sent_by_node()
+            .before(|world| world.set_table(Egress, 200))
+            .after(|world| assert!(is_local(world))),
+        pass(
+            "what was forwarded is another flow",
+            Ingress,
+            udp(server(), pod()),
+            Policy,
+        )
+        .before(|world| world.set_table(Egress, 200))
+        .event(Ingress, ANY_UDP)
+        .after(|world| assert!(!is_local(world))),
+    ]
+}
+
+/// As if the node's socket at port 53 had been at 54, and were gone.
+fn it_was_at_another_port(world: &mut World) {
+    let (mut key, entry) = world.sandbox.conntrack().unwrap()[0];
+    key.remote_port = 54_u16.to_be();
+    world.sandbox.set_conntrack(&key, &entry).unwrap();
+    world.forget(|key| key.remote_port == 53_u16.to_be());
+}
+
+/// A server of the node that starts again: nothing is denied for good.
+pub fn datagrams_to_a_socket_that_goes() -> Vec<Row> {
+    let datagram = |server| datagram(port(POD6, 1), port(NODE6, server));
+    let refusal = || port_unreachable(NODE6, POD6, &datagram(54));
+    vec![
+        pass("a question", Egress, datagram(53), Node),
+        back("the socket is gone", datagram(54), Refused, refusal()).before(it_was_at_another_port),
+        back("policy changes meanwhile", datagram(54), Refused, refusal())
+            .before(|world| world.set_table(Egress, 200))
+            .after(|world| assert_eq!(world.state_of(54), Some(ConntrackState::Opening))),
+        pass("a rule allows it, whatever is there", Egress, datagram(54), Revalidated)
+            .before(|world| {
+                let rule = Rule {
+                    attribution: POD_TO_443,
+                    flags: RULE_ALLOW,
+                };
+                world.rule(EGRESS_TABLE, 0, UDP, 54, rule);
+                world.set_table(Egress, EGRESS_TABLE);
+            })
+            .after(|world| assert!(!is_local(world))),
+    ]
+}
+
+/// A connection in mid-stream is nobody's until a packet of the node comes: then it is the node's.
+pub fn guesses_that_the_node_confirms() -> Vec<Row> {
+    let (pod, node) = (|| port(POD, 1234), || port(NODE, 5));
+    vec![
+        pass("in mid-stream", Egress, data(pod(), node()), Midstream).before(|world| world.set_table(Egress, 0)),
+        pass(
+            "policy comes, and the node speaks",
+            Ingress,
+            data(node(), pod()),
+            Revalidated,
+        )
+        .sent_by_node()
+        .before(|world| world.set_table(Egress, 200))
+        .after(|world| {
+            let entry = world.entry();
+            assert_eq!(entry.initiator, Ingress.into());
+            assert_eq!(u32::from(entry.flags) & CONNTRACK_LOCAL, CONNTRACK_LOCAL);
+        }),
+        pass("the pod answers", Egress, data(pod(), node()), Established),
+        stop("somebody got its ports", Ingress, data(node(), pod()), DefaultDeny).deny(Ingress, NODE, TCP, 1234),
+    ]
+}
+
+pub fn echoes_and_errors_of_the_node() -> Vec<Row> {
+    let question = || udp(port(POD, 1), port(NODE, 53));
+    vec![
+        pass("an echo's request", Egress, echo(POD, NODE, Echo::Request, 7), Node),
+        stop(
+            "a reply that was forwarded",
+            Ingress,
+            echo(NODE, POD, Echo::Reply, 7),
+            DefaultDeny,
+        )
+        .deny(Ingress, NODE, ICMP, 0),
+        pass("the node's", Ingress, echo(NODE, POD, Echo::Reply, 7), Established).sent_by_node(),
+        pass("a question", Egress, question(), Node).before(|world| world.change_rule_of_udp(false)),
+        stop(
+            "somebody reports an error of it",
+            Ingress,
+            unreachable(STRANGER, POD, &question()),
+            DefaultDeny,
+        )
+        .deny(Ingress, STRANGER, ICMP, 0),
+        stop(
+            "in the node's name",
+            Ingress,
+            unreachable(NODE, POD, &question()),
+            DefaultDeny,
+        )
+        .deny(Ingress, NODE, ICMP, 0),
+        pass("the node does", Ingress, unreachable(NODE, POD, &question()), Related).sent_by_node(),
     ]
 }
 

@@ -145,7 +145,7 @@ impl World {
         self.rule(EGRESS_TABLE, 1, 0, 0, allow(POD_TO_443));
     }
 
-    fn rule(&self, table: u32, class: u32, protocol: u8, port: u16, rule: Rule) {
+    pub fn rule(&self, table: u32, class: u32, protocol: u8, port: u16, rule: Rule) {
         self.sandbox
             .set_rule(
                 &RuleKey {

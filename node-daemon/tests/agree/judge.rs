@@ -224,7 +224,7 @@ fn is_still_there(world: &World<'_>, open: &Open) -> bool {
 /// Nobody is there: policy has no part in it, and no record tells of it.
 fn is_refused(world: &World<'_>, flow: &Flow) -> bool {
     let may_be_found = flow.direction == Direction::Egress && matches!(flow.protocol, protocol::TCP | protocol::UDP);
-    may_be_found && !flow.with_node && world.local_addresses().any(|address| address == flow.remote)
+    may_be_found && !flow.with_node && is_of_node(world, flow)
 }
 
 /// What that packet goes to, for as long as it is held.
@@ -264,15 +264,21 @@ fn connected(connection: &Connection) -> OwnedFd {
     socket.into()
 }
 
+fn is_of_node(world: &World<'_>, flow: &Flow) -> bool {
+    world.local_addresses().any(|address| address == flow.remote)
+}
+
 /// Whether a packet of the connection passes.
 fn send(world: &mut World<'_>, ifindex: u32, connection: &Connection, part: Part) -> bool {
     let to_pod = (connection.flow.direction == Direction::Ingress) != part.is_answer();
     let direction = if to_pod { Edge::Ingress } else { Edge::Egress };
     let frame = connection.frame(part);
+    let is_echo = matches!(connection.flow.protocol, 1 | 58);
+    let is_answered_by_node = part.is_answer() && is_echo && is_of_node(world, &connection.flow);
     let program = world.program(ifindex, direction);
     if to_pod && connection.flow.remote == connection.address {
         program.passes_from_itself(&frame)
-    } else if to_pod && connection.flow.with_node {
+    } else if to_pod && (connection.flow.with_node || is_answered_by_node) {
         program.passes_from_node(&frame)
     } else if connection.flow.with_node && connection.flow.direction == Direction::Egress {
         let _socket = socket_of_node(connection, part);
