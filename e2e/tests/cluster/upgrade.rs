@@ -25,8 +25,10 @@ use crate::rewritten::{more, put, spec};
 use crate::{lines, of_client};
 
 const PATIENCE: Duration = Duration::from_mins(3);
-/// Between messages of a flow, and between connections of a client.
+/// Between messages of a flow.
 const INTERVAL: Duration = Duration::from_millis(5);
+/// Between connections of a client, each from a port of its own: there are enough for three minutes.
+const CONNECTIONS: Duration = Duration::from_millis(8);
 /// Between changes of policies.
 const CHANGES: Duration = Duration::from_millis(200);
 const FRIENDS: [(&str, &str); 2] = [("friend1", "node1"), ("friend2", "node2")];
@@ -55,7 +57,7 @@ struct Load {
 
 impl Load {
     async fn start(namespace: &TestNamespace, client: &'static str) -> Result<Self> {
-        let again = |protocol| namespace.again(client, "web", protocol, INTERVAL);
+        let again = |protocol| namespace.again(client, "web", protocol, CONNECTIONS);
         let hold = |protocol| namespace.hold(client, "web", protocol, INTERVAL);
         Ok(Self {
             client,

@@ -15,8 +15,8 @@ use crate::Target;
 
 /// How long `hold` tries to connect; longer than a few retransmissions of a SYN.
 const CONNECT: Duration = Duration::from_secs(10);
-/// The first of the ports that `again` uses once; the kernel gives out none before 32,768.
-const FIRST_PORT: u16 = 1_024;
+/// The first of the ports that `again` uses once: behind all that a pod listens on, and the kernel gives out none before 32,768.
+const FIRST_PORT: u16 = 10_000;
 /// How long it waits for echoes that are under way when it is told to end: on a busy machine that may be several.
 const LAST: Duration = Duration::from_secs(1);
 
