@@ -9,8 +9,9 @@
  *       \----- policy changes, denied now ----------------'--> DENIED (until another change allows it, or it expires)
  *
  * Entries are written by key, never through the pointer of a lookup: a preallocated hash hands a deleted element to
- * another flow at once, and a late write would land there. Two CPUs that write one entry at the same moment may lose
- * one of the two changes; what can be lost is a FIN, and the entry then waits for its timeout.
+ * another flow at once, and a late write would land there. For the same reason what was read may be another flow's: nothing
+ * is written back before it was read once more. Two CPUs that write one entry at the same moment may lose one of the two
+ * changes; what can be lost is a FIN, and the entry then waits for its timeout.
  */
 
 #include "clock.bpf.h"
@@ -202,13 +203,27 @@ static __noinline void count_entry(const struct endpoint *endpoint, const struct
 		__sync_fetch_and_add(&usage->half_closed, 1);
 }
 
+/*
+ * Is the flow's entry what was read of it? If not it has changed; or the element was handed to another flow while it was
+ * read, and what was read is that one's.
+ */
+static __noinline bool is_as_read(const struct flow *flow)
+{
+	const struct conntrack_entry *entry = bpf_map_lookup_elem(&conntrack, &flow->key);
+
+	return entry && same_words((const __u32 *)entry, (const __u32 *)&flow->entry, sizeof(*entry) / sizeof(__u32));
+}
+
 /* An entry that is gone meanwhile stays gone: its next packet is judged as new. flow->entry is what it was. */
 static __always_inline void rewrite_entry(const struct endpoint *endpoint, const struct flow *flow,
 					  const struct conntrack_entry *entry)
 {
-	long error = bpf_map_update_elem(&conntrack, &flow->key, entry, BPF_EXIST);
 	struct usage *usage;
+	long error;
 
+	if (!is_as_read(flow))
+		return;
+	error = bpf_map_update_elem(&conntrack, &flow->key, entry, BPF_EXIST);
 	if (error || flow->entry.state != CONNTRACK_OPENING || entry->state == CONNTRACK_OPENING)
 		return;
 	usage = find_usage(endpoint);
