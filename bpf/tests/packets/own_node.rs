@@ -159,11 +159,16 @@ pub fn where_no_socket_is() -> Vec<Row> {
     ]
 }
 
+/// What is known of the pod's flow, of one to that port too.
+fn as_if_to_port(world: &World, remote_port: u16) {
+    let (mut key, entry) = world.sandbox.conntrack().unwrap()[0];
+    key.remote_port = remote_port.to_be();
+    world.sandbox.set_conntrack(&key, &entry).unwrap();
+}
+
 /// As if the node had closed what listened at 10250, and port 81 were that.
 fn its_socket_goes(world: &mut World) {
-    let (mut key, entry) = world.sandbox.conntrack().unwrap()[0];
-    key.remote_port = 81_u16.to_be();
-    world.sandbox.set_conntrack(&key, &entry).unwrap();
+    as_if_to_port(world, 81);
 }
 
 pub fn connections_to_its_sockets() -> Vec<Row> {
@@ -277,9 +282,7 @@ pub fn flows_that_are_judged_again() -> Vec<Row> {
 
 /// As if the node's socket at port 53 had been at 54, and were gone.
 fn it_was_at_another_port(world: &mut World) {
-    let (mut key, entry) = world.sandbox.conntrack().unwrap()[0];
-    key.remote_port = 54_u16.to_be();
-    world.sandbox.set_conntrack(&key, &entry).unwrap();
+    as_if_to_port(world, 54);
     world.forget(|key| key.remote_port == 53_u16.to_be());
 }
 
@@ -320,9 +323,8 @@ pub fn guesses_that_the_node_confirms() -> Vec<Row> {
         .sent_by_node()
         .before(|world| world.set_table(Egress, 200))
         .after(|world| {
-            let entry = world.entry();
-            assert_eq!(entry.initiator, Ingress.into());
-            assert_eq!(u32::from(entry.flags) & CONNTRACK_LOCAL, CONNTRACK_LOCAL);
+            assert_eq!(world.entry().initiator, Ingress.into());
+            assert!(is_local(world));
         }),
         pass("the pod answers", Egress, data(pod(), node()), Established),
         stop("somebody got its ports", Ingress, data(node(), pod()), DefaultDeny).deny(Ingress, NODE, TCP, 1234),

@@ -273,7 +273,7 @@ fn send(world: &mut World<'_>, ifindex: u32, connection: &Connection, part: Part
     let to_pod = (connection.flow.direction == Direction::Ingress) != part.is_answer();
     let direction = if to_pod { Edge::Ingress } else { Edge::Egress };
     let frame = connection.frame(part);
-    let is_echo = matches!(connection.flow.protocol, 1 | 58);
+    let is_echo = matches!(connection.flow.protocol, protocol::ICMP | protocol::ICMPV6);
     let is_answered_by_node = part.is_answer() && is_echo && is_of_node(world, &connection.flow);
     let program = world.program(ifindex, direction);
     if to_pod && connection.flow.remote == connection.address {
