@@ -42,7 +42,7 @@ spec:
   podSelector: {matchExpressions: [{key: app, operator: In, values: [friend1, friend2]}]}
   policyTypes: [Ingress]
 ";
-/// A client's port is not used again before this has passed (TIME_WAIT); a long run comes to its first ones again.
+/// A client's port is not used again before this has passed (`TIME_WAIT`); a long run comes to its first ones again.
 const REST: time::Duration = time::Duration::seconds(50);
 /// Answers that a busy machine, or the moment in which programs are replaced, may cost a flow that began in it.
 const NOISE: u64 = 3;
