@@ -59,6 +59,7 @@ struct flow {
 	__u8 nobody_listens; /* goes to this node, which has no socket for it */
 	__u8 forged;       /* from an address that is not the pod's, where that is only watched for */
 	__u8 due;          /* an allow that asks for a record */
+	__u8 only_part;    /* whole, with an IPv6 fragment header all the same: fragment is FRAGMENT_NONE */
 	__u8 midstream;    /* TCP that belongs to no entry, and opens nothing */
 	/* What follows is not cleared for each packet: who reads it has written it. */
 	struct conntrack_entry entry; /* as it was found */

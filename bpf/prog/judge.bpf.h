@@ -210,7 +210,8 @@ __global __u32 judge_again(struct __sk_buff *skb)
 }
 
 /*
- * A flow whose entry counts: is it still under the policy that allowed it, and what does the packet do to it?
+ * A flow whose entry counts: is it still under the policy that allowed it, and what does the packet do to it? flow->word
+ * is the word of the slot that judges it.
  * UNDECIDED: it is not of this flow, but of another with the same addresses and ports.
  */
 static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
@@ -218,7 +219,6 @@ static __always_inline __u32 judge_known(struct __sk_buff *skb, const struct end
 	const struct conntrack_entry *entry = &flow->entry;
 	struct conntrack_entry next;
 
-	flow->word = slot_word(endpoint, entry->initiator);
 	if (entry->word != flow->word || entry->state == CONNTRACK_DENIED)
 		return judge_again(skb);
 	if (hangs_on_node(flow) && !is_with_node(skb))
@@ -257,6 +257,7 @@ __global __u32 judge_alias(struct __sk_buff *skb)
 		flow->entry = *found;
 		if (is_of_service(&flow->entry, flow) && !is_expired(&flow->entry, flow->key.protocol, flow->tick) &&
 		    !opens_anew(&flow->entry, flow)) {
+			flow->word = slot_word(endpoint, flow->entry.initiator);
 			reason = judge_known(skb, endpoint, flow);
 			if (reason < REASON_DEFAULT_DENY)
 				write_alias(flow, always_asks(flow) ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow),
@@ -283,16 +284,47 @@ static __always_inline bool is_taken(const struct conntrack_entry *entry, const 
 	return (entry->flags & CONNTRACK_TRANSLATED) && is_alive(entry, flow);
 }
 
-static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
+/* What is translated comes from its backend; with HAIRPIN that is the pod. */
+static __always_inline bool is_against_translation(const struct conntrack_entry *entry, const struct flow *flow)
+{
+	return (flow->direction == DIRECTION_EGRESS) != ((entry->flags & CONNTRACK_HAIRPIN) != 0);
+}
+
+/* Does the entry stop the packet, have it judged, or give way to it? */
+static __always_inline bool is_in_the_way(const struct conntrack_entry *entry, const struct flow *flow)
+{
+	if (entry->flags & CONNTRACK_ALIAS)
+		return flow->direction == DIRECTION_INGRESS;
+	if ((entry->flags & CONNTRACK_TRANSLATED) && is_against_translation(entry, flow))
+		return true;
+	return entry->word != flow->word || entry->state == CONNTRACK_DENIED || is_lone_syn(flow) ||
+	       is_expired(entry, flow->key.protocol, flow->tick);
+}
+
+/* Reads the flow's entry into flow->entry, and its slot's word into flow->word. False: there is none. */
+static __always_inline bool read_entry(const struct endpoint *endpoint, struct flow *flow)
 {
 	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
+
+	if (!found)
+		return false;
+	flow->entry = *found;
+	flow->word = slot_word(endpoint, flow->entry.initiator);
+	return true;
+}
+
+static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
+{
 	const struct conntrack_entry *entry = &flow->entry;
+	bool found = read_entry(endpoint, flow);
 	__u32 reason;
 
 	set_time(flow);
+	/* What was read may be another flow's, which must not speak against this one. */
+	if (found && is_in_the_way(entry, flow) && !is_as_read(flow))
+		found = read_entry(endpoint, flow);
 	if (!found)
 		return judge_new(skb, false);
-	flow->entry = *found;
 	if (entry->flags & CONNTRACK_ALIAS) {
 		if (flow->direction == DIRECTION_INGRESS)
 			return REASON_PORT_TAKEN;
@@ -307,8 +339,7 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 		return judge_new(skb, true);
 	if (entry->flags & CONNTRACK_TRANSLATED) {
 		/* From the pod straight to the backend, say, while a connection through a Service has the same ports. */
-		if (is_lone_syn(flow) ||
-		    (flow->direction == DIRECTION_EGRESS) != ((entry->flags & CONNTRACK_HAIRPIN) != 0))
+		if (is_lone_syn(flow) || is_against_translation(entry, flow))
 			return REASON_PORT_TAKEN;
 		come_from_service(flow);
 	}

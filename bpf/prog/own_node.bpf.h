@@ -14,11 +14,12 @@
 /*
  * Only what was made on this node came in through no interface. Not all of it has a socket: a RST has none, nor a SYN with a
  * cookie, nor the copies that a bridge floods. Parts of IPv6 must have one: the kernel puts together what it forwards, and what
- * it cuts again came in through no interface either.
+ * it cuts again came in through no interface either. Where it fits into one part it looks like a whole packet, as no socket
+ * sends it.
  */
 static __always_inline bool is_made_here(const struct __sk_buff *skb, const struct flow *flow)
 {
-	if (skb->ingress_ifindex)
+	if (skb->ingress_ifindex || flow->only_part)
 		return false;
 	return flow->fragment == FRAGMENT_NONE || is_ipv4(&flow->key.pod) || skb->sk;
 }

@@ -305,6 +305,7 @@ static __always_inline __u32 parse_extension_headers(struct __sk_buff *skb, stru
 		return reason;
 	flow->payload = network->payload;
 	flow->key.protocol = network->protocol;
+	flow->only_part = network->fragment_start && !network->fragment;
 	/* As in pull_headers, of which this is the rest. */
 	want = network->payload + TCP_BYTES;
 	bpf_skb_pull_data(skb, want < skb->len ? want : skb->len);

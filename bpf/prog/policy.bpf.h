@@ -157,8 +157,8 @@ static __always_inline __u64 pack_reason(__u32 reason, const struct rule *rule)
 }
 
 /*
- * Step 3 of decide for one backend of a list; one that cannot be read is denied. The node is known by its address alone: by
- * the front's nothing else of it is reached.
+ * Step 3 of decide for one backend of a list; one that cannot be read is denied. The node is known by its address alone: which
+ * socket of it is asked for is known to the proxy behind the front only.
  */
 __global __u64 judge_backend(__u32 list, __u32 index, __u64 word, __u32 protocol)
 {

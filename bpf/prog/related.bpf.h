@@ -123,7 +123,7 @@ static __always_inline bool find_quoted(struct flow *flow)
 		if (!is_of_service(&flow->entry, flow))
 			return false;
 	} else if (flow->entry.flags & CONNTRACK_TRANSLATED) {
-		if ((flow->direction == DIRECTION_EGRESS) != ((flow->entry.flags & CONNTRACK_HAIRPIN) != 0))
+		if (is_against_translation(&flow->entry, flow))
 			return false;
 		come_from_service(flow);
 	}

@@ -26,7 +26,7 @@ impl Shared<'_> {
         self.0.run(direction, Frame::forwarded(frame, IFINDEX)).unwrap()
     }
 
-    fn send(&self, frame: &[u8], times: u32) {
+    pub fn send(&self, frame: &[u8], times: u32) {
         let program = self.0.program(Direction::Ingress);
         test_run::run(program, Frame::forwarded(frame, IFINDEX), times).unwrap();
     }

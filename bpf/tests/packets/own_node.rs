@@ -12,12 +12,15 @@ use wardline_bpf::abi::{
 };
 use wardline_bpf::frame::flag::{ACK, FIN, SYN};
 use wardline_bpf::frame::protocol::{ICMP, SCTP, TCP, UDP};
-use wardline_bpf::frame::{Echo, echo, icmp, ip, sctp, tcp, udp, unreachable, with_checksums};
+use wardline_bpf::frame::{Echo, echo, fragment, icmp, ip, sctp, tcp, udp, unreachable, with_checksums};
 
 use crate::fronts::{port_unreachable, reset_by};
 use crate::row::{Row, back, pass, stop};
 use crate::services::{SERVICE, datagram, segment};
 use crate::world::{ANY_UDP, EGRESS_TABLE, NODE, NODE6, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
+
+/// Of a frame: Ethernet's and IPv6's, in bytes.
+const IPV6_HEADERS: usize = 14 + 40;
 
 /// A TCP segment with four bytes of data.
 pub fn data(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
@@ -328,6 +331,41 @@ pub fn guesses_that_the_node_confirms() -> Vec<Row> {
         }),
         pass("the pod answers", Egress, data(pod(), node()), Established),
         stop("somebody got its ports", Ingress, data(node(), pod()), DefaultDeny).deny(Ingress, NODE, TCP, 1234),
+    ]
+}
+
+/// Datagrams that the node puts together and cuts into one part come in through no interface, whoever sent them.
+pub fn parts_that_are_whole() -> Vec<Row> {
+    let (pod, kubelet) = (|| port(POD6, 1), || port(NODE6, 10_250));
+    let part = |whole: Vec<u8>| fragment(&whole, 7, 0..whole.len() - IPV6_HEADERS);
+    vec![
+        pass("SYN", Egress, tcp(pod(), kubelet(), SYN), Node),
+        pass("its answer", Ingress, tcp(kubelet(), pod(), SYN | ACK), Established).sent_by_node(),
+        stop(
+            "forwarded data",
+            Ingress,
+            part(segment(kubelet(), pod(), ACK)),
+            DefaultDeny,
+        )
+        .sent_by_node()
+        .deny(Ingress, NODE6, TCP, 1),
+        pass("the node's data", Ingress, segment(kubelet(), pod(), ACK), Established).sent_by_node(),
+        stop(
+            "policy changes, and none of them proves anything",
+            Ingress,
+            part(segment(kubelet(), pod(), ACK)),
+            DefaultDeny,
+        )
+        .sent_by_node()
+        .before(|world| world.set_table(Egress, 200))
+        .deny(Ingress, NODE6, TCP, 1),
+        pass(
+            "what the node sends proves it",
+            Ingress,
+            segment(kubelet(), pod(), ACK),
+            Revalidated,
+        )
+        .sent_by_node(),
     ]
 }
 

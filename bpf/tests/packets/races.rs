@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! CPUs that see one new flow to a Service at the same moment.
+//! CPUs that see one new flow to a Service at the same moment, and entries that change while they are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use wardline_bpf::abi::{CONNTRACK_ALIAS, Direction, Peer, Reason, SERVICE_TRANSLATE, Verdict};
-use wardline_bpf::frame::flag::SYN;
+use wardline_bpf::abi::{
+    CONNTRACK_ALIAS, ConntrackEntry, ConntrackKey, ConntrackState, Direction, Peer, Reason, SERVICE_TRANSLATE, Verdict,
+};
+use wardline_bpf::frame::flag::{ACK, SYN};
 use wardline_bpf::frame::protocol::TCP;
 use wardline_bpf::frame::tcp;
 use wardline_bpf::sandbox::Sizes;
@@ -15,7 +17,7 @@ use wardline_bpf::test_run::Outcome;
 
 use crate::balance::Shared;
 use crate::services::SERVICE;
-use crate::world::{PEERS, POD, World, port};
+use crate::world::{CLIENT, PEERS, POD, World, port};
 
 const EGRESS: usize = Direction::Egress.index();
 const SENDERS: usize = 2;
@@ -122,4 +124,60 @@ fn a_flow_that_cpus_open_at_once_has_one_backend_and_one_event() {
 #[test]
 fn a_flow_that_cpus_open_at_once_to_one_backend_has_one_event() {
     have_one_backend_and_one_event(30_000, &backends(1));
+}
+
+/// A preallocated hash hands the element of an entry that is replaced to the next entry at once, whoever reads it still.
+#[test]
+fn no_packet_is_stopped_by_the_entry_of_another_flow() {
+    const ROUNDS: u32 = 20;
+    const REPEATS: u32 = 1_000_000;
+    let world = World::new(Sizes::default());
+    let shared = Shared(&world.sandbox);
+    let to_pod = |flags| tcp(port(CLIENT, 1), port(POD, 80), flags);
+    shared.run(Direction::Ingress, &to_pod(SYN));
+    shared.run(Direction::Egress, &tcp(port(POD, 80), port(CLIENT, 1), SYN | ACK));
+    shared.run(Direction::Ingress, &to_pod(ACK));
+    let [(key, entry)] = world.sandbox.conntrack().unwrap()[..] else {
+        panic!("one flow has one entry");
+    };
+    let another_key = ConntrackKey {
+        remote_port: 2_u16.to_be(),
+        ..key
+    };
+    let denied = ConntrackEntry {
+        state: ConntrackState::Denied.into(),
+        ..entry
+    };
+
+    let is_over = AtomicBool::new(false);
+    let replaced = thread::scope(|scope| {
+        let replacing = scope.spawn(|| {
+            let mut times = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                shared.0.set_conntrack(&key, &entry).unwrap();
+                shared.0.set_conntrack(&another_key, &denied).unwrap();
+                times += 1;
+            }
+            times
+        });
+        for _ in 0..ROUNDS {
+            shared.send(&to_pod(ACK), REPEATS);
+        }
+        is_over.store(true, Ordering::Relaxed);
+        replacing.join().unwrap()
+    });
+    println!("the entry was replaced {replaced} times");
+
+    let counters = world.sandbox.counters(world.settings.generation).unwrap();
+    let seen: BTreeMap<_, _> = Reason::ALL
+        .into_iter()
+        .map(|reason| (reason, counters.packets[Direction::Ingress.index()][reason as usize]))
+        .filter(|(_, packets)| *packets > 0)
+        .collect();
+    let established = u64::from(ROUNDS * REPEATS) + 1;
+    assert_eq!(
+        seen,
+        BTreeMap::from([(Reason::Policy, 1), (Reason::Established, established)])
+    );
+    assert_eq!(world.sandbox.denies().unwrap(), []);
 }

@@ -106,6 +106,7 @@ tables! {
     own_node::flows_that_are_judged_again,
     own_node::datagrams_to_a_socket_that_goes,
     own_node::guesses_that_the_node_confirms,
+    own_node::parts_that_are_whole,
     own_node::echoes_and_errors_of_the_node,
     own_node::services_of_its_sockets,
     policies::precedence,
