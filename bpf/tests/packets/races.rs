@@ -129,7 +129,7 @@ fn a_flow_that_cpus_open_at_once_to_one_backend_has_one_event() {
 /// A preallocated hash hands the element of an entry that is replaced to the next entry at once, whoever reads it still.
 #[test]
 fn no_packet_is_stopped_by_the_entry_of_another_flow() {
-    const ROUNDS: u32 = 20;
+    const ROUNDS: u32 = 8;
     const REPEATS: u32 = 1_000_000;
     let world = World::new(Sizes::default());
     let shared = Shared(&world.sandbox);
