@@ -27,7 +27,7 @@ ip link set lo up
 # Each life of the daemon that a test begins keeps its maps and programs open until the process ends.
 ulimit -n 65536
 # A machine by emulation takes some twenty times as long for each.
-export WARDLINE_FUZZ_CASES=5000 WARDLINE_FLOWS=2000
+export WARDLINE_FUZZ_CASES=5000 WARDLINE_FLOWS=8000
 for test in /tests/*; do
     name=${test##*/}
     echo "--- $name on $(uname -r)"
