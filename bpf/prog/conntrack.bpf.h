@@ -9,8 +9,9 @@
  *       \----- policy changes, denied now ----------------'--> DENIED (until another change allows it, or it expires)
  *
  * Entries are written by key, never through the pointer of a lookup: a preallocated hash hands a deleted element to
- * another flow at once, and a late write would land there. For the same reason what was read may be another flow's: it stops
- * no packet and is not written back before it was read once more. Two CPUs that write one entry at the same moment may lose one of the two
+ * another flow at once, and a late write would land there. For the same reason what was read may be another flow's. It is
+ * read once more before it stops a packet, or is written back; a single packet may still be translated by another's, or
+ * pass by it, and an ICMP error be dropped. Two CPUs that write one entry at the same moment may lose one of the two
  * changes; what can be lost is a FIN, and the entry then waits for its timeout.
  */
 

@@ -98,8 +98,10 @@ __global __u32 judge_unknown(struct __sk_buff *skb, bool replace)
 
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
-	if (flow->fragment == FRAGMENT_LATER)
+	if (flow->fragment == FRAGMENT_LATER) {
+		flow->word = 0;
 		return judge_left_over(skb, endpoint, flow);
+	}
 	flow->midstream = flow->key.protocol == IP_TCP && !is_lone_syn(flow);
 	flow->rewrite = REWRITE_NONE;
 	flow->hairpin = false;
@@ -241,23 +243,31 @@ static __always_inline bool always_asks(const struct flow *flow)
 	       (flow->key.protocol == IP_TCP && flow->entry.state == CONNTRACK_OPENING);
 }
 
+/* Reads the flow's entry into flow->entry, and its slot's word into flow->word. False: there is none. */
+static __always_inline bool read_entry(const struct endpoint *endpoint, struct flow *flow)
+{
+	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
+
+	if (!found)
+		return false;
+	flow->entry = *found;
+	flow->word = slot_word(endpoint, flow->entry.initiator);
+	return true;
+}
+
 /* By the entry that the alias leads to. UNDECIDED: that counts no more, and neither does the alias. */
 __global __u32 judge_alias(struct __sk_buff *skb)
 {
 	const struct endpoint *endpoint = find_endpoint(skb->ifindex);
 	struct flow *flow = this_flow();
-	const struct conntrack_entry *found;
 	__u32 reason;
 
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
 	follow_alias(flow);
-	found = bpf_map_lookup_elem(&conntrack, &flow->key);
-	if (found) {
-		flow->entry = *found;
+	if (read_entry(endpoint, flow) && (is_as_read(flow) || read_entry(endpoint, flow))) {
 		if (is_of_service(&flow->entry, flow) && !is_expired(&flow->entry, flow->key.protocol, flow->tick) &&
 		    !opens_anew(&flow->entry, flow)) {
-			flow->word = slot_word(endpoint, flow->entry.initiator);
 			reason = judge_known(skb, endpoint, flow);
 			if (reason < REASON_DEFAULT_DENY)
 				write_alias(flow, always_asks(flow) ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow),
@@ -294,23 +304,11 @@ static __always_inline bool is_against_translation(const struct conntrack_entry 
 static __always_inline bool is_in_the_way(const struct conntrack_entry *entry, const struct flow *flow)
 {
 	if (entry->flags & CONNTRACK_ALIAS)
-		return flow->direction == DIRECTION_INGRESS;
+		return flow->direction == DIRECTION_INGRESS || !is_fresh(entry, flow, flow->word);
 	if ((entry->flags & CONNTRACK_TRANSLATED) && is_against_translation(entry, flow))
 		return true;
-	return entry->word != flow->word || entry->state == CONNTRACK_DENIED || is_lone_syn(flow) ||
+	return entry->word != flow->word || entry->state == CONNTRACK_DENIED || hangs_on_node(flow) || is_lone_syn(flow) ||
 	       is_expired(entry, flow->key.protocol, flow->tick);
-}
-
-/* Reads the flow's entry into flow->entry, and its slot's word into flow->word. False: there is none. */
-static __always_inline bool read_entry(const struct endpoint *endpoint, struct flow *flow)
-{
-	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
-
-	if (!found)
-		return false;
-	flow->entry = *found;
-	flow->word = slot_word(endpoint, flow->entry.initiator);
-	return true;
 }
 
 static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endpoint *endpoint, struct flow *flow)
@@ -320,8 +318,11 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 	__u32 reason;
 
 	set_time(flow);
-	/* What was read may be another flow's, which must not speak against this one. */
-	if (found && is_in_the_way(entry, flow) && !is_as_read(flow))
+	/*
+	 * What was read may be another flow's, which must not speak against this one. And an entry that is replaced goes to
+	 * the front of its bucket: who is past that finds neither. Where a SYN finds none, none is lost.
+	 */
+	if (found ? is_in_the_way(entry, flow) && !is_as_read(flow) : !is_lone_syn(flow))
 		found = read_entry(endpoint, flow);
 	if (!found)
 		return judge_new(skb, false);

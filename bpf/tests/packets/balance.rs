@@ -16,8 +16,8 @@ const SENDERS: u64 = 4;
 /// The programs, for several threads at once.
 pub struct Shared<'a>(pub &'a Sandbox);
 
-// SAFETY: the threads only run a program, which reads its file descriptor and calls the kernel; nothing of the
-// sandbox changes while they do.
+// SAFETY: the threads run a program or write into a map. Both read a file descriptor and call the kernel; nothing of the
+// sandbox itself changes while they do.
 #[allow(unsafe_code, reason = "libbpf's handles are not marked as fit for sharing")]
 unsafe impl Sync for Shared<'_> {}
 

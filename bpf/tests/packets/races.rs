@@ -7,17 +7,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use wardline_bpf::abi::{
-    CONNTRACK_ALIAS, ConntrackEntry, ConntrackKey, ConntrackState, Direction, Peer, Reason, SERVICE_TRANSLATE, Verdict,
+    CONNTRACK_ALIAS, CONNTRACK_LOCAL, ConntrackEntry, ConntrackKey, ConntrackState, Direction, Peer, RULE_ALLOW,
+    Reason, Rule, SERVICE_TRANSLATE, Verdict,
 };
-use wardline_bpf::frame::flag::{ACK, SYN};
-use wardline_bpf::frame::protocol::TCP;
-use wardline_bpf::frame::tcp;
+use wardline_bpf::frame::flag::SYN;
+use wardline_bpf::frame::protocol::{TCP, UDP};
+use wardline_bpf::frame::{tcp, udp};
 use wardline_bpf::sandbox::Sizes;
 use wardline_bpf::test_run::Outcome;
 
 use crate::balance::Shared;
 use crate::services::SERVICE;
-use crate::world::{CLIENT, PEERS, POD, World, port};
+use crate::world::{CLIENT, EGRESS_TABLE, PEERS, POD, POD_TO_443, World, port};
 
 const EGRESS: usize = Direction::Egress.index();
 const SENDERS: usize = 2;
@@ -126,58 +127,99 @@ fn a_flow_that_cpus_open_at_once_to_one_backend_has_one_event() {
     have_one_backend_and_one_event(30_000, &backends(1));
 }
 
-/// A preallocated hash hands the element of an entry that is replaced to the next entry at once, whoever reads it still.
-#[test]
-fn no_packet_is_stopped_by_the_entry_of_another_flow() {
-    const ROUNDS: u32 = 8;
+/// Ends what another thread does, also where its own panics.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// How many of four million answers of a server are stopped while the entries of their flow, and of three others that
+/// `change` makes of it, are replaced all the time.
+fn stopped(sizes: Sizes, change: fn(&mut ConntrackEntry)) -> u64 {
+    const ROUNDS: u32 = 4;
     const REPEATS: u32 = 1_000_000;
-    let world = World::new(Sizes::default());
+    const SERVER: u16 = 54;
+    let mut world = World::new(sizes);
+    let rule = Rule {
+        attribution: POD_TO_443,
+        flags: RULE_ALLOW,
+    };
+    world.rule(EGRESS_TABLE, 1, UDP, SERVER, rule);
+    world.set_table(Direction::Ingress, 200);
     let shared = Shared(&world.sandbox);
-    let to_pod = |flags| tcp(port(CLIENT, 1), port(POD, 80), flags);
-    shared.run(Direction::Ingress, &to_pod(SYN));
-    shared.run(Direction::Egress, &tcp(port(POD, 80), port(CLIENT, 1), SYN | ACK));
-    shared.run(Direction::Ingress, &to_pod(ACK));
+    let answer = udp(port(CLIENT, SERVER), port(POD, 1));
+    shared.run(Direction::Egress, &udp(port(POD, 1), port(CLIENT, SERVER)));
+    shared.run(Direction::Ingress, &answer);
     let [(key, entry)] = world.sandbox.conntrack().unwrap()[..] else {
         panic!("one flow has one entry");
     };
-    let another_key = ConntrackKey {
-        remote_port: 2_u16.to_be(),
-        ..key
-    };
-    let denied = ConntrackEntry {
-        state: ConntrackState::Denied.into(),
-        ..entry
-    };
+    let mut other = entry;
+    change(&mut other);
 
     let is_over = AtomicBool::new(false);
     let replaced = thread::scope(|scope| {
         let replacing = scope.spawn(|| {
             let mut times = 0;
             while !is_over.load(Ordering::Relaxed) {
-                shared.0.set_conntrack(&key, &entry).unwrap();
-                shared.0.set_conntrack(&another_key, &denied).unwrap();
+                for pod_port in 1..=4_u16 {
+                    let pod_port = pod_port.to_be();
+                    let next = if pod_port == key.pod_port { &entry } else { &other };
+                    shared.0.set_conntrack(&ConntrackKey { pod_port, ..key }, next).unwrap();
+                }
                 times += 1;
             }
             times
         });
+        let ends = Ends(&is_over);
         for _ in 0..ROUNDS {
-            shared.send(&to_pod(ACK), REPEATS);
+            shared.send(&answer, REPEATS);
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(ends);
         replacing.join().unwrap()
     });
     println!("the entry was replaced {replaced} times");
 
     let counters = world.sandbox.counters(world.settings.generation).unwrap();
-    let seen: BTreeMap<_, _> = Reason::ALL
-        .into_iter()
-        .map(|reason| (reason, counters.packets[Direction::Ingress.index()][reason as usize]))
-        .filter(|(_, packets)| *packets > 0)
-        .collect();
-    let established = u64::from(ROUNDS * REPEATS) + 1;
-    assert_eq!(
-        seen,
-        BTreeMap::from([(Reason::Policy, 1), (Reason::Established, established)])
-    );
-    assert_eq!(world.sandbox.denies().unwrap(), []);
+    let passed = counters.packets[Direction::Ingress.index()][Reason::Established as usize];
+    u64::from(ROUNDS * REPEATS) + 1 - passed
+}
+
+/// A preallocated hash hands the element of an entry that is replaced to the next entry at once, whoever reads it still.
+fn is_never_stopped_by(change: fn(&mut ConntrackEntry)) {
+    assert_eq!(stopped(Sizes::default(), change), 0);
+}
+
+#[test]
+fn no_packet_is_stopped_by_the_entry_of_a_denied_flow() {
+    is_never_stopped_by(|entry| entry.state = ConntrackState::Denied.into());
+}
+
+#[test]
+fn no_packet_is_stopped_by_the_entry_of_a_flow_with_the_node() {
+    is_never_stopped_by(|entry| entry.flags |= u8::try_from(CONNTRACK_LOCAL).unwrap());
+}
+
+#[test]
+fn no_packet_is_stopped_by_the_alias_of_a_service() {
+    is_never_stopped_by(|entry| entry.flags |= u8::try_from(CONNTRACK_ALIAS).unwrap());
+}
+
+#[test]
+fn no_packet_is_stopped_by_the_entry_of_a_flow_that_is_over() {
+    is_never_stopped_by(|entry| entry.last_seen = entry.last_seen.wrapping_sub(10_000));
+}
+
+/// An entry that is replaced goes to the front of its bucket, so that who is past that finds neither. To miss it twice
+/// takes more than any cluster does; but this does more.
+#[test]
+fn hardly_a_packet_misses_an_entry_that_is_replaced() {
+    let few_buckets = Sizes {
+        conntrack: 4,
+        ..Sizes::default()
+    };
+    let stopped = stopped(few_buckets, |_| ());
+    assert!(stopped < 5, "{stopped} packets");
 }
