@@ -265,20 +265,18 @@ __global __u32 judge_alias(struct __sk_buff *skb)
 	if (!flow || !endpoint)
 		return REASON_NO_ENDPOINT;
 	follow_alias(flow);
-	if (read_entry(endpoint, flow) && (is_as_read(flow) || read_entry(endpoint, flow))) {
-		if (is_of_service(&flow->entry, flow) && !is_expired(&flow->entry, flow->key.protocol, flow->tick) &&
-		    !opens_anew(&flow->entry, flow)) {
-			reason = judge_known(skb, endpoint, flow);
-			if (reason < REASON_DEFAULT_DENY)
-				write_alias(flow, always_asks(flow) ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow),
-					    BPF_EXIST);
-			else if (reason == REASON_REFUSED)
-				go_to_service(flow);
-			return reason;
-		}
+	if (!read_entry(endpoint, flow) || (!is_as_read(flow) && !read_entry(endpoint, flow)) ||
+	    !is_of_service(&flow->entry, flow) || is_expired(&flow->entry, flow->key.protocol, flow->tick) ||
+	    opens_anew(&flow->entry, flow)) {
+		go_to_service(flow);
+		return UNDECIDED;
 	}
-	go_to_service(flow);
-	return UNDECIDED;
+	reason = judge_known(skb, endpoint, flow);
+	if (reason < REASON_DEFAULT_DENY)
+		write_alias(flow, always_asks(flow) ? ALIAS_ALWAYS_ASKS : alias_word(endpoint, flow), BPF_EXIST);
+	else if (reason == REASON_REFUSED)
+		go_to_service(flow);
+	return reason;
 }
 
 static __always_inline __u32 judge_new(struct __sk_buff *skb, bool replace)
@@ -329,7 +327,7 @@ static __always_inline __u32 judge_flow(struct __sk_buff *skb, const struct endp
 	if (entry->flags & CONNTRACK_ALIAS) {
 		if (flow->direction == DIRECTION_INGRESS)
 			return REASON_PORT_TAKEN;
-		if (is_fresh(entry, flow, slot_word(endpoint, DIRECTION_EGRESS))) {
+		if (is_fresh(entry, flow, flow->word)) {
 			follow_alias(flow);
 			return REASON_ESTABLISHED;
 		}

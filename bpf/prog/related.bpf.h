@@ -104,23 +104,16 @@ static __always_inline __u32 read_quoted_ipv6(struct __sk_buff *skb, const struc
 	return read_quoted_ports(skb, *ports, to_pod, quoted) ? UNDECIDED : REASON_MALFORMED;
 }
 
-/* The entry of the quoted packet's flow; the key is then the entry's. False: there is none. */
-static __always_inline bool find_quoted(struct flow *flow)
+/* The entry of the quoted packet's flow and its slot's word; the key is then the entry's. False: there is none. */
+static __always_inline bool find_quoted(const struct endpoint *endpoint, struct flow *flow)
 {
-	const struct conntrack_entry *found = bpf_map_lookup_elem(&conntrack, &flow->key);
-
-	if (!found)
+	if (!read_entry(endpoint, flow))
 		return false;
-	flow->entry = *found;
 	if (flow->entry.flags & CONNTRACK_ALIAS) {
 		if (flow->direction == DIRECTION_INGRESS)
 			return false;
 		follow_alias(flow);
-		found = bpf_map_lookup_elem(&conntrack, &flow->key);
-		if (!found)
-			return false;
-		flow->entry = *found;
-		if (!is_of_service(&flow->entry, flow))
+		if (!read_entry(endpoint, flow) || !is_of_service(&flow->entry, flow))
 			return false;
 	} else if (flow->entry.flags & CONNTRACK_TRANSLATED) {
 		if (is_against_translation(&flow->entry, flow))
@@ -136,10 +129,9 @@ static __always_inline __u32 judge_quoted(struct __sk_buff *skb, const struct en
 	const struct conntrack_entry *entry = &flow->entry;
 	bool to_pod = flow->direction == DIRECTION_INGRESS;
 
-	if (!find_quoted(flow))
+	if (!find_quoted(endpoint, flow))
 		return UNDECIDED;
 	flow->judged = entry->initiator;
-	flow->word = slot_word(endpoint, entry->initiator);
 	/* Between the pod and its node there is no router. */
 	if (to_pod && hangs_on_node(flow) && !is_made_here(skb, flow))
 		return UNDECIDED;
