@@ -12,7 +12,9 @@ use wardline_bpf::abi::{
 };
 use wardline_bpf::frame::flag::{ACK, FIN, SYN};
 use wardline_bpf::frame::protocol::{ICMP, SCTP, TCP, UDP};
-use wardline_bpf::frame::{Echo, echo, fragment, icmp, ip, sctp, tcp, udp, unreachable, with_checksums};
+use wardline_bpf::frame::{
+    ETHERNET_BYTES, Echo, echo, fragment, icmp, ip, sctp, tcp, udp, unreachable, with_checksums,
+};
 
 use crate::fronts::{port_unreachable, reset_by};
 use crate::row::{Row, back, pass, stop};
@@ -20,7 +22,7 @@ use crate::services::{SERVICE, datagram, segment};
 use crate::world::{ANY_UDP, EGRESS_TABLE, NODE, NODE6, PEERS, POD, POD_TO_443, POD6, STRANGER, World, port};
 
 /// Of a frame: Ethernet's and IPv6's, in bytes.
-const IPV6_HEADERS: usize = 14 + 40;
+const IPV6_HEADERS: usize = ETHERNET_BYTES + 40;
 
 /// A TCP segment with four bytes of data.
 pub fn data(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
